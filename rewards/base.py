@@ -1,0 +1,43 @@
+"""The contract every reward keeps. Nothing here knows about training."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RewardInfo:
+    """What a reward is, for lists, cards and manifests.
+
+    Attributes:
+        name: versioned name, for example ``aesthetic-v2``.
+        summary: one line: what a higher score means.
+        source: paper or repository of the reference implementation.
+        licence: licence of the weights.
+        range: the interval scores usually fall in.
+        differentiable: whether gradients flow from the score to the images.
+        trainable: False for rewards that only measure; no recipe may train on them.
+    """
+
+    name: str
+    summary: str
+    source: str
+    licence: str
+    range: tuple[float, float]
+    differentiable: bool = True
+    trainable: bool = True
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Scores images, each on its own.
+
+    ``score(images, prompts)`` takes images ``[B, 3, H, W]``, RGB in [0, 1], with gradients flowing, and one
+    prompt per image; it returns ``[B]``, higher is better. It never guesses the pixel range and never uses
+    statistics of the batch.
+    """
+
+    info: RewardInfo
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor: ...

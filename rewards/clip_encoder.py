@@ -1,0 +1,75 @@
+"""Loads an open_clip model and embeds images and prompts: shared by every reward that stands on CLIP."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rewards.preprocess import Preprocess
+from sdo_cli import embedded
+from sdo_cli.errors import EnvironmentFault
+
+
+class ClipEncoder:
+    """A frozen open_clip model.
+
+    Args:
+        model: ``embedded``, a folder with ``open_clip_config.json``, or an open_clip architecture name.
+        pretrained: the open_clip tag or weight file when ``model`` is an architecture name.
+    """
+
+    def __init__(self, model: str = "embedded", pretrained: str | None = None) -> None:
+        import open_clip
+
+        name = embedded.folder(model) if embedded.is_embedded(model) else model
+        identifier = f"local-dir:{name}" if Path(name).is_dir() else str(name)
+        if not identifier.startswith("local-dir:") and pretrained is None:
+            raise EnvironmentFault(
+                f"no CLIP weights: {model!r} is neither embedded nor a folder",
+                remedy="give a folder with open_clip_config.json, or `pretrained` with an open_clip tag",
+            )
+        try:
+            net, _, _ = open_clip.create_model_and_transforms(identifier, pretrained=pretrained, precision="fp32")
+            self.tokenize = open_clip.get_tokenizer(identifier)
+        except (OSError, RuntimeError, ValueError) as fault:
+            raise EnvironmentFault(
+                f"cannot load the CLIP model {model!r}: {str(fault).splitlines()[0]}",
+                remedy="check the folder, or use `model: embedded` to try it now",
+            ) from fault
+        self.net = net.eval().requires_grad_(False)
+        settings = open_clip.get_model_preprocess_cfg(self.net)
+        size = settings["size"]
+        self.preprocess = Preprocess(
+            size=size if isinstance(size, int) else size[0],
+            mean=tuple(settings["mean"]),
+            std=tuple(settings["std"]),
+            interpolation=settings.get("interpolation", "bicubic"),
+        )
+        self._texts: dict[str, Tensor] = {}
+
+    @property
+    def width(self) -> int:
+        """Length of an embedding."""
+        return int(self.net.text_projection.shape[-1])
+
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "ClipEncoder":
+        self.net.to(device=device, dtype=dtype)
+        self._texts.clear()
+        return self
+
+    def images(self, images: Tensor) -> Tensor:
+        """Unit-length embeddings ``[B, D]`` of images ``[B, 3, H, W]`` in [0, 1]; gradients flow."""
+        dtype = next(self.net.parameters()).dtype
+        return F.normalize(self.net.encode_image(self.preprocess(images.to(dtype))), dim=-1)
+
+    def prompts(self, prompts: list[str]) -> Tensor:
+        """Unit-length embeddings ``[B, D]``, kept per prompt; no gradient."""
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]
+        parameter = next(self.net.parameters())
+        with torch.no_grad():
+            for start in range(0, len(missing), 256):
+                part = missing[start : start + 256]
+                rows = F.normalize(self.net.encode_text(self.tokenize(part).to(parameter.device)), dim=-1)
+                self._texts.update(zip(part, rows, strict=True))
+        return torch.stack([self._texts[prompt] for prompt in prompts]).to(parameter.dtype)

@@ -1,0 +1,33 @@
+"""CLIP similarity of an image and its prompt, with any open_clip model."""
+
+import torch
+from torch import Tensor
+
+from rewards.base import RewardInfo
+from rewards.clip_encoder import ClipEncoder
+
+INFO = RewardInfo(
+    name="clip-score",
+    summary="cosine similarity of image and prompt under an open_clip model",
+    source="Radford et al. 2021, arXiv 2103.00020; Hessel et al. 2021, arXiv 2104.08718 (unclipped, unscaled)",
+    licence="of the open_clip model used; embedded: Apache-2.0",
+    range=(-1.0, 1.0),
+)
+
+
+class ClipScore:
+    """``cos(image embedding, prompt embedding)``."""
+
+    def __init__(self, encoder: ClipEncoder, info: RewardInfo = INFO) -> None:
+        self.encoder, self.info = encoder, info
+
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "ClipScore":
+        self.encoder.to(device, dtype)
+        return self
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return (self.encoder.images(images) * self.encoder.prompts(prompts)).sum(-1)
+
+
+def build(model: str = "embedded", pretrained: str | None = None) -> ClipScore:
+    return ClipScore(ClipEncoder(model, pretrained))

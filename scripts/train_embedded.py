@@ -1,0 +1,71 @@
+"""Trains the models that ship in sdo_cli/embedded/weights, on pictures made on the spot (docs/embedded.md).
+
+    python scripts/train_embedded.py --work work            every stage in order, resumable
+    python scripts/train_embedded.py --work work unet       some stages
+
+Needs the Debian package fonts-noto-color-emoji. Each stage keeps its state in the work folder and continues
+from there; delete the stage's file to start it anew. `pack` writes the weights into the package.
+"""
+
+import argparse
+from pathlib import Path
+
+import emoji_data as data
+import torch
+from embedded_clip import train_aesthetic, train_clip
+from embedded_pack import pack
+from embedded_unet import TextToImage, train_tokenizer, train_unet
+from embedded_vae import build_vae, finish_decoder, train_vae
+from transformers import CLIPTokenizer
+
+STEPS = {"vae": 2200, "unet": 4000, "clip": 1000, "judge": 1000, "aesthetic": 600, "decoder": 1500}
+STAGES = ("tokenizer", "vae", "unet", "clip", "judge", "aesthetic", "decoder", "pack")
+
+
+def load_vae(work: Path) -> torch.nn.Module:
+    """The averaged weights of stage ``vae``, or ``decoder`` where it has run."""
+    vae = build_vae()
+    for stage in ("vae", "decoder"):
+        if (work / f"{stage}.pt").exists():
+            state = torch.load(work / f"{stage}.pt", weights_only=True)
+            vae.load_state_dict(state["model"] | state["averaged"])
+    return vae.eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stages", nargs="*", default=list(STAGES), choices=[*STAGES, []])
+    parser.add_argument("--work", type=Path, default=Path("work"))
+    parser.add_argument("--steps", type=int, help="instead of the stage's own number")
+    options = parser.parse_args()
+    work: Path = options.work
+    work.mkdir(parents=True, exist_ok=True)
+    glyphs = data.render_glyphs()
+
+    def steps(stage: str) -> int:
+        return options.steps or STEPS[stage]
+
+    for stage in options.stages or STAGES:
+        if stage == "tokenizer":
+            train_tokenizer(work / "tokenizer")
+        elif stage == "vae":
+            train_vae(glyphs, steps=steps(stage), work=work)
+        elif stage == "decoder":
+            finish_decoder(load_vae(work), glyphs, steps=steps(stage), work=work)
+        else:
+            tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
+            vae = load_vae(work)
+            if stage == "unet":
+                model = train_unet(vae, tokenizer, glyphs, steps=steps(stage), work=work)
+                assert isinstance(model, TextToImage)
+            elif stage in ("clip", "judge"):
+                train_clip(stage, vae, tokenizer, glyphs, steps=steps(stage), work=work)
+            elif stage == "aesthetic":
+                clip = train_clip("clip", vae, tokenizer, glyphs, steps=0, work=work)
+                train_aesthetic(clip, vae, glyphs, steps=steps(stage), work=work)
+            else:
+                pack(vae, tokenizer, work)
+
+
+if __name__ == "__main__":
+    main()

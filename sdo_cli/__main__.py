@@ -1,0 +1,3 @@
+from sdo_cli.cli.app import main
+
+main()

@@ -1,0 +1,73 @@
+"""The `sdo` command and its one error boundary."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from sdo_cli.cli import finetune, recipe, sample
+from sdo_cli.errors import EXIT_INTERRUPTED, SdoError
+
+app = typer.Typer(
+    name="sdo",
+    help="Fine-tune Stable Diffusion on differentiable rewards, from one recipe file.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("finetune")(finetune.finetune)
+app.command("sample")(sample.sample)
+app.add_typer(recipe.app, name="recipe")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"sdo {version('sdo-cli')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Exit codes: 0 done, 1 a fault of sdo itself, 2 bad input (one sentence says what), 130 interrupted."""
+
+
+def main() -> None:
+    """Entry point. Every error a user can act on becomes a sentence; a traceback only with --debug."""
+    debug = "--debug" in sys.argv
+    # anywhere on the line, as people type it
+    sys.argv = [sys.argv[0], *(a for a in sys.argv[1:] if a != "--debug")]
+    try:
+        app(standalone_mode=True)
+    except SdoError as fault:
+        if debug:
+            raise
+        typer.echo(f"sdo: {fault.message}", err=True)
+        if fault.remedy:
+            typer.echo(f"     {fault.remedy}", err=True)
+        sys.exit(fault.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("sdo: interrupted; nothing finished was written", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except OSError as fault:
+        if debug:
+            raise
+        what = f"{fault.filename}: {fault.strerror}" if fault.filename else str(fault)
+        typer.echo(f"sdo: {what}", err=True)
+        typer.echo("     check the path, its permissions and the free disk space", err=True)
+        sys.exit(2)
+    except Exception as fault:
+        if debug:
+            raise
+        typer.echo(f"sdo: a fault of sdo itself: {type(fault).__name__}: {fault}", err=True)
+        typer.echo("     run it again with --debug and report the traceback", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""`sdo finetune`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sdo_cli.cli.output import make_reporter
+from sdo_cli.errors import RecipeFault
+from sdo_cli.recipe.load import LoadedRecipe, load_recipe
+
+if TYPE_CHECKING:
+    from sdo_cli.finetune.run import RunSummary
+
+
+def finetune(
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe overrides.")] = None,
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="A recipe file, or the name of a shipped one.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/<recipe>-<time>.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Check everything and show the resolved recipe; run nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines for machines.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Fine-tune a LoRA on the recipe's rewards."""
+    if not recipe:
+        raise RecipeFault(["--recipe is missing; `sdo recipe list` shows the shipped ones, try --recipe quickstart"])
+    loaded = load_recipe(recipe, overrides)
+    if dry_run:
+        show_resolved(loaded, as_json)
+        return
+    from sdo_cli.finetune.run import finetune as run
+    from sdo_cli.finetune.run import new_run_folder
+
+    try:
+        folder = new_run_folder(loaded, out)
+    except FileExistsError as fault:
+        raise RecipeFault([f"--out {fault}: is not empty; give a new folder, or remove it first"]) from fault
+    summary = run(loaded, folder, make_reporter(as_json=as_json, quiet=quiet))
+    typer.echo(json.dumps(as_record(summary)) if as_json else as_text(loaded, summary))
+
+
+def show_resolved(loaded: LoadedRecipe, as_json: bool) -> None:
+    from omegaconf import OmegaConf
+
+    tree = loaded.resolved()
+    typer.echo(json.dumps(tree) if as_json else OmegaConf.to_yaml(OmegaConf.create(tree)).rstrip())
+    count = len(loaded.prompts(loaded.recipe.prompts))
+    typer.echo(f"# {loaded.name}: no problems; {count} training prompts", err=True)
+
+
+def as_record(summary: "RunSummary") -> dict[str, Any]:
+    gains = {
+        name: {
+            "before": gain.before.mean,
+            "after": gain.after.mean,
+            "difference": gain.difference.mean,
+            "standard_error": gain.difference.standard_error,
+            "prompts": gain.difference.n,
+        }
+        for name, gain in summary.gains.items()
+    }
+    return {"run": str(summary.folder), "steps": summary.steps, "gains": gains, "seconds": summary.seconds}
+
+
+def as_text(loaded: LoadedRecipe, summary: "RunSummary") -> str:
+    lines = [""]
+    if summary.gains:
+        count = next(iter(summary.gains.values())).difference.n
+        lines.append(f"held-out prompts ({count}), same noise before and after:")
+    for name, gain in summary.gains.items():
+        role = "trained" if name in summary.trained_on else "only measured"
+        change = f"{gain.difference.mean:+.4f} ± {gain.difference.standard_error:.4f}"
+        lines.append(
+            f"  {name:<12} {gain.before}  →  {gain.after}   {change}"
+            f" ({gain.in_standard_errors:+.1f} standard errors; {role})"
+        )
+    total = sum(summary.seconds.values()) or 1.0
+    stages = ", ".join(f"{name} {value:.0f} s ({value / total:.0%})" for name, value in summary.seconds.items())
+    folder, grid = summary.folder, f"samples/step_{summary.steps:06d}/grid.png"
+    lines += [f"training time: {stages}", "", f"{folder}/"]
+    lines.append("  pytorch_lora_weights.safetensors   load with pipe.load_lora_weights()")
+    if summary.gains:
+        lines.append(f"  {grid}   the same prompts and noise, before and after")
+    lines.append("  reward_curve.png  README.md  metrics.jsonl")
+    recipe = loaded.recipe
+    example = (loaded.prompts(recipe.validation.prompts) if summary.gains else loaded.prompts(recipe.prompts))[0]
+    lines += ["", "next:", f'  sdo sample "{example}" --model {recipe.model} --lora {folder} \\']
+    lines.append(f"      --steps {recipe.num_inference_steps} --guidance {recipe.guidance_scale} --grid")
+    return "\n".join(lines)

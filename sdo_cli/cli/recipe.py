@@ -1,0 +1,57 @@
+"""`sdo recipe list|show|copy|check`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdo_cli.errors import RecipeFault
+from sdo_cli.recipe.load import find_recipe, load_recipe, shipped_recipes
+
+app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.command("list")
+def list_recipes(
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """The recipes that ship with sdo."""
+    table = {name: load_recipe(name).recipe for name in shipped_recipes()}
+    if as_json:
+        typer.echo(json.dumps([{"name": n, "model": r.model, "description": r.description} for n, r in table.items()]))
+        return
+    for name, recipe in table.items():
+        typer.echo(f"{name:<14} {recipe.model:<12} {recipe.description}")
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="A recipe file or shipped name.")]) -> None:
+    """Print a recipe as it is written."""
+    typer.echo(find_recipe(name).read_text(encoding="utf-8").rstrip())
+
+
+@app.command()
+def copy(
+    name: Annotated[str, typer.Argument(help="A shipped recipe.")],
+    to: Annotated[Path | None, typer.Argument(help="Target file; default ./<name>.yaml.")] = None,
+) -> None:
+    """Copy a shipped recipe to edit it."""
+    source, target = find_recipe(name), to or Path(f"{name}.yaml")
+    if target.is_dir():
+        target = target / f"{name}.yaml"
+    if target.exists():
+        raise RecipeFault([f"{target}: exists already; give another name"])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    typer.echo(f"{target}; run it with: sdo finetune --recipe {target}")
+
+
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(help="A recipe file or shipped name.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe overrides.")] = None,
+) -> None:
+    """Check a recipe and report every problem at once."""
+    loaded = load_recipe(name, overrides)
+    typer.echo(f"{loaded.name}: no problems; {len(loaded.prompts(loaded.recipe.prompts))} training prompts")

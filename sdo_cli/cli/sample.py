@@ -1,0 +1,77 @@
+"""`sdo sample`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdo_cli.cli.output import make_reporter
+from sdo_cli.errors import RecipeFault
+from sdo_cli.sampling.solvers import SOLVERS
+
+
+def sample(
+    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts, each in quotes.")] = None,
+    prompts_file: Annotated[str | None, typer.Option(help="A file with a prompt a line, or a shipped list.")] = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="embedded, a diffusers folder, a hub id.")] = "embedded",
+    lora: Annotated[str | None, typer.Option(help="A run folder or a LoRA file.")] = None,
+    lora_scale: Annotated[float, typer.Option(help="Weight of the LoRA; 0 is without.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Image j starts from torch.Generator('cpu').manual_seed(seed + j).")] = 0,
+    num_images: Annotated[int, typer.Option("--num-images", "-n", help="Images per prompt.")] = 1,
+    steps: Annotated[int, typer.Option("--steps", help="num_inference_steps.")] = 50,
+    guidance: Annotated[float, typer.Option("--guidance", help="guidance_scale; 1 is without.")] = 7.5,
+    solver: Annotated[str, typer.Option(help=f"One of {', '.join(SOLVERS)}.")] = "ddim",
+    negative_prompt: Annotated[str, typer.Option(help="What guidance moves away from.")] = "",
+    height: Annotated[int | None, typer.Option(help="Pixels; the model's own by default.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels; the model's own by default.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 16,
+    out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("samples"),
+    grid: Annotated[bool, typer.Option("--grid", help="Also one picture of all, a row per prompt.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines for machines.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Draw images, with or without a LoRA."""
+    lines = gather_prompts(prompts or [], prompts_file)
+    wrong = [
+        f"--{name}: must be at least {least}, not {value}"
+        for name, value, least in (
+            ("num-images", num_images, 1),
+            ("steps", steps, 1),
+            ("batch-size", batch_size, 1),
+            ("guidance", guidance, 0),
+            ("seed", seed, 0),
+        )
+        if value < least
+    ]
+    if solver not in SOLVERS:
+        wrong.append(f"--solver: unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}")
+    wrong += [
+        f"--{side}: must be a multiple of 8, not {px}"
+        for side, px in (("height", height), ("width", width))
+        if px and px % 8
+    ]
+    if wrong:
+        raise RecipeFault(wrong)
+
+    from sdo_cli.drawing.draw import DrawSettings
+    from sdo_cli.drawing.sample import SampleJob, draw_to_folder
+
+    settings = DrawSettings(solver, steps, guidance, negative_prompt, height, width)
+    job = SampleJob(model, lora, lora_scale, lines, num_images, seed, batch_size, settings)
+    files = draw_to_folder(job, out, grid=grid, reporter=make_reporter(as_json=as_json, quiet=quiet))
+    typer.echo(f"{len(files)} image{'s' if len(files) > 1 else ''} in {out}/: {files[0].name} … {files[-1].name}")
+
+
+def gather_prompts(words: list[str], prompts_file: str | None) -> list[str]:
+    from sdo_cli.recipe.prompts import read_prompts
+    from sdo_cli.recipe.schema import PromptSource
+
+    lines = [word for word in words if word.strip()]
+    if prompts_file:
+        try:
+            lines += read_prompts(PromptSource(file=prompts_file), None)
+        except ValueError as fault:
+            raise RecipeFault([f"--prompts-file: {fault}"]) from fault
+    if not lines:
+        raise RecipeFault(['no prompt; write one in quotes: sdo sample "a tiger on a teal background"'])
+    return lines

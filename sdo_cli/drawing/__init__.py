@@ -1,0 +1,1 @@
+"""Prompts and seeds to images, through a model family."""

@@ -1,0 +1,76 @@
+"""Draws images: each from its own generator, so that any one can be made again alone or by plain diffusers."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdo_cli.models.base import Family
+from sdo_cli.sampling.guidance import Condition, Guided
+from sdo_cli.sampling.loop import Path, sample_latents
+from sdo_cli.sampling.solvers import make_scheduler
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """How images are drawn; names as in diffusers."""
+
+    solver: str = "ddim"
+    num_inference_steps: int = 50
+    guidance_scale: float = 7.5
+    negative_prompt: str = ""
+    height: int | None = None
+    width: int | None = None
+
+
+# generator_for(j) -> the CPU generator of image j
+GeneratorFor = Callable[[int], torch.Generator]
+
+
+def initial_noise(family: Family, settings: DrawSettings, generators: list[torch.Generator]) -> Tensor:
+    """One standard normal latent per generator, ``[B, C, h, w]``, drawn on the CPU."""
+    shape = family.latent_shape(settings.height, settings.width)
+    noise = [torch.randn((1, *shape), generator=generator) for generator in generators]
+    return torch.cat(noise).to(family.device)
+
+
+def make_path(
+    family: Family,
+    settings: DrawSettings,
+    noise: Tensor,
+    condition: Condition,
+    negative: Condition | None,
+    negative_gradient: bool = True,
+) -> Path:
+    """The way from ``noise`` to the final latent for these conditions."""
+    scheduler = make_scheduler(settings.solver, family.scheduler_config, settings.num_inference_steps)
+    denoise = Guided(family.network, condition, negative, settings.guidance_scale, negative_gradient)
+    return Path(scheduler, settings.num_inference_steps, denoise, noise * getattr(scheduler, "init_noise_sigma", 1.0))
+
+
+def encode_pair(family: Family, settings: DrawSettings, prompts: list[str]) -> tuple[Condition, Condition | None]:
+    """Conditions of the prompts and, when guidance needs it, of the negative prompt."""
+    negative = None
+    if settings.guidance_scale != 1.0:
+        single = family.encode([settings.negative_prompt])
+        negative = {key: value.expand(len(prompts), *value.shape[1:]) for key, value in single.items()}
+    return family.encode(prompts), negative
+
+
+@torch.no_grad()
+def draw_images(
+    family: Family,
+    prompts: list[str],
+    generator_for: GeneratorFor,
+    settings: DrawSettings,
+    *,
+    batch_size: int = 16,
+) -> Iterator[Tensor]:
+    """Images in pieces ``[≤ batch_size, 3, H, W]`` on the CPU; image j belongs to ``prompts[j]``."""
+    for start in range(0, len(prompts), batch_size):
+        part = prompts[start : start + batch_size]
+        noise = initial_noise(family, settings, [generator_for(start + j) for j in range(len(part))])
+        condition, negative = encode_pair(family, settings, part)
+        latents = sample_latents(make_path(family, settings, noise, condition, negative))
+        yield family.decode(latents).cpu()

@@ -1,0 +1,35 @@
+"""Images to files."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from sdo_cli.files import write_atomic
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """``[3, H, W]`` in [0, 1] to 8-bit, rounded as diffusers rounds."""
+    array = (image.detach().cpu().permute(1, 2, 0).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    return Image.fromarray(array)
+
+
+def save_image(image: Tensor, path: Path) -> None:
+    write_atomic(path, to_pil(image).save)
+
+
+def save_grid(rows: list[Tensor], labels: list[str], path: Path, *, shown_side: int = 128) -> None:
+    """Rows of images ``[n, 3, H, W]`` under each other, each row with its label; small images are enlarged."""
+    side = max(shown_side, rows[0].shape[-1])
+    margin, columns = 4, len(rows[0])
+    left = 8 + max(7 * len(label) for label in labels)
+    sheet = Image.new("RGB", (left + columns * (side + margin), len(rows) * (side + margin) + margin), "white")
+    pen = ImageDraw.Draw(sheet)
+    for r, (row, label) in enumerate(zip(rows, labels, strict=True)):
+        top = margin + r * (side + margin)
+        pen.text((4, top + side // 2 - 6), label, fill="black")
+        for c, image in enumerate(row):
+            tile = to_pil(image).resize((side, side), Image.Resampling.LANCZOS)
+            sheet.paste(tile, (left + c * (side + margin), top))
+    write_atomic(path, sheet.save)

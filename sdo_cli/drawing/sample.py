@@ -1,0 +1,55 @@
+"""What `sdo sample` does: load, draw, write files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sdo_cli.drawing.draw import DrawSettings, draw_images
+from sdo_cli.drawing.pictures import save_grid, save_image
+from sdo_cli.models.load import load_family
+from sdo_cli.progress import Reporter
+
+
+@dataclass(frozen=True)
+class SampleJob:
+    """Attributes:
+    lora: run folder or file, None for the plain model.
+    seed: image j (over all prompts and copies) starts from ``manual_seed(seed + j)``.
+    """
+
+    model: str
+    lora: str | None
+    lora_scale: float
+    prompts: list[str]
+    num_images: int
+    seed: int
+    batch_size: int
+    settings: DrawSettings
+
+
+def draw_to_folder(job: SampleJob, out: Path, *, grid: bool, reporter: Reporter) -> list[Path]:
+    """Write ``00000.png`` … (prompts outermost) and, with ``grid``, ``grid.png``; returns the image files."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    family = load_family(job.model)
+    if job.lora is not None:
+        family.load_lora(job.lora, job.lora_scale)
+    family.to(device, torch.float32)
+    pairs = [prompt for prompt in job.prompts for _ in range(job.num_images)]
+    reporter.phase("images", len(pairs))
+
+    def generator_for(j: int) -> torch.Generator:
+        return torch.Generator("cpu").manual_seed(job.seed + j)
+
+    files: list[Path] = []
+    kept = []
+    for images in draw_images(family, pairs, generator_for, job.settings, batch_size=job.batch_size):
+        for image in images:
+            files.append(out / f"{len(files):05d}.png")
+            save_image(image, files[-1])
+        kept.append(images)
+        reporter.advance(len(images))
+    if grid:
+        rows = torch.cat(kept).split(job.num_images)
+        save_grid(list(rows), job.prompts, out / "grid.png")
+    return files

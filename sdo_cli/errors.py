@@ -1,0 +1,36 @@
+"""Errors by whose fault they are. Each carries what went wrong and what to do about it."""
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+class SdoError(Exception):
+    """Something the user can act on.
+
+    Args:
+        message: one sentence, the cause.
+        remedy: what to do, or the next command to type.
+    """
+
+    exit_code = EXIT_BAD_INPUT
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message, self.remedy = message, remedy
+
+
+class RecipeFault(SdoError):
+    """The recipe, an override or a command-line value; ``problems`` holds every one that was found."""
+
+    def __init__(self, problems: list[str]) -> None:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the recipe"
+        super().__init__(count + ":\n" + "\n".join(f"  {line}" for line in problems))
+        self.problems = problems
+
+
+class EnvironmentFault(SdoError):
+    """Something missing or broken on this machine: weights, a package, a folder."""
+
+
+class SolverFault(SdoError):
+    """A solver that does not keep the affine identity, or is unknown."""

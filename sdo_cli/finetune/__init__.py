@@ -1,0 +1,1 @@
+"""LoRA fine-tuning: adapters, draws, the loop, the run folder."""

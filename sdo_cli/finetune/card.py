@@ -1,0 +1,77 @@
+"""What a run leaves for people to read: the reward curve and the model card."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdo_cli.files import write_atomic
+from sdo_cli.finetune.loop import StepResult
+from sdo_cli.models.base import Family
+from sdo_cli.recipe.load import LoadedRecipe
+
+if TYPE_CHECKING:
+    from sdo_cli.finetune.run import RunSummary
+
+
+def smooth(values: list[float], width: int) -> list[float]:
+    """Mean of the last ``width`` values."""
+    return [sum(values[max(0, i - width + 1) : i + 1]) / min(width, i + 1) for i in range(len(values))]
+
+
+def curve_png(results: list[StepResult], path: Path) -> None:
+    """Each trained reward over the steps: single batches pale, their running mean strong."""
+    from matplotlib.figure import Figure
+
+    names = list(results[0].rewards)
+    figure = Figure(figsize=(7, 2.8 * len(names)), layout="constrained")
+    steps = [result.step for result in results]
+    for axes, name in zip(figure.subplots(len(names), squeeze=False)[:, 0], names, strict=True):
+        values = [result.rewards[name] for result in results]
+        axes.plot(steps, values, color="#9db8d9", linewidth=0.8, label="batch mean")
+        axes.plot(steps, smooth(values, 10), color="#1f4e8c", label="mean of the last 10")
+        axes.set_xlabel("step")
+        axes.set_ylabel(name)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
+    write_atomic(path, lambda temporary: figure.savefig(temporary, dpi=120))
+
+
+def gain_table(summary: "RunSummary") -> str:
+    """Markdown rows: reward, before, after, difference in standard errors."""
+    lines = ["| reward | before | after | difference | in standard errors |", "|---|---|---|---|---|"]
+    for name, gain in summary.gains.items():
+        role = "trained" if name in summary.trained_on else "only measured"
+        lines.append(
+            f"| {name} ({role}) | {gain.before} | {gain.after} | {gain.difference} | {gain.in_standard_errors:+.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def model_card(loaded: LoadedRecipe, family: Family, summary: "RunSummary") -> str:
+    recipe = loaded.recipe
+    count = next(iter(summary.gains.values())).difference.n if summary.gains else 0
+    measured = f"Held-out prompts ({count}), same noise before and after:\n\n{gain_table(summary)}\n" if count else ""
+    return f"""---
+base_model: {recipe.model}
+library_name: diffusers
+tags: [lora, text-to-image, sdo]
+---
+
+# {loaded.name}
+
+{recipe.description or "LoRA fine-tuned on a differentiable reward."}
+
+LoRA of rank {recipe.lora.rank} for `{recipe.model}`, trained for {summary.steps} steps of
+{recipe.train_batch_size * recipe.gradient_accumulation_steps} samples with the gradient rule
+`{recipe.gradient.rule}` on {", ".join(summary.trained_on)}.
+
+{measured}
+```python
+from diffusers import {family.pipeline_class}
+
+pipe = {family.pipeline_class}.from_pretrained("{family.source}")
+pipe.load_lora_weights("{summary.folder}")
+```
+
+Drawn with {recipe.solver}, {recipe.num_inference_steps} steps, guidance {recipe.guidance_scale}.
+`recipe.yaml` repeats the run: `sdo finetune --recipe recipe.yaml {" ".join(loaded.overrides)}`.
+"""

@@ -1,0 +1,143 @@
+"""The training loop: a generator of step results that does no I/O."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sdo_cli.drawing.draw import DrawSettings, initial_noise, make_path
+from sdo_cli.finetune.batches import PromptEmbeddings, PromptOrder
+from sdo_cli.finetune.objective import RewardObjective, WeightedReward
+from sdo_cli.gradients.outcome import Outcome
+from sdo_cli.gradients.plan import Plan
+from sdo_cli.gradients.rules import find_rule
+from sdo_cli.gradients.run import run_plan
+from sdo_cli.gradients.three_stage import MicroBatches
+from sdo_cli.models.base import Family
+from sdo_cli.recipe.schema import Recipe
+from sdo_cli.seeding import keyed_generator
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step. ``rewards`` are means over the global batch; ``calls`` count network calls per sample."""
+
+    step: int
+    loss: float
+    rewards: dict[str, float]
+    grad_norm: float
+    learning_rate: float
+    seconds: dict[str, float]
+    calls: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything the loop works on, ready made."""
+
+    recipe: Recipe
+    family: Family
+    rewards: list[WeightedReward]
+    prompts: list[str]
+    parameters: list[nn.Parameter]
+
+    @property
+    def global_batch(self) -> int:
+        return self.recipe.train_batch_size * self.recipe.gradient_accumulation_steps
+
+    @property
+    def draw_settings(self) -> DrawSettings:
+        return draw_settings(self.recipe)
+
+
+def draw_settings(recipe: Recipe) -> DrawSettings:
+    return DrawSettings(
+        solver=recipe.solver,
+        num_inference_steps=recipe.num_inference_steps,
+        guidance_scale=recipe.guidance_scale,
+        negative_prompt=recipe.negative_prompt,
+        height=recipe.height,
+        width=recipe.width,
+    )
+
+
+def train(job: Job, *, change_g: Callable[[Tensor, int], Tensor] | None = None) -> Iterator[StepResult]:
+    """Run the recipe's steps, one result after each.
+
+    Args:
+        change_g: for control experiments: replaces the gradient at the image side, given (g, step).
+    """
+    from diffusers.optimization import get_scheduler
+
+    recipe = job.recipe
+    optimizer = torch.optim.AdamW(
+        job.parameters,
+        lr=recipe.learning_rate,
+        betas=(recipe.adam_beta1, recipe.adam_beta2),
+        eps=recipe.adam_epsilon,
+        weight_decay=recipe.adam_weight_decay,
+    )
+    rate = get_scheduler(
+        "constant_with_warmup" if recipe.lr_scheduler == "constant" else recipe.lr_scheduler,
+        optimizer,
+        num_warmup_steps=recipe.lr_warmup_steps,
+        num_training_steps=recipe.max_train_steps,
+    )
+    order, embed = PromptOrder(job.prompts, recipe.seed), PromptEmbeddings(job.family)
+    for step in range(recipe.max_train_steps):
+        outcomes = [
+            _pass(job, order, embed, step, part, change_g) for part in range(recipe.gradient_accumulation_steps)
+        ]
+        norm = torch.nn.utils.clip_grad_norm_(job.parameters, recipe.max_grad_norm)
+        used_rate = rate.get_last_lr()[0]
+        optimizer.step()
+        rate.step()
+        optimizer.zero_grad(set_to_none=True)
+        yield _summarise(step + 1, outcomes, float(norm), used_rate)
+
+
+def plan_step(job: Job, step: int) -> Plan:
+    """The plan of the whole global batch at one step."""
+    recipe, settings = job.recipe, job.draw_settings
+    noise = torch.zeros(1, 1, 1, 1)
+    path = make_path(job.family, settings, noise, {}, None)
+    rule = find_rule(recipe.gradient.rule)
+    generator = keyed_generator(recipe.seed, "plan", step)
+    c = path.coefficients
+    return rule(c.calls, job.global_batch, c, generator, **recipe.gradient.options)
+
+
+def _pass(
+    job: Job,
+    order: PromptOrder,
+    embed: PromptEmbeddings,
+    step: int,
+    part: int,
+    change_g: Callable[[Tensor, int], Tensor] | None,
+) -> Outcome:
+    """Gradients of one slice of the global batch, accumulated into the parameters."""
+    recipe, size = job.recipe, job.recipe.train_batch_size
+    mine = range(part * size, (part + 1) * size)
+    prompts = [order.at(step * job.global_batch + sample) for sample in mine]
+    settings = job.draw_settings
+    noise = initial_noise(job.family, settings, [keyed_generator(recipe.seed, "noise", step, s) for s in mine])
+    negative = embed([recipe.negative_prompt] * size) if recipe.guidance_scale != 1.0 else None
+    path = make_path(job.family, settings, noise, embed(prompts), negative, recipe.gradient.negative_gradient)
+    plan = plan_step(job, step).rows(slice(mine.start, mine.stop))
+    objective = RewardObjective(job.family, job.rewards, prompts)
+    spec = recipe.gradient
+    micro = MicroBatches(
+        spec.rollout_micro_batch or None, spec.score_micro_batch or None, spec.shortcut_micro_batch or None
+    )
+    change = None if change_g is None else lambda g: change_g(g, step)
+    return run_plan(path, plan, objective, divisor=job.global_batch, micro=micro, change_g=change)
+
+
+def _summarise(step: int, outcomes: list[Outcome], norm: float, rate: float) -> StepResult:
+    losses = torch.cat([outcome.losses for outcome in outcomes])
+    names = outcomes[0].rewards
+    rewards = {name: torch.cat([o.rewards[name] for o in outcomes]).mean().item() for name in names}
+    seconds = {name: sum(o.seconds[name] for o in outcomes) for name in outcomes[0].seconds}
+    calls = {name: sum(o.calls[name] for o in outcomes) for name in outcomes[0].calls}
+    return StepResult(step, losses.mean().item(), rewards, norm, rate, seconds, calls)

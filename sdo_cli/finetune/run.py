@@ -1,0 +1,182 @@
+"""One fine-tuning job from recipe to run folder. All I/O of a run is here."""
+
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from rewards.base import Reward
+from sdo_cli.drawing.pictures import save_grid
+from sdo_cli.files import append_json_line, write_json, write_text
+from sdo_cli.finetune.card import curve_png, model_card
+from sdo_cli.finetune.loop import Job, StepResult, draw_settings, train
+from sdo_cli.finetune.lora import add_lora
+from sdo_cli.finetune.objective import WeightedReward
+from sdo_cli.finetune.validate import Validation
+from sdo_cli.models.base import Family
+from sdo_cli.models.load import load_family
+from sdo_cli.progress import Reporter
+from sdo_cli.recipe.load import LoadedRecipe
+from sdo_cli.recipe.schema import PromptSource
+from sdo_cli.scoring.rewards import build_reward
+from sdo_cli.scoring.statistics import Gain, paired_gain
+
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "open_clip_torch", "omegaconf", "sdo-cli")
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a finished run has to say. ``gains`` are on the held-out prompts, by reward name."""
+
+    folder: Path
+    gains: dict[str, Gain]
+    trained_on: list[str]
+    seconds: dict[str, float]
+    steps: int
+
+
+def pick_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def prepare(loaded: LoadedRecipe) -> tuple[Job, Validation | None]:
+    """Load models and rewards and put the adapter in; nothing is written."""
+    recipe, device = loaded.recipe, pick_device()
+    family = load_family(recipe.model, revision=recipe.revision)
+    family.to(device, torch.bfloat16 if recipe.mixed_precision == "bf16" else torch.float32)
+    trained = [
+        WeightedReward(spec.name, build_reward(spec.name, spec.options, device), spec.weight) for spec in recipe.rewards
+    ]
+    validation = _prepare_validation(loaded, {item.name: item.reward for item in trained}, device)
+    parameters = add_lora(family, recipe.lora, seed=recipe.seed)
+    if recipe.gradient_checkpointing:
+        family.denoiser.enable_gradient_checkpointing()
+    return Job(recipe, family, trained, loaded.prompts(recipe.prompts), parameters), validation
+
+
+def _prepare_validation(loaded: LoadedRecipe, trained: dict[str, Reward], device: torch.device) -> Validation | None:
+    spec = loaded.recipe.validation
+    if spec.prompts == PromptSource():
+        return None
+    measured = {name: build_reward(name, {}, device) for name in spec.rewards if name not in trained}
+    return Validation(
+        prompts=loaded.prompts(spec.prompts)[: spec.num_prompts],
+        seeds=spec.seeds,
+        run_seed=loaded.recipe.seed,
+        rewards=trained | measured,
+        settings=draw_settings(loaded.recipe),
+        batch_size=spec.batch_size,
+    )
+
+
+def new_run_folder(loaded: LoadedRecipe, out: Path | None) -> Path:
+    """``<output_dir>/<recipe>-<time>``, or ``out``, which must not hold a run yet.
+
+    Raises:
+        FileExistsError: ``out`` is not empty.
+    """
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder = out or Path(loaded.recipe.output_dir) / f"{loaded.name}-{stamp}"
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(str(folder))
+    return folder
+
+
+def manifest(loaded: LoadedRecipe, status: str) -> dict[str, Any]:
+    versions = {name: metadata.version(name) for name in PACKAGES}
+    return {
+        "status": status,
+        "command": " ".join(sys.argv),
+        "recipe": loaded.name,
+        "overrides": list(loaded.overrides),
+        "seed": loaded.recipe.seed,
+        "model": loaded.recipe.model,
+        "revision": loaded.recipe.revision,
+        "device": str(pick_device()),
+        "python": sys.version.split()[0],
+        "versions": versions,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def finetune(loaded: LoadedRecipe, folder: Path, reporter: Reporter) -> RunSummary:
+    """Run the whole job into ``folder``.
+
+    The adapter, card and a manifest with status ``finished`` are written last: a run that was killed has none.
+    """
+    job, validation = prepare(loaded)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "recipe.yaml", loaded.text)
+    write_text(folder / "resolved.yaml", OmegaConf.to_yaml(OmegaConf.create(loaded.resolved())))
+    write_json(folder / "manifest.json", manifest(loaded, "running"))
+
+    before = _measure(job.family, validation, "held-out, before", reporter)
+    first_grid = _grid(job, validation, None, folder, 0)
+    seconds: dict[str, float] = {}
+    results = []
+    reporter.phase("training", job.recipe.max_train_steps)
+    for result in train(job):
+        results.append(result)
+        append_json_line(folder / "metrics.jsonl", asdict(result))
+        for stage, value in result.seconds.items():
+            seconds[stage] = seconds.get(stage, 0.0) + value
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in result.rewards.items())
+        reporter.advance(1, f"{shown}  loss {result.loss:.4f}  |g| {result.grad_norm:.2e}")
+        every = job.recipe.validation.grid_steps
+        if every and result.step % every == 0 and result.step < job.recipe.max_train_steps:
+            _grid(job, validation, first_grid, folder, result.step)
+    after = _measure(job.family, validation, "held-out, after", reporter)
+    _grid(job, validation, first_grid, folder, job.recipe.max_train_steps)
+
+    gains = {name: paired_gain(before[name], after[name]) for name in before}
+    trained_on = [item.name for item in job.rewards]
+    summary = RunSummary(folder, gains, trained_on, seconds, len(results))
+    _write_results(job, loaded, validation, summary, results, {"before": before, "after": after})
+    return summary
+
+
+def _measure(family: Family, validation: Validation | None, name: str, reporter: Reporter) -> dict[str, Tensor]:
+    if validation is None:
+        return {}
+    reporter.phase(name, len(validation.prompts) * validation.seeds)
+    return validation.measure(family, reporter)
+
+
+def _grid(job: Job, validation: Validation | None, first: Tensor | None, folder: Path, step: int) -> Tensor | None:
+    """Draw the grid prompts and save them under the images from before training; returns the images."""
+    count = min(job.recipe.validation.grid_prompts, len(validation.prompts) if validation else 0)
+    if validation is None or count == 0:
+        return None
+    images = validation.draw(job.family, count)
+    rows, labels = ([images], ["before"]) if first is None else ([first, images], ["before", f"step {step}"])
+    save_grid(rows, labels, folder / "samples" / f"step_{step:06d}" / "grid.png")
+    return images
+
+
+def _write_results(
+    job: Job,
+    loaded: LoadedRecipe,
+    validation: Validation | None,
+    summary: RunSummary,
+    results: list[StepResult],
+    scores: dict[str, dict[str, Tensor]],
+) -> None:
+    folder = summary.folder
+    curve_png(results, folder / "reward_curve.png")
+    if validation is not None:
+        table = {when: {name: value.tolist() for name, value in rows.items()} for when, rows in scores.items()}
+        write_json(folder / "validation.json", {"prompts": validation.prompts, **table})
+    write_text(folder / "README.md", model_card(loaded, job.family, summary))
+    partial = folder / ".partial-lora"
+    job.family.save_lora(partial)
+    (partial / "pytorch_lora_weights.safetensors").replace(folder / "pytorch_lora_weights.safetensors")
+    for leftover in partial.iterdir():
+        leftover.unlink()
+    partial.rmdir()
+    write_json(folder / "manifest.json", manifest(loaded, "finished"))

@@ -1,0 +1,80 @@
+"""What engines take and give."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Attributes:
+    losses: ``[R]``, what is minimised, one per sample.
+    rewards: by name, ``[R]`` each, detached; for reports.
+    """
+
+    losses: Tensor
+    rewards: dict[str, Tensor] = field(default_factory=dict)
+
+
+# objective(x_N [R,…], rows [R]) -> Scored; each sample on its own, no batch statistics
+Objective = Callable[[Tensor, Tensor], Scored]
+
+
+@dataclass
+class Outcome:
+    """Result of one pass. Gradients are in the parameters' ``.grad``.
+
+    Attributes:
+        x_N: final latents ``[B, …]``.
+        g: gradient of the total loss with respect to ``x_N``, ``[B, …]``.
+        seconds: wall-clock by stage.
+        calls: network calls ``{"no_grad": n, "grad": n}``, counted per sample.
+    """
+
+    x_N: Tensor
+    losses: Tensor
+    rewards: dict[str, Tensor]
+    g: Tensor
+    seconds: dict[str, float]
+    calls: dict[str, int]
+
+
+class Stopwatch:
+    """Wall-clock per stage; waits for the GPU so that a stage owns its own work."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def micro_batches(rows: Tensor, size: int | None) -> Iterator[Tensor]:
+    """``rows`` in pieces of ``size`` (all at once for None)."""
+    yield from rows.split(size or max(1, len(rows)))
+
+
+def score_and_differentiate(
+    objective: Objective, x_N: Tensor, *, divisor: float, micro: int | None
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Losses ``[B]``, ``g = ∂(Σ losses / divisor)/∂x_N`` and rewards; the graph holds decoder and reward only."""
+    losses, gradients, rewards = [], [], []
+    for rows in micro_batches(torch.arange(len(x_N), device=x_N.device), micro):
+        leaf = x_N[rows].detach().requires_grad_()
+        scored = objective(leaf, rows)
+        (g,) = torch.autograd.grad(scored.losses.sum() / divisor, leaf)
+        losses.append(scored.losses.detach())
+        gradients.append(g)
+        rewards.append(scored.rewards)
+    merged = {name: torch.cat([part[name] for part in rewards]) for name in rewards[0]}
+    return torch.cat(losses), torch.cat(gradients), merged

@@ -1,0 +1,1 @@
+"""Stable Diffusion families behind one interface."""

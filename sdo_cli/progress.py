@@ -1,0 +1,26 @@
+"""How a long job tells what it is doing. The library never prints; a command hands in one of these."""
+
+from typing import Protocol
+
+
+class Reporter(Protocol):
+    """Receives progress. Phases follow each other; ``advance`` moves the current one on."""
+
+    def phase(self, name: str, total: int) -> None: ...
+
+    def advance(self, count: int = 1, text: str = "") -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+class Silent:
+    """A reporter that tells nothing."""
+
+    def phase(self, name: str, total: int) -> None:
+        del name, total
+
+    def advance(self, count: int = 1, text: str = "") -> None:
+        del count, text
+
+    def note(self, text: str) -> None:
+        del text

@@ -1,0 +1,134 @@
+"""What types cannot say: ranges, names that must exist, combinations that cannot be."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import rewards as reward_table
+from sdo_cli.gradients.rules import RULES, option_problem
+from sdo_cli.recipe.document import Key
+from sdo_cli.recipe.prompts import read_prompts
+from sdo_cli.recipe.schema import PromptSource, Recipe
+from sdo_cli.recipe.typed import suggestion
+from sdo_cli.sampling.solvers import SOLVERS
+
+Problem = Callable[[Key, str], Any]
+
+AT_LEAST_ONE = (
+    "max_train_steps",
+    "train_batch_size",
+    "gradient_accumulation_steps",
+    "num_inference_steps",
+    "lora.rank",
+    "validation.num_prompts",
+    "validation.seeds",
+    "validation.batch_size",
+)
+NOT_NEGATIVE = (
+    "seed",
+    "lr_warmup_steps",
+    "adam_weight_decay",
+    "guidance_scale",
+    "lora.alpha",
+    "validation.grid_steps",
+    "validation.grid_prompts",
+    "gradient.rollout_micro_batch",
+    "gradient.score_micro_batch",
+    "gradient.shortcut_micro_batch",
+)
+POSITIVE = ("learning_rate", "adam_epsilon", "max_grad_norm")
+FRACTIONS = ("adam_beta1", "adam_beta2")
+
+
+def _value(recipe: Recipe, dotted: str) -> Any:
+    place: Any = recipe
+    for part in dotted.split("."):
+        place = getattr(place, part)
+    return place
+
+
+def check_recipe(recipe: Recipe, beside: Path | None, problem: Problem) -> None:
+    """Report everything that is wrong with a well-typed recipe."""
+    check_ranges(recipe, problem)
+    check_rewards(recipe, problem)
+    check_gradient(recipe, problem)
+    if recipe.solver not in SOLVERS:
+        problem(("solver",), f"unknown solver {recipe.solver!r}; {suggestion(recipe.solver, list(SOLVERS))}")
+    if recipe.lr_warmup_steps > recipe.max_train_steps:
+        problem(("lr_warmup_steps",), f"is more than max_train_steps ({recipe.max_train_steps})")
+    for side in ("height", "width"):
+        if (pixels := getattr(recipe, side)) is not None and (pixels < 8 or pixels % 8):
+            problem((side,), f"must be a multiple of 8, not {pixels}")
+    check_prompts(recipe.prompts, ("prompts",), beside, problem)
+    if recipe.validation.prompts != PromptSource():
+        check_prompts(recipe.validation.prompts, ("validation", "prompts"), beside, problem)
+
+
+def check_ranges(recipe: Recipe, problem: Problem) -> None:
+    rules: list[tuple[Any, Callable[[float], bool], str]] = [
+        (AT_LEAST_ONE, lambda v: v >= 1, "must be at least 1"),
+        (NOT_NEGATIVE, lambda v: v >= 0, "must not be negative"),
+        (POSITIVE, lambda v: v > 0, "must be more than 0"),
+        (FRACTIONS, lambda v: 0 <= v < 1, "must be at least 0 and less than 1"),
+    ]
+    for names, holds, text in rules:
+        for name in names:
+            value = _value(recipe, name)
+            # `not holds` also catches NaN
+            if not holds(value) or value == float("inf"):
+                problem(tuple(name.split(".")), f"{text}, not {value}")
+
+
+def check_rewards(recipe: Recipe, problem: Problem) -> None:
+    known = reward_table.known_names()
+    if not recipe.rewards:
+        problem(("rewards",), f"is empty; name at least one of {', '.join(known)}")
+    for index, spec in enumerate(recipe.rewards):
+        key, full = ("rewards", str(index)), reward_table.full_name(spec.name)
+        if full not in reward_table.TABLE:
+            problem((*key, "name"), f"unknown reward {spec.name!r}; {suggestion(spec.name, known)}")
+            continue
+        if full in reward_table.MEASURE_ONLY:
+            problem(
+                (*key, "name"), f"{spec.name} only measures, no recipe may train on it; put it in validation.rewards"
+            )
+        if spec.weight == 0 or spec.weight != spec.weight:
+            problem((*key, "weight"), f"must be a number other than 0, not {spec.weight}")
+        for option in set(spec.options) - reward_table.OPTIONS[full]:
+            allowed = sorted(reward_table.OPTIONS[full])
+            text = suggestion(option, allowed) if allowed else f"{spec.name} takes none"
+            problem((*key, "options", option), f"unknown option; {text}")
+    for index, name in enumerate(recipe.validation.rewards):
+        if reward_table.full_name(name) not in reward_table.TABLE:
+            problem(("validation", "rewards", str(index)), f"unknown reward {name!r}; {suggestion(name, known)}")
+
+
+def check_gradient(recipe: Recipe, problem: Problem) -> None:
+    spec = recipe.gradient
+    if spec.rule not in RULES:
+        problem(("gradient", "rule"), f"unknown gradient rule {spec.rule!r}; {suggestion(spec.rule, list(RULES))}")
+        return
+    allowed = RULES[spec.rule].options
+    wrong = {name: text for name, value in spec.options.items() if (text := wrong_option(name, value, spec.rule))}
+    for name, text in wrong.items():
+        problem(("gradient", "options", name), text)
+    if not wrong and allowed and (text := option_problem(spec.rule, spec.options, recipe.num_inference_steps)):
+        problem(("gradient", "options"), text)
+
+
+def wrong_option(name: str, value: Any, rule: str) -> str | None:
+    """What is wrong with one option of a gradient rule, or None."""
+    allowed = RULES[rule].options
+    if name not in allowed:
+        return f"unknown option; {suggestion(name, list(allowed)) if allowed else f'{rule} takes none'}"
+    expected = allowed[name]
+    if isinstance(expected, tuple):
+        return None if value in expected else f"{value!r} is not one of {', '.join(expected)}"
+    return None if type(value) is expected else f"must be a whole number, not {value!r}"
+
+
+def check_prompts(source: PromptSource, key: Key, beside: Path | None, problem: Problem) -> None:
+    try:
+        read_prompts(source, beside)
+    except ValueError as fault:
+        problem((*key, "file") if source.file is not None else key, str(fault))

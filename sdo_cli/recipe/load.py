@@ -1,0 +1,76 @@
+"""From a path or shipped name, and command-line overrides, to a checked recipe."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sdo_cli.errors import RecipeFault
+from sdo_cli.recipe.check import check_recipe
+from sdo_cli.recipe.document import read_document
+from sdo_cli.recipe.prompts import read_prompts, shipped_folder
+from sdo_cli.recipe.schema import PromptSource, Recipe
+from sdo_cli.recipe.typed import BROKEN, Reader, suggestion
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """Attributes:
+    recipe: typed and checked.
+    name: of the file, without suffix.
+    text: of the file, as given.
+    folder: of the file; prompt files are looked up beside it.
+    overrides: ``key=value`` from the command line.
+    """
+
+    recipe: Recipe
+    name: str
+    text: str
+    folder: Path
+    overrides: tuple[str, ...]
+
+    def resolved(self) -> dict[str, Any]:
+        """Every field with its value, defaults included."""
+        return asdict(self.recipe)
+
+    def prompts(self, source: PromptSource) -> list[str]:
+        return read_prompts(source, self.folder)
+
+
+def shipped_recipes() -> list[str]:
+    return sorted(path.stem for path in shipped_folder().glob("*.yaml"))
+
+
+def find_recipe(name: str) -> Path:
+    """A path, or the name of a shipped recipe.
+
+    Raises:
+        RecipeFault: neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = shipped_folder() / f"{name}.yaml"
+    if shipped.is_file():
+        return shipped
+    raise RecipeFault([f"--recipe {name}: no such file or shipped recipe; {suggestion(name, shipped_recipes())}"])
+
+
+def load_recipe(name: str, overrides: list[str] | None = None) -> LoadedRecipe:
+    """Load, merge and check.
+
+    Raises:
+        RecipeFault: with every problem found, each with origin, key and remedy.
+    """
+    path = find_recipe(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as fault:
+        raise RecipeFault([f"{path}: cannot be read as text: {fault}"]) from fault
+    document = read_document(text, str(path), overrides or [])
+    reader = Reader(document)
+    recipe = reader.read(document.tree, Recipe, ())
+    if recipe is not BROKEN:
+        check_recipe(recipe, path.parent, reader.follow_up)
+    if document.problems:
+        raise RecipeFault(document.problems)
+    return LoadedRecipe(recipe, path.stem, text, path.parent, tuple(overrides or ()))

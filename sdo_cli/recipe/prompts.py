@@ -1,0 +1,68 @@
+"""Prompt lists: from a file, a list or a template."""
+
+import itertools
+import re
+from pathlib import Path
+
+from sdo_cli.recipe.schema import PromptSource
+
+
+def shipped_folder() -> Path:
+    """Where the recipes lie: inside the package when installed from a wheel, beside it in a checkout."""
+    package = Path(__file__).parent.parent
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def find_prompt_file(name: str, beside: Path | None) -> Path | None:
+    """``name`` beside the recipe, as given, or among the shipped lists (with or without ``.txt``)."""
+    shipped = shipped_folder() / "prompts"
+    places = [beside / name] if beside else []
+    places += [Path(name), shipped / name, shipped / f"{name}.txt"]
+    return next((place for place in places if place.is_file()), None)
+
+
+def read_prompts(source: PromptSource, beside: Path | None) -> list[str]:
+    """All prompts of a source, in order.
+
+    Raises:
+        ValueError: with the reason, when the source gives no prompts.
+    """
+    ways = [name for name in ("file", "lines", "template") if getattr(source, name) is not None]
+    if len(ways) != 1:
+        raise ValueError(f"needs exactly one of file, lines, template; has {', '.join(ways) or 'none'}")
+    if source.values is not None and source.template is None:
+        raise ValueError("values belong to a template; there is none")
+    if source.lines is not None:
+        prompts = source.lines
+    elif source.file is not None:
+        prompts = _from_file(source.file, beside)
+    else:
+        prompts = _from_template(source.template or "", source.values or {})
+    prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
+    if not prompts:
+        raise ValueError("gives no prompt at all; put at least one in, one a line")
+    return prompts
+
+
+def _from_file(name: str, beside: Path | None) -> list[str]:
+    path = find_prompt_file(name, beside)
+    if path is None:
+        raise ValueError(f"no file {name}; it is looked for beside the recipe, here, and among `sdo prompts`")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{name} is not UTF-8 text; save it as UTF-8") from None
+    return [line for line in lines if not line.startswith("#")]
+
+
+def _from_template(template: str, values: dict[str, list[str]]) -> list[str]:
+    names = re.findall(r"\{(\w+)\}", template)
+    missing = [name for name in names if not values.get(name)]
+    if missing:
+        raise ValueError(f"the template names {', '.join(missing)}, which values does not give")
+    names = list(dict.fromkeys(names))
+    return [
+        template.format(**dict(zip(names, words, strict=True)))
+        for words in itertools.product(*(values[name] for name in names))
+    ]

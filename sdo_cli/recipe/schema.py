@@ -1,0 +1,101 @@
+"""The recipe, typed. Names follow diffusers' training scripts where they have one."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """Prompts from a file (one a line), lines in the recipe, or a template with values; exactly one of them.
+
+    ``file`` is looked up beside the recipe, then among the shipped lists.
+    """
+
+    file: str | None = None
+    lines: list[str] | None = None
+    template: str | None = None
+    values: dict[str, list[str]] | None = None
+
+
+@dataclass(frozen=True)
+class RewardSpec:
+    """A reward by name, its weight in the objective, and what it is built with."""
+
+    name: str
+    weight: float = 1.0
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GradientSpec:
+    """How the reward is sent back through sampling. Micro-batches: 0 takes all samples at once."""
+
+    rule: str = "sdo"
+    options: dict[str, Any] = field(default_factory=dict)
+    negative_gradient: bool = True
+    rollout_micro_batch: int = 0
+    score_micro_batch: int = 0
+    shortcut_micro_batch: int = 0
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """Adapter; ``alpha`` 0 means alpha = rank; no ``target_modules`` means the family's attention projections."""
+
+    rank: int = 8
+    alpha: float = 0.0
+    target_modules: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class ValidationSpec:
+    """Held-out prompts, drawn with the same seeds before and after.
+
+    ``rewards`` are measured beside the trained ones and never select anything.
+    """
+
+    prompts: PromptSource = field(default_factory=PromptSource)
+    num_prompts: int = 256
+    seeds: int = 1
+    rewards: list[str] = field(default_factory=list)
+    batch_size: int = 64
+    grid_prompts: int = 8
+    grid_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One fine-tuning job."""
+
+    model: str
+    rewards: list[RewardSpec]
+    prompts: PromptSource
+    description: str = ""
+    revision: str | None = None
+    seed: int = 0
+    output_dir: str = "runs"
+
+    max_train_steps: int = 100
+    train_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 1e-3
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
+    lr_warmup_steps: int = 0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_weight_decay: float = 1e-4
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    mixed_precision: Literal["no", "bf16"] = "no"
+    gradient_checkpointing: bool = False
+
+    solver: str = "ddim"
+    num_inference_steps: int = 50
+    guidance_scale: float = 5.0
+    negative_prompt: str = ""
+    height: int | None = None
+    width: int | None = None
+
+    gradient: GradientSpec = field(default_factory=GradientSpec)
+    lora: LoraSpec = field(default_factory=LoraSpec)
+    validation: ValidationSpec = field(default_factory=ValidationSpec)

@@ -1,0 +1,1 @@
+"""Solver coefficients, guidance, and the one denoising loop."""

@@ -1,0 +1,86 @@
+"""The stock diffusers schedulers that keep the affine identity, by name."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sdo_cli.errors import SolverFault
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A scheduler class and the settings that make it the solver of this name."""
+
+    scheduler: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    flow: bool = False  # for flow-matching networks; the others are for ε- and v-networks
+
+
+SOLVERS: dict[str, Solver] = {
+    "ddim": Solver("DDIMScheduler"),
+    "pndm": Solver("PNDMScheduler", {"skip_prk_steps": True}),
+    "euler": Solver("EulerDiscreteScheduler", {"use_karras_sigmas": False}),
+    "dpm++2m": Solver(
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": False},
+    ),
+    "dpm++2m-karras": Solver(
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": True},
+    ),
+    "unipc": Solver("UniPCMultistepScheduler"),
+    "deis": Solver("DEISMultistepScheduler"),
+    "flow-euler": Solver("FlowMatchEulerDiscreteScheduler", flow=True),
+}
+
+# Value-dependent steps: the final latent is then no affine function of the network's outputs.
+BREAKS_IDENTITY = ("thresholding", "clip_sample")
+
+
+def make_scheduler(name: str, config: Mapping[str, Any], num_inference_steps: int) -> "SchedulerMixin":
+    """The stock scheduler, set to ``num_inference_steps``.
+
+    Args:
+        name: a key of ``SOLVERS``.
+        config: the model's scheduler config, of any diffusers class. A missing ``clip_sample`` counts as False
+            (Stable Diffusion's own configs leave it out; diffusers' default of True is wrong for latents).
+
+    Raises:
+        SolverFault: unknown solver, wrong kind of network, or a config that breaks the affine identity.
+    """
+    import diffusers
+
+    if name not in SOLVERS:
+        raise SolverFault(f"unknown solver {name!r}", remedy=f"choose one of: {', '.join(SOLVERS)}")
+    solver = SOLVERS[name]
+    # diffusers fills defaults in when it reads a config and lists which; those the model did not ask for
+    defaults = config.get("_use_default_values", ())
+    set_on = [key for key in BREAKS_IDENTITY if config.get(key) and key not in defaults]
+    if set_on:
+        raise SolverFault(
+            f"the model's scheduler config sets {' and '.join(set_on)}, which makes steps depend on the values",
+            remedy="set it to false in scheduler/scheduler_config.json",
+        )
+    is_flow = "FlowMatch" in str(config.get("_class_name", "")) or config.get("prediction_type") == "flow_prediction"
+    if is_flow != solver.flow:
+        kind = "a flow-matching" if is_flow else "an ε- or v-"
+        fitting = ", ".join(key for key, value in SOLVERS.items() if value.flow == is_flow)
+        raise SolverFault(f"solver {name!r} does not fit {kind} network", remedy=f"choose one of: {fitting}")
+    cls = getattr(diffusers, solver.scheduler)
+    settings = dict(solver.settings)
+    if "clip_sample" in inspect.signature(cls).parameters:
+        settings["clip_sample"] = False
+    scheduler = cls.from_config(dict(config), **settings)
+    scheduler.set_timesteps(num_inference_steps)
+    return scheduler
+
+
+def fresh(scheduler: "SchedulerMixin", num_inference_steps: int) -> "SchedulerMixin":
+    """The same scheduler with no history: schedulers are stateful, every trajectory needs its own."""
+    new = type(scheduler).from_config(scheduler.config)
+    new.set_timesteps(num_inference_steps)
+    return new

@@ -1,0 +1,1 @@
+"""Images to scores, and what a difference of scores is worth."""

@@ -1,0 +1,38 @@
+"""Rewards by name, and scoring many images in batches."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import rewards
+from rewards.base import Reward
+from sdo_cli.errors import EnvironmentFault
+
+
+def build_reward(name: str, options: Mapping[str, Any], device: torch.device) -> Reward:
+    """The reward called ``name``, on ``device``.
+
+    Raises:
+        EnvironmentFault: another package called ``rewards`` shadows ours.
+    """
+    if getattr(rewards, "BELONGS_TO", "") != "sdo-cli":
+        raise EnvironmentFault(
+            f"another package called `rewards` comes first on the path: {rewards.__file__}",
+            remedy="run sdo from another folder, or uninstall that package",
+        )
+    reward = rewards.build(name, options)
+    if hasattr(reward, "to"):
+        reward.to(device)
+    return reward
+
+
+@torch.no_grad()
+def score_images(reward: Reward, images: Tensor, prompts: list[str], *, batch_size: int = 64) -> Tensor:
+    """Scores ``[B]`` on the CPU of images ``[B, 3, H, W]``."""
+    parts = [
+        reward.score(images[start : start + batch_size], prompts[start : start + batch_size]).float().cpu()
+        for start in range(0, len(images), batch_size)
+    ]
+    return torch.cat(parts)
