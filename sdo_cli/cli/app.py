@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from sdo_cli.cli import finetune, recipe, sample
-from sdo_cli.errors import EXIT_INTERRUPTED, SdoError
+from sdo_cli.errors import EXIT_INTERRUPTED, EnvironmentFault, SdoError
 
 app = typer.Typer(
     name="sdo",
@@ -37,12 +37,28 @@ def options(
     """Exit codes: 0 done, 1 a fault of sdo itself, 2 bad input (one sentence says what), 130 interrupted."""
 
 
+def check_rewards_package() -> None:
+    """``rewards`` is a common name: say so when another package of that name comes first.
+
+    Raises:
+        EnvironmentFault: it does.
+    """
+    import rewards
+
+    if getattr(rewards, "BELONGS_TO", "") != "sdo-cli":
+        raise EnvironmentFault(
+            f"another package called `rewards` comes first on the path: {rewards.__file__}",
+            remedy="run sdo from another folder, unset PYTHONPATH, or uninstall that package",
+        )
+
+
 def main() -> None:
     """Entry point. Every error a user can act on becomes a sentence; a traceback only with --debug."""
     debug = "--debug" in sys.argv
     # anywhere on the line, as people type it
     sys.argv = [sys.argv[0], *(a for a in sys.argv[1:] if a != "--debug")]
     try:
+        check_rewards_package()
         app(standalone_mode=True)
     except SdoError as fault:
         if debug:

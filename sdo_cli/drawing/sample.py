@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from sdo_cli.device import pick_device
 from sdo_cli.drawing.draw import DrawSettings, draw_images
 from sdo_cli.drawing.pictures import save_grid, save_image
 from sdo_cli.models.load import load_family
@@ -30,11 +31,10 @@ class SampleJob:
 
 def draw_to_folder(job: SampleJob, out: Path, *, grid: bool, reporter: Reporter) -> list[Path]:
     """Write ``00000.png`` … (prompts outermost) and, with ``grid``, ``grid.png``; returns the image files."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     family = load_family(job.model)
     if job.lora is not None:
         family.load_lora(job.lora, job.lora_scale)
-    family.to(device, torch.float32)
+    family.to(pick_device(), torch.float32)
     pairs = [prompt for prompt in job.prompts for _ in range(job.num_images)]
     reporter.phase("images", len(pairs))
 

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from rewards.base import Reward
+from sdo_cli.device import pick_device
 from sdo_cli.drawing.pictures import save_grid
 from sdo_cli.files import append_json_line, write_json, write_text
 from sdo_cli.finetune.card import curve_png, model_card
@@ -39,10 +40,6 @@ class RunSummary:
     trained_on: list[str]
     seconds: dict[str, float]
     steps: int
-
-
-def pick_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def prepare(loaded: LoadedRecipe) -> tuple[Job, Validation | None]:

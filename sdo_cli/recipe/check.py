@@ -112,7 +112,12 @@ def check_gradient(recipe: Recipe, problem: Problem) -> None:
     wrong = {name: text for name, value in spec.options.items() if (text := wrong_option(name, value, spec.rule))}
     for name, text in wrong.items():
         problem(("gradient", "options", name), text)
-    if not wrong and allowed and (text := option_problem(spec.rule, spec.options, recipe.num_inference_steps)):
+    if (
+        not wrong
+        and allowed
+        and recipe.num_inference_steps >= 1
+        and (text := option_problem(spec.rule, spec.options, recipe.num_inference_steps))
+    ):
         problem(("gradient", "options"), text)
 
 

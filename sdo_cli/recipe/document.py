@@ -16,11 +16,13 @@ class Document:
     tree: nested dicts and lists of plain values.
     origins: where a key was written, ``file:line`` or ``argument 'a=b'``.
     problems: what could not be read.
+    unreadable: True when the file is no YAML mapping, so that nothing more can be said of it.
     """
 
     tree: dict[str, Any] = field(default_factory=dict)
     origins: dict[Key, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    unreadable: bool = False
 
     def origin(self, key: Key) -> str:
         """Of the key, or of its nearest parent that was written down."""
@@ -41,11 +43,12 @@ def read_document(text: str, name: str, overrides: list[str]) -> Document:
         document.problems.append(
             f"{where}: not valid YAML: {getattr(fault, 'problem', None) or fault}; check indentation"
         )
-        root = None
+        root, document.unreadable = None, True
     if isinstance(root, yaml.MappingNode):
         _note_positions(root, (), name, document)
         document.tree = _values(yaml.serialize(root), name, document)
-    elif root is not None:
+    elif not document.unreadable:
+        document.unreadable = True
         document.problems.append(f"{name}:1: a recipe is a mapping of keys to values; start with `model: …`")
     for argument in overrides:
         _apply_override(argument, document)

@@ -67,6 +67,8 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> LoadedRecipe:
     except (OSError, UnicodeDecodeError) as fault:
         raise RecipeFault([f"{path}: cannot be read as text: {fault}"]) from fault
     document = read_document(text, str(path), overrides or [])
+    if document.unreadable:
+        raise RecipeFault(document.problems)
     reader = Reader(document)
     recipe = reader.read(document.tree, Recipe, ())
     if recipe is not BROKEN:

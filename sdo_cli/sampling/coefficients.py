@@ -5,9 +5,10 @@
 ``e_i`` is the network's native output at its i-th call. The N+1 scalars depend on solver and N only.
 """
 
+import json
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -55,12 +56,13 @@ def affine_coefficients(scheduler: "SchedulerMixin", num_inference_steps: int) -
 
 
 @lru_cache(maxsize=32)
-def _cached(cls: Any, frozen_config: str, num_inference_steps: int) -> Coefficients:
-    import json
+def _cached(class_name: str, config: str, num_inference_steps: int) -> Coefficients:
+    import diffusers
 
-    return affine_coefficients(cls.from_config(json.loads(frozen_config)), num_inference_steps)
+    scheduler = getattr(diffusers, class_name).from_config(json.loads(config))
+    return affine_coefficients(scheduler, num_inference_steps)
 
 
-def coefficients_of(scheduler: Any, num_inference_steps: int) -> Coefficients:
+def coefficients_of(scheduler: "SchedulerMixin", num_inference_steps: int) -> Coefficients:
     """Like :func:`affine_coefficients`, computed once per (solver, N)."""
-    return _cached(type(scheduler), scheduler.to_json_string(), num_inference_steps)
+    return _cached(type(scheduler).__name__, scheduler.to_json_string(), num_inference_steps)

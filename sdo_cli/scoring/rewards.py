@@ -8,20 +8,10 @@ from torch import Tensor
 
 import rewards
 from rewards.base import Reward
-from sdo_cli.errors import EnvironmentFault
 
 
 def build_reward(name: str, options: Mapping[str, Any], device: torch.device) -> Reward:
-    """The reward called ``name``, on ``device``.
-
-    Raises:
-        EnvironmentFault: another package called ``rewards`` shadows ours.
-    """
-    if getattr(rewards, "BELONGS_TO", "") != "sdo-cli":
-        raise EnvironmentFault(
-            f"another package called `rewards` comes first on the path: {rewards.__file__}",
-            remedy="run sdo from another folder, or uninstall that package",
-        )
+    """The reward called ``name``, on ``device``; raises KeyError for an unknown one."""
     reward = rewards.build(name, options)
     if hasattr(reward, "to"):
         reward.to(device)

@@ -1,0 +1,165 @@
+"""Fine-tuning through the real command and the library, on the embedded model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from sdo_cli.finetune.loop import plan_step, train
+from sdo_cli.finetune.run import prepare
+from sdo_cli.recipe.load import load_recipe
+
+TINY = [
+    "max_train_steps=2",
+    "train_batch_size=2",
+    "num_inference_steps=4",
+    "validation.num_prompts=4",
+    "validation.grid_prompts=2",
+    "validation.grid_steps=1",
+]
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "sdo_cli", "finetune", "--recipe", "quickstart", *arguments]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "mine"
+    done = subprocess.run(
+        command("--out", str(folder), "--json", *TINY, "lora.alpha=4"), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_run_folder_holds_what_is_promised(run_folder):
+    folder, done = run_folder
+    names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert names == {
+        "recipe.yaml",
+        "resolved.yaml",
+        "manifest.json",
+        "metrics.jsonl",
+        "validation.json",
+        "reward_curve.png",
+        "README.md",
+        "pytorch_lora_weights.safetensors",
+        "samples/step_000000/grid.png",
+        "samples/step_000001/grid.png",
+        "samples/step_000002/grid.png",
+    }
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["status"] == "finished" and manifest["versions"]["torch"] == torch.__version__.split("+")[0]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert lines[0]["calls"] == {"no_grad": 8, "grad": 2}
+    record = json.loads(done.stdout)
+    assert record["gains"]["judge"]["prompts"] == 4
+    progress = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    assert {p["phase"] for p in progress} == {"held-out, before", "training", "held-out, after"}
+
+
+def test_the_adapter_has_moved_and_carries_its_alpha(run_folder):
+    path = run_folder[0] / "pytorch_lora_weights.safetensors"
+    weights = load_file(path)
+    ups = [value for key, value in weights.items() if "lora_B" in key]
+    assert ups and all(value.dtype == torch.float32 for value in weights.values())
+    assert any(value.abs().max() > 0 for value in ups)
+    with safe_open(path, "pt") as stream:
+        assert json.loads(stream.metadata()["lora_adapter_metadata"])["unet.lora_alpha"] == 4
+
+
+def test_the_resolved_recipe_runs_again(run_folder):
+    resolved = load_recipe(str(run_folder[0] / "resolved.yaml")).recipe
+    assert resolved.max_train_steps == 2 and resolved.lora.alpha == 4
+
+
+def trained(*overrides, steps=2):
+    torch.set_num_threads(1)
+    job, _ = prepare(load_recipe("quickstart", [*TINY, f"max_train_steps={steps}", *overrides]))
+    results = list(train(job))
+    return results, torch.cat([p.detach().flatten() for p in job.parameters])
+
+
+def test_training_is_deterministic_and_follows_the_seed():
+    first, again, other = trained(), trained(), trained("seed=1")
+    assert torch.equal(first[1], again[1])
+    assert [r.loss for r in first[0]] == [r.loss for r in again[0]]
+    assert not torch.equal(first[1], other[1])
+
+
+def test_accumulation_and_micro_batches_draw_the_same_global_batch():
+    whole = trained("train_batch_size=4")
+    split = trained("train_batch_size=2", "gradient_accumulation_steps=2")
+    micro = trained("train_batch_size=4", "gradient.rollout_micro_batch=3", "gradient.shortcut_micro_batch=1")
+    assert split[0][0].loss == pytest.approx(whole[0][0].loss, abs=2e-6)
+    assert split[0][0].grad_norm == pytest.approx(whole[0][0].grad_norm, rel=1e-3)
+    assert micro[0][0].grad_norm == pytest.approx(whole[0][0].grad_norm, rel=1e-3)
+
+
+def test_steps_are_stratified_over_the_global_batch():
+    job, _ = prepare(load_recipe("quickstart", [*TINY, "num_inference_steps=8", "train_batch_size=4",
+                                                "gradient_accumulation_steps=2"]))  # fmt: skip
+    for step in range(5):
+        assert plan_step(job, step).live.sum(1).tolist() == [1] * 8
+
+
+def test_full_rule_runs_by_one_line():
+    results, _ = trained("gradient.rule=full", steps=1)
+    assert set(results[0].seconds) == {"forward", "backward"} and results[0].grad_norm > 0
+
+
+def test_the_base_model_is_never_changed():
+    job, _ = prepare(load_recipe("quickstart", TINY))
+    own = {n: p.detach().clone() for n, p in job.family.denoiser.named_parameters() if not p.requires_grad}
+    list(train(job))
+    assert own and all(torch.equal(p, own[n]) for n, p in job.family.denoiser.named_parameters() if n in own)
+
+
+def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path):
+    folder = tmp_path / "run"
+    arguments = ["max_train_steps=400", *TINY[1:]]
+    process = subprocess.Popen(command("--out", str(folder), "-q", *arguments), start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert json.loads((folder / "manifest.json").read_text())["status"] == "running"
+    assert not list(folder.rglob("*.safetensors")) and not (folder / "README.md").exists()
+
+
+def test_ctrl_c_is_one_line(tmp_path):
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        command("--out", str(folder), "-q", "max_train_steps=400", *TINY[1:]), stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in stderr and "Traceback" not in stderr
+
+
+def test_unwritable_output_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = subprocess.run(command("--out", str(tmp_path / "file" / "run"), *TINY), capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_lora_targets_that_match_nothing_are_refused(tmp_path):
+    done = subprocess.run(
+        command("--out", str(tmp_path / "run"), "lora.target_modules=[nowhere]", *TINY), capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "lora.target_modules" in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,157 @@
+"""`sdo sample` and the embedded files against plain diffusers."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image
+
+from sdo_cli import embedded
+from sdo_cli.drawing.pictures import save_grid
+from sdo_cli.models.load import load_family
+
+PROMPTS = ["a tiger on a teal background", "a rose on a white background", "a rocket on a black background"]
+EMOJI = embedded.folder("embedded", default="emoji")
+
+
+def sdo(*arguments, cwd):
+    return subprocess.run([sys.executable, "-m", "sdo_cli", *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def pixels(path):
+    return np.asarray(Image.open(path).convert("RGB"), dtype=int)
+
+
+@pytest.fixture(scope="module")
+def lora_folder(tmp_path_factory):
+    """A run folder whose adapter does something visible: a short run at a high rate, alpha other than rank."""
+    folder = tmp_path_factory.mktemp("lora") / "run"
+    words = (
+        "max_train_steps=6 train_batch_size=2 num_inference_steps=4 learning_rate=2e-2 lr_warmup_steps=0 lora.rank=4"
+    )
+    done = sdo(
+        "finetune", "--recipe", "quickstart", "--out", str(folder), "-q",
+        *words.split(), "lora.alpha=8", "validation.num_prompts=2", "validation.grid_prompts=0",
+        cwd=folder.parent,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("scale", [None, 1.0, 0.5])
+def test_sample_equals_plain_diffusers(scale, lora_folder, tmp_path):
+    arguments = ["--seed", "11", "--steps", "8", "--guidance", "4", "--out", "out", "--batch-size", "2", "-q"]
+    if scale is not None:
+        arguments += ["--lora", str(lora_folder), "--lora-scale", str(scale)]
+    done = sdo("sample", *PROMPTS, *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+    pipe = StableDiffusionPipeline.from_pretrained(EMOJI)
+    assert {p.dtype for m in (pipe.unet, pipe.vae, pipe.text_encoder) for p in m.parameters()} == {torch.float32}
+    pipe.set_progress_bar_config(disable=True)
+    if scale is not None:
+        pipe.load_lora_weights(str(lora_folder), adapter_name="mine")
+        pipe.set_adapters(["mine"], [scale])
+    for j, prompt in enumerate(PROMPTS):
+        generator = torch.Generator("cpu").manual_seed(11 + j)
+        theirs = pipe(prompt, num_inference_steps=8, guidance_scale=4.0, generator=generator).images[0]
+        difference = np.abs(pixels(tmp_path / "out" / f"{j:05d}.png") - np.asarray(theirs, dtype=int))
+        assert difference.max() <= 2
+
+
+def test_the_lora_changes_the_image_and_scale_zero_does_not(lora_folder, tmp_path):
+    common = [PROMPTS[0], "--steps", "4", "--guidance", "1", "-q"]
+    with_lora = ["--lora", str(lora_folder)]
+    for name, extra in {"plain": [], "zero": [*with_lora, "--lora-scale", "0"], "one": with_lora}.items():
+        assert sdo("sample", *common, *extra, "--out", name, cwd=tmp_path).returncode == 0
+    plain, zero, one = (pixels(tmp_path / name / "00000.png") for name in ("plain", "zero", "one"))
+    assert np.abs(plain - zero).max() <= 1
+    assert np.abs(plain - one).max() > 8
+
+
+def test_images_do_not_depend_on_the_batch(tmp_path):
+    common = ["sample", *PROMPTS, "--steps", "3", "--guidance", "1", "-q", "--grid"]
+    for size in ("1", "3"):
+        assert sdo(*common, "--batch-size", size, "--out", size, cwd=tmp_path).returncode == 0
+    for j in range(3):
+        assert np.abs(pixels(tmp_path / "1" / f"{j:05d}.png") - pixels(tmp_path / "3" / f"{j:05d}.png")).max() <= 1
+    assert (tmp_path / "3" / "grid.png").exists()
+
+
+@pytest.mark.parametrize("solver", ["pndm", "unipc", "euler", "dpm++2m"])
+def test_every_solver_draws_something(solver, tmp_path):
+    done = sdo("sample", PROMPTS[0], "--solver", solver, "--steps", "6", "--guidance", "1", "-q", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert pixels(tmp_path / "samples" / "00000.png").std() > 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["sample"], "no prompt; write one in quotes"),
+        (["sample", "x", "--steps", "0", "--solver", "heun"], "--solver: unknown solver 'heun'; choose one of ddim"),
+        (["sample", "x", "--prompts-file", "gone"], "--prompts-file: no file gone"),
+        (["sample", "x", "--model", "./gone"], "no model at ./gone"),
+        (["sample", "x", "--lora", "gone", "-q"], "cannot load the LoRA gone"),
+        (["sample", "x", "--model", "embedded:clip"], "is a folder without model_index.json"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments, expected, tmp_path):
+    done = sdo(*arguments, cwd=tmp_path)
+    assert done.returncode == 2 and expected in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_embedded_files_are_small_and_carry_no_pickle():
+    files = [p for p in embedded.WEIGHTS.rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) < 20e6
+    assert {p.suffix for p in files} <= {".safetensors", ".json", ".txt", ".md"}
+
+
+def test_the_tokenizer_knows_every_prompt_word_as_one_token():
+    from sdo_cli.recipe.prompts import read_prompts
+    from sdo_cli.recipe.schema import PromptSource
+
+    tokenizer = load_family("embedded").tokenizer
+    for line in read_prompts(PromptSource(file="emoji-train"), None)[::25]:
+        ids = tokenizer(line).input_ids
+        assert len(ids) == 2 + len(line.replace("-", " - ").split())
+    assert tokenizer.model_max_length == 20 and max(tokenizer.get_vocab().values()) == tokenizer.eos_token_id
+
+
+def test_the_pipeline_index_is_stable_diffusions():
+    index = json.loads((EMOJI / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusionPipeline" and index["scheduler"] == ["diffusers", "DDIMScheduler"]
+    scheduler = DDIMScheduler.from_pretrained(EMOJI, subfolder="scheduler")
+    assert scheduler.config.clip_sample is False and scheduler.config.beta_schedule == "scaled_linear"
+
+
+def test_decode_gives_unit_range_with_gradient():
+    family = load_family("embedded")
+    latents = torch.randn(2, *family.latent_shape(), generator=torch.Generator().manual_seed(0)).requires_grad_()
+    images = family.decode(latents)
+    assert images.shape == (2, 3, 64, 64) and images.min() >= 0 and images.max() <= 1
+    images.mean().backward()
+    assert latents.grad.abs().max() > 0
+
+
+def test_grid_has_a_row_per_label(tmp_path):
+    rows = [torch.rand(3, 3, 64, 64), torch.rand(3, 3, 64, 64)]
+    save_grid(rows, ["before", "after"], tmp_path / "g.png")
+    width, height = Image.open(tmp_path / "g.png").size
+    assert height == 2 * 132 + 4 and width > 3 * 128
+
+
+def test_another_package_called_rewards_is_one_sentence(tmp_path):
+    (tmp_path / "rewards.py").write_text("")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "sdo_cli", "finetune", "--recipe", "quickstart"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and "another package" in done.stderr and "Traceback" not in done.stderr
