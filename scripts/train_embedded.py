@@ -1,4 +1,4 @@
-"""Trains the models that ship in sdo_cli/embedded/weights, on pictures made on the spot (docs/embedded.md).
+"""Trains the models that ship in sdo_cli/embedded/weights, on pictures made on the spot (sdo_cli/embedded/README.md).
 
     python scripts/train_embedded.py --work work            every stage in order, resumable
     python scripts/train_embedded.py --work work unet       some stages

@@ -21,18 +21,18 @@ def pick_device() -> "torch.device":
     return torch.device("cpu")
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory() -> bool:
     """Tell glibc not to hand freed tensors back to the kernel.
 
     Every activation would otherwise be mapped, zeroed and unmapped again: half of the time of a training step on
-    the CPU was measured to be page faults (docs/log.md). Elsewhere than on glibc this does nothing.
+    the CPU was measured to be page faults (docs/log.md). True when it took hold;
+    elsewhere than on glibc it cannot.
     """
     if not sys.platform.startswith("linux"):
-        return
+        return False
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
-        return
-    mallopt(M_MMAP_MAX, 0)
-    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-    mallopt(M_TOP_PAD, 2**28)
+        return False
+    wanted = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**28))
+    return all(mallopt(option, value) == 1 for option, value in wanted)

@@ -32,5 +32,11 @@ class EnvironmentFault(SdoError):
     """Something missing or broken on this machine: weights, a package, a folder."""
 
 
+class Interrupted(SdoError):
+    """The user pressed Ctrl-C."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
 class SolverFault(SdoError):
     """A solver that does not keep the affine identity, or is unknown."""

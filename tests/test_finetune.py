@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from sdo_cli.finetune.loop import plan_step, train
 from sdo_cli.finetune.run import prepare
+from sdo_cli.models.load import load_family
 from sdo_cli.recipe.load import load_recipe
 
 TINY = [
@@ -70,7 +71,7 @@ def test_run_folder_holds_what_is_promised(run_folder):
 def test_the_adapter_has_moved_and_carries_its_alpha(run_folder):
     path = run_folder[0] / "pytorch_lora_weights.safetensors"
     weights = load_file(path)
-    ups = [value for key, value in weights.items() if "lora_B" in key]
+    ups = [value for key, value in weights.items() if ".lora.up." in key]
     assert ups and all(value.dtype == torch.float32 for value in weights.values())
     assert any(value.abs().max() > 0 for value in ups)
     with safe_open(path, "pt") as stream:
@@ -110,6 +111,20 @@ def test_steps_are_stratified_over_the_global_batch():
                                                 "gradient_accumulation_steps=2"]))  # fmt: skip
     for step in range(5):
         assert plan_step(job, step).live.sum(1).tolist() == [1] * 8
+
+
+def test_the_saved_adapter_is_the_trained_one(tmp_path):
+    """Alpha other than rank: what training saw, the loaded file gives."""
+    words = ["learning_rate=2e-2", "lr_warmup_steps=0", "lora.rank=4", "lora.alpha=12", "max_train_steps=4"]
+    job, validation = prepare(load_recipe("quickstart", [*TINY, *words]))
+    plain = validation.draw(job.family, 2)
+    list(train(job))
+    seen = validation.draw(job.family, 2)
+    assert (seen - plain).abs().max() > 0.05
+    job.family.save_lora(tmp_path)
+    loaded = load_family("embedded")
+    loaded.load_lora(str(tmp_path), 1.0)
+    assert (validation.draw(loaded, 2) - seen).abs().max() < 1 / 255
 
 
 def test_full_rule_runs_by_one_line():

@@ -1,12 +1,13 @@
 """The `sdo` command and its one error boundary."""
 
+import os
 import sys
 from typing import Annotated
 
 import typer
 
 from sdo_cli.cli import finetune, recipe, sample
-from sdo_cli.errors import EXIT_INTERRUPTED, EnvironmentFault, SdoError
+from sdo_cli.errors import EnvironmentFault, SdoError
 
 app = typer.Typer(
     name="sdo",
@@ -55,6 +56,10 @@ def check_rewards_package() -> None:
 def main() -> None:
     """Entry point. Every error a user can act on becomes a sentence; a traceback only with --debug."""
     debug = "--debug" in sys.argv
+    if not debug:
+        # read by the libraries when they are imported; their remarks are about sdo's code, not the user's input
+        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # anywhere on the line, as people type it
     sys.argv = [sys.argv[0], *(a for a in sys.argv[1:] if a != "--debug")]
     try:
@@ -67,9 +72,6 @@ def main() -> None:
         if fault.remedy:
             typer.echo(f"     {fault.remedy}", err=True)
         sys.exit(fault.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("sdo: interrupted; nothing finished was written", err=True)
-        sys.exit(EXIT_INTERRUPTED)
     except OSError as fault:
         if debug:
             raise

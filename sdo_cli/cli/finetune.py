@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdo_cli.cli.output import make_reporter
-from sdo_cli.errors import RecipeFault
+from sdo_cli.errors import Interrupted, RecipeFault
 from sdo_cli.recipe.load import LoadedRecipe, load_recipe
 
 if TYPE_CHECKING:
@@ -36,7 +36,12 @@ def finetune(
         folder = new_run_folder(loaded, out)
     except FileExistsError as fault:
         raise RecipeFault([f"--out {fault}: is not empty; give a new folder, or remove it first"]) from fault
-    summary = run(loaded, folder, make_reporter(as_json=as_json, quiet=quiet))
+    try:
+        summary = run(loaded, folder, make_reporter(as_json=as_json, quiet=quiet))
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted; {folder}/ holds no adapter", remedy="start it again with the same command"
+        ) from None
     typer.echo(json.dumps(as_record(summary)) if as_json else as_text(loaded, summary))
 
 

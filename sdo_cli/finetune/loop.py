@@ -16,6 +16,8 @@ from sdo_cli.gradients.run import run_plan
 from sdo_cli.gradients.three_stage import MicroBatches
 from sdo_cli.models.base import Family
 from sdo_cli.recipe.schema import Recipe
+from sdo_cli.sampling.coefficients import coefficients_of
+from sdo_cli.sampling.solvers import make_scheduler
 from sdo_cli.seeding import keyed_generator
 
 
@@ -100,11 +102,9 @@ def train(job: Job, *, change_g: Callable[[Tensor, int], Tensor] | None = None) 
 def plan_step(job: Job, step: int) -> Plan:
     """The plan of the whole global batch at one step."""
     recipe, settings = job.recipe, job.draw_settings
-    noise = torch.zeros(1, 1, 1, 1)
-    path = make_path(job.family, settings, noise, {}, None)
-    rule = find_rule(recipe.gradient.rule)
-    generator = keyed_generator(recipe.seed, "plan", step)
-    c = path.coefficients
+    scheduler = make_scheduler(settings.solver, job.family.scheduler_config, settings.num_inference_steps)
+    c = coefficients_of(scheduler, settings.num_inference_steps)
+    rule, generator = find_rule(recipe.gradient.rule), keyed_generator(recipe.seed, "plan", step)
     return rule(c.calls, job.global_batch, c, generator, **recipe.gradient.options)
 
 

@@ -3,12 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
 
 import torch
 from torch import Tensor
-
-from sdo_cli.sampling.coefficients import Coefficients
 
 
 class Mode(IntEnum):
@@ -67,10 +64,3 @@ Rule = Callable[..., Plan]
 def empty(calls: int, batch: int) -> tuple[Tensor, Tensor]:
     """All-FROZEN mode and zero weight, to be filled in by a rule."""
     return torch.zeros(calls, batch, dtype=torch.long), torch.zeros(calls, batch, dtype=torch.float64)
-
-
-def make_plan(
-    rule: Rule, batch: int, coefficients: Coefficients, generator: torch.Generator, options: dict[str, Any]
-) -> Plan:
-    """Ask ``rule`` for the plan of a global batch."""
-    return rule(coefficients.calls, batch, coefficients, generator, **options)

@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +24,12 @@ def locate(model: str) -> str:
         EnvironmentFault: a path that holds no diffusers model.
     """
     if embedded.is_embedded(model):
-        return str(embedded.folder(model, default="emoji"))
-    path = Path(model).expanduser()
+        try:
+            path = embedded.folder(model, default="emoji")
+        except KeyError as fault:
+            raise EnvironmentFault(str(fault.args[0]), remedy="write `embedded`") from fault
+    else:
+        path = Path(model).expanduser()
     if path.is_dir():
         if not (path / "model_index.json").is_file():
             raise EnvironmentFault(
@@ -35,6 +41,22 @@ def locate(model: str) -> str:
             f"no model at {model}", remedy="give `embedded`, the folder of a diffusers pipeline, or a hub id"
         )
     return model
+
+
+@contextmanager
+def _no_loading_bars() -> Iterator[None]:
+    """Loading takes a second; sdo shows its own progress."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = [module for module in (diffusers_logging, transformers_logging) if module.is_progress_bar_enabled()]
+    for module in libraries:
+        module.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for module in libraries:
+            module.enable_progress_bar()
 
 
 def load_family(model: str, *, revision: str | None = None) -> "Family":
@@ -59,9 +81,10 @@ def load_family(model: str, *, revision: str | None = None) -> "Family":
                 f"{model} is a {kind}, which no model family serves yet",
                 remedy=f"use a model of one of: {', '.join(PIPELINES)}",
             )
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            source, revision=revision, safety_checker=None, requires_safety_checker=False
-        )
+        with _no_loading_bars():
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                source, revision=revision, safety_checker=None, requires_safety_checker=False
+            )
     except (OSError, ValueError) as fault:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
         raise EnvironmentFault(

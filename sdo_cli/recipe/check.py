@@ -54,8 +54,6 @@ def check_recipe(recipe: Recipe, beside: Path | None, problem: Problem) -> None:
     check_gradient(recipe, problem)
     if recipe.solver not in SOLVERS:
         problem(("solver",), f"unknown solver {recipe.solver!r}; {suggestion(recipe.solver, list(SOLVERS))}")
-    if recipe.lr_warmup_steps > recipe.max_train_steps:
-        problem(("lr_warmup_steps",), f"is more than max_train_steps ({recipe.max_train_steps})")
     for side in ("height", "width"):
         if (pixels := getattr(recipe, side)) is not None and (pixels < 8 or pixels % 8):
             problem((side,), f"must be a multiple of 8, not {pixels}")

@@ -38,6 +38,10 @@ class Guided:
     scale: float
     negative_gradient: bool = True
 
+    def __post_init__(self) -> None:
+        if self.scale != 1.0 and self.negative is None:
+            raise ValueError(f"guidance scale {self.scale} needs the condition of a negative prompt")
+
     def __call__(self, x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
         """Network output after guidance for the samples ``rows`` of the batch.
 
