@@ -22,7 +22,10 @@ class ClipEncoder:
     def __init__(self, model: str = "embedded", pretrained: str | None = None) -> None:
         import open_clip
 
-        name = embedded.folder(model) if embedded.is_embedded(model) else model
+        try:
+            name = embedded.folder(model) if embedded.is_embedded(model) else model
+        except KeyError as fault:
+            raise EnvironmentFault(str(fault.args[0]), remedy="write `embedded`") from fault
         identifier = f"local-dir:{name}" if Path(name).is_dir() else str(name)
         if not identifier.startswith("local-dir:") and pretrained is None:
             raise EnvironmentFault(

@@ -30,4 +30,6 @@ class ClipScore:
 
 
 def build(model: str = "embedded", pretrained: str | None = None) -> ClipScore:
+    if model == "embedded:judge":
+        raise ValueError("the judge only measures: build the reward `judge`")
     return ClipScore(ClipEncoder(model, pretrained))

@@ -1,7 +1,7 @@
 """Trains the models that ship in sdo_cli/embedded/weights, on pictures made on the spot (sdo_cli/embedded/README.md).
 
     python scripts/train_embedded.py --work work            every stage in order, resumable
-    python scripts/train_embedded.py --work work unet       some stages
+    python scripts/train_embedded.py --work work unet pack  some stages
 
 Needs the Debian package fonts-noto-color-emoji. Each stage keeps its state in the work folder and continues
 from there; delete the stage's file to start it anew. `pack` writes the weights into the package.
@@ -34,10 +34,12 @@ def load_vae(work: Path) -> torch.nn.Module:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="*", default=list(STAGES), choices=[*STAGES, []])
+    parser.add_argument("stages", nargs="*", help=f"some of: {', '.join(STAGES)}")
     parser.add_argument("--work", type=Path, default=Path("work"))
     parser.add_argument("--steps", type=int, help="instead of the stage's own number")
     options = parser.parse_args()
+    if unknown := set(options.stages) - set(STAGES):
+        parser.error(f"unknown stage {', '.join(unknown)}; there are {', '.join(STAGES)}")
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
     glyphs = data.render_glyphs()

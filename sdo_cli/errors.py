@@ -22,14 +22,18 @@ class SdoError(Exception):
 class RecipeFault(SdoError):
     """The recipe, an override or a command-line value; ``problems`` holds every one that was found."""
 
-    def __init__(self, problems: list[str]) -> None:
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the recipe"
+    def __init__(self, problems: list[str], *, what: str = "recipe") -> None:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the {what}"
         super().__init__(count + ":\n" + "\n".join(f"  {line}" for line in problems))
         self.problems = problems
 
 
 class EnvironmentFault(SdoError):
     """Something missing or broken on this machine: weights, a package, a folder."""
+
+
+class TrainingFault(SdoError):
+    """Training went wrong in a way only other settings can mend."""
 
 
 class Interrupted(SdoError):

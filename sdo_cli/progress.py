@@ -12,6 +12,10 @@ class Reporter(Protocol):
 
     def note(self, text: str) -> None: ...
 
+    def close(self) -> None:
+        """The job is over, well or not."""
+        ...
+
 
 class Silent:
     """A reporter that tells nothing."""
@@ -24,3 +28,6 @@ class Silent:
 
     def note(self, text: str) -> None:
         del text
+
+    def close(self) -> None:
+        pass

@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,6 +52,8 @@ def test_run_folder_holds_what_is_promised(run_folder):
         "resolved.yaml",
         "manifest.json",
         "metrics.jsonl",
+        "train_prompts.txt",
+        "heldout_prompts.txt",
         "validation.json",
         "reward_curve.png",
         "README.md",
@@ -58,6 +63,7 @@ def test_run_folder_holds_what_is_promised(run_folder):
         "samples/step_000002/grid.png",
     }
     manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["written"] >= manifest["started"]
     assert manifest["status"] == "finished" and manifest["versions"]["torch"] == torch.__version__.split("+")[0]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
@@ -78,9 +84,51 @@ def test_the_adapter_has_moved_and_carries_its_alpha(run_folder):
         assert json.loads(stream.metadata()["lora_adapter_metadata"])["unet.lora_alpha"] == 4
 
 
-def test_the_resolved_recipe_runs_again(run_folder):
-    resolved = load_recipe(str(run_folder[0] / "resolved.yaml")).recipe
-    assert resolved.max_train_steps == 2 and resolved.lora.alpha == 4
+def test_the_resolved_recipe_repeats_the_run(run_folder, tmp_path):
+    """From the run folder alone, moved elsewhere: prompts, overrides and seed are all in it."""
+    moved = tmp_path / "moved"
+    shutil.copytree(run_folder[0], moved)
+    again = command("--out", str(tmp_path / "again"), "-q")
+    again[again.index("quickstart")] = str(moved / "resolved.yaml")
+    assert subprocess.run(again).returncode == 0
+    first, second = (load_file(p / "pytorch_lora_weights.safetensors") for p in (run_folder[0], tmp_path / "again"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_the_card_says_where_things_are(run_folder):
+    text = (run_folder[0] / "README.md").read_text()
+    for path in re.findall(r'(?:from_pretrained|load_lora_weights)\("(.+)"\)', text):
+        assert Path(path).is_dir()
+    assert "only measured" in text
+
+
+def test_one_prompt_has_no_standard_error_and_the_json_is_json(tmp_path):
+    words = ["validation.num_prompts=1", "validation.grid_prompts=0", "max_train_steps=1"]
+    done = subprocess.run(
+        command("--out", str(tmp_path / "r"), "--json", *TINY, *words), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout, parse_constant=lambda word: pytest.fail(word))
+    assert record["gains"]["judge"]["standard_error"] is None
+
+
+def test_a_reward_that_is_not_finite_stops_the_run_with_a_sentence(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "model: embedded\nrewards: [clip]\nprompts: {lines: [a tiger]}\nmax_train_steps: 50\n"
+        "train_batch_size: 1\nnum_inference_steps: 2\nguidance_scale: 1\nlearning_rate: 1e30\n"
+    )
+    arguments = command("--out", str(tmp_path / "run"), "-q")
+    arguments[arguments.index("quickstart")] = str(recipe)
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 2 and "finite" in done.stderr and "learning_rate" in done.stderr
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "failed"
+    assert not list((tmp_path / "run").glob("*.safetensors"))
+
+
+def test_what_is_only_measured_changes_nothing():
+    """The judge is drawn and scored, and the adapter does not know."""
+    assert torch.equal(trained()[1], trained("validation.rewards=[]")[1])
 
 
 def trained(*overrides, steps=2):
@@ -117,14 +165,14 @@ def test_the_saved_adapter_is_the_trained_one(tmp_path):
     """Alpha other than rank: what training saw, the loaded file gives."""
     words = ["learning_rate=2e-2", "lr_warmup_steps=0", "lora.rank=4", "lora.alpha=12", "max_train_steps=4"]
     job, validation = prepare(load_recipe("quickstart", [*TINY, *words]))
-    plain = validation.draw(job.family, 2)
+    plain = validation.draw(job.family, range(2))
     list(train(job))
-    seen = validation.draw(job.family, 2)
+    seen = validation.draw(job.family, range(2))
     assert (seen - plain).abs().max() > 0.05
     job.family.save_lora(tmp_path)
     loaded = load_family("embedded")
     loaded.load_lora(str(tmp_path), 1.0)
-    assert (validation.draw(loaded, 2) - seen).abs().max() < 1 / 255
+    assert (validation.draw(loaded, range(2)) - seen).abs().max() < 1 / 255
 
 
 def test_full_rule_runs_by_one_line():
@@ -163,6 +211,7 @@ def test_ctrl_c_is_one_line(tmp_path):
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
+    assert json.loads((folder / "manifest.json").read_text())["status"] == "interrupted"
     assert "interrupted" in stderr and "Traceback" not in stderr
 
 

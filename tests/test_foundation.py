@@ -38,7 +38,8 @@ def test_the_allocator_keeps_freed_memory():
         mode: int(subprocess.run([sys.executable, "-c", code, mode], capture_output=True, text=True, check=True).stdout)
         for mode in ("on", "off")
     }
-    assert faults["on"] < 100 < faults["off"]
+    # 2 × 16,384 small pages, or 64 huge ones where the kernel gives those
+    assert faults["off"] > 50 and faults["on"] < faults["off"] / 5
 
 
 def test_neighbouring_keys_are_independent():

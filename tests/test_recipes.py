@@ -57,6 +57,33 @@ BAD = {
     ),
     "override without =": (GOOD, ["seed"], "argument 'seed': not of the form key=value; write for example seed=1"),
     "judge": (GOOD.replace("clip", "judge"), [], "rewards.0.name: judge only measures, no recipe may train on it"),
+    "judge by another name": (
+        GOOD.replace("  - name: clip", "  - {name: clip, options: {model: 'embedded:judge'}}"),
+        [],
+        "rewards.0.options: the judge only measures",
+    ),
+    "the same reward twice": (GOOD, ["rewards=[clip, clip-score]"], "rewards.1.name: clip-score is in the list twice"),
+    "held-out prompts that are trained on": (
+        GOOD + "validation:\n  prompts: {lines: [a tiger, a bus]}\n",
+        [],
+        "bad.yaml:7: validation.prompts: 1 held-out prompts are trained on, for example 'a tiger'",
+    ),
+    "nothing to measure on": (GOOD + "validation: {rewards: [judge]}\n", [], "there are no validation.prompts"),
+    "too many steps": (GOOD, ["num_inference_steps=1001"], "must be at most 999, not 1001"),
+    "unknown embedded model": (GOOD, ["rewards.0.options.model='embedded:x'"], "no embedded model embedded:x"),
+    "reward option of a wrong type": (
+        GOOD,
+        ["rewards.0.options.model=5"],
+        "rewards.0.options.model: must be text, not 5",
+    ),
+    "infinite weight": (GOOD, ["rewards.0.weight=inf"], "rewards.0.weight: must be a number other than 0, not inf"),
+    "not filled in": (GOOD + "seed: ???\n", [], "bad.yaml:6: seed: is not filled in: '???'"),
+    "a bad place in a list": (GOOD, ["rewards.9.weight=2"], "rewards is a list with 1 entries, from 0"),
+    "no integer": (GOOD, ["seed=2.5"], "seed: must be a whole number, not 2.5"),
+    "a mapping for a list": (GOOD, ["rewards=3"], "rewards: must be a list, not 3"),
+    "an anchor in itself": (GOOD + "lora: &a {rank: *a}\n", [], "an anchor (&) contains itself"),
+    "a template with nothing to fill": (GOOD.replace("lines: [a tiger]", "template: a {}"), [], "no {name} to fill in"),
+    "an empty file": ("", [], "a recipe is a mapping of keys to values"),
     "missing model": (GOOD.replace("model: embedded\n", ""), [], "model: is missing; every recipe needs it"),
     "option of another rule": (
         GOOD + "gradient:\n  rule: full\n  options: {step: 1}\n",
@@ -82,7 +109,7 @@ def test_bad_recipe_is_one_report_with_origin_and_remedy(kind, tmp_path):
     done = sdo("finetune", "--recipe", "bad.yaml", *overrides, cwd=tmp_path)
     assert done.returncode == 2
     assert expected in done.stderr
-    assert done.stderr.startswith("sdo: 1 problem in the recipe:")
+    assert done.stderr.startswith("sdo: 1 problem in the recipe:"), done.stderr
     assert "Traceback" not in done.stderr
     assert {p.name for p in tmp_path.iterdir()} <= {"bad.yaml", "empty.txt"}
 

@@ -83,11 +83,34 @@ def test_images_do_not_depend_on_the_batch(tmp_path):
     assert (tmp_path / "3" / "grid.png").exists()
 
 
-@pytest.mark.parametrize("solver", ["pndm", "unipc", "euler", "dpm++2m"])
-def test_every_solver_draws_something(solver, tmp_path):
-    done = sdo("sample", PROMPTS[0], "--solver", solver, "--steps", "6", "--guidance", "1", "-q", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert pixels(tmp_path / "samples" / "00000.png").std() > 10
+def test_every_solver_draws_the_same_picture(tmp_path):
+    """The same noise: deterministic solvers agree on what is drawn, and differ from another noise."""
+    drawn = {}
+    for solver in ("ddim", "pndm", "unipc", "deis", "euler", "dpm++2m", "dpm++2m-karras"):
+        # Euler's noise is scaled otherwise but the same
+        arguments = ["--solver", solver, "--steps", "20", "--guidance", "3", "-q", "--out", solver]
+        done = sdo("sample", PROMPTS[0], *arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        drawn[solver] = pixels(tmp_path / solver / "00000.png")
+    sdo("sample", PROMPTS[1], "--steps", "20", "--guidance", "3", "-q", "--seed", "5", "--out", "other", cwd=tmp_path)
+    far = np.abs(pixels(tmp_path / "other" / "00000.png") - drawn["ddim"]).mean()
+    for solver, image in drawn.items():
+        assert np.abs(image - drawn["ddim"]).mean() < 0.6 * far, solver
+
+
+def test_images_are_never_overwritten(tmp_path):
+    arguments = ["sample", PROMPTS[0], "--steps", "2", "--guidance", "1", "-q", "--out", "o"]
+    assert sdo(*arguments, cwd=tmp_path).returncode == 0
+    kept = (tmp_path / "o" / "00000.png").read_bytes()
+    again = sdo(*arguments, "--seed", "3", cwd=tmp_path)
+    assert again.returncode == 2 and "holds images already" in again.stderr
+    assert (tmp_path / "o" / "00000.png").read_bytes() == kept
+
+
+def test_json_names_the_files(tmp_path):
+    done = sdo("sample", PROMPTS[0], "--steps", "2", "--guidance", "1", "--json", "--grid", cwd=tmp_path)
+    record = json.loads(done.stdout)
+    assert [(tmp_path / name).is_file() for name in (*record["images"], record["grid"])] == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -97,8 +120,13 @@ def test_every_solver_draws_something(solver, tmp_path):
         (["sample", "x", "--steps", "0", "--solver", "heun"], "--solver: unknown solver 'heun'; choose one of ddim"),
         (["sample", "x", "--prompts-file", "gone"], "--prompts-file: no file gone"),
         (["sample", "x", "--model", "./gone"], "no model at ./gone"),
-        (["sample", "x", "--lora", "gone", "-q"], "cannot load the LoRA gone"),
+        (["sample", "x", "--lora", "gone", "-q"], "no LoRA at gone"),
+        (["sample", "x", "--lora", ".", "-q"], ". holds no LoRA"),
+        (["sample", "x", "--lora", "runs/gone", "-q"], "cannot load the LoRA runs/gone"),
+        (["sample", "x", "--height", "-8", "--guidance", "nan"], "--guidance: must be between 0 and 1000, not nan"),
+        (["sample", "x", "--seed", str(2**64)], "--seed: must be between 0 and"),
         (["sample", "x", "--model", "embedded:clip"], "is a folder without model_index.json"),
+        (["sample", "x", "--model", "embedded:nope"], "no embedded model 'nope'"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, expected, tmp_path):

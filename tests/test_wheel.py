@@ -39,9 +39,9 @@ def test_the_wheel_carries_everything(tmp_path):
     assert "quickstart" in sdo("recipe", "list").stdout
     done = sdo(
         "finetune", "--recipe", "quickstart", "--out", "run", "max_train_steps=1", "train_batch_size=1",
-        "num_inference_steps=2", "validation.num_prompts=2",
+        "num_inference_steps=2", "validation.num_prompts=2", "lr_warmup_steps=0",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    drawn = sdo("sample", "a tiger on a teal background", "--lora", "run", "--steps", "2")
+    drawn = sdo("sample", "a tiger on a teal background", "--lora", "run", "--steps", "2", "--out", "drawn")
     assert drawn.returncode == 0, drawn.stderr
-    assert (tmp_path / "samples" / "00000.png").exists()
+    assert (tmp_path / "drawn" / "00000.png").exists()

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -67,21 +68,29 @@ def main() -> None:
         app(standalone_mode=True)
     except SdoError as fault:
         if debug:
-            raise
+            traceback.print_exc()
         typer.echo(f"sdo: {fault.message}", err=True)
         if fault.remedy:
             typer.echo(f"     {fault.remedy}", err=True)
         sys.exit(fault.exit_code)
     except OSError as fault:
         if debug:
-            raise
+            traceback.print_exc()
         what = f"{fault.filename}: {fault.strerror}" if fault.filename else str(fault)
         typer.echo(f"sdo: {what}", err=True)
         typer.echo("     check the path, its permissions and the free disk space", err=True)
         sys.exit(2)
     except Exception as fault:
         if debug:
-            raise
+            traceback.print_exc()
+        if type(fault).__name__ == "OutOfMemoryError":
+            typer.echo("sdo: the GPU has not enough memory for this job", err=True)
+            typer.echo(
+                "     try gradient.score_micro_batch=1 gradient.shortcut_micro_batch=1 gradient_checkpointing=true, "
+                "then a smaller train_batch_size with more gradient_accumulation_steps",
+                err=True,
+            )
+            sys.exit(2)
         typer.echo(f"sdo: a fault of sdo itself: {type(fault).__name__}: {fault}", err=True)
         typer.echo("     run it again with --debug and report the traceback", err=True)
         sys.exit(1)

@@ -1,6 +1,7 @@
 """`sdo finetune`."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,12 +37,15 @@ def finetune(
         folder = new_run_folder(loaded, out)
     except FileExistsError as fault:
         raise RecipeFault([f"--out {fault}: is not empty; give a new folder, or remove it first"]) from fault
+    reporter = make_reporter(as_json=as_json, quiet=quiet)
     try:
-        summary = run(loaded, folder, make_reporter(as_json=as_json, quiet=quiet))
+        summary = run(loaded, folder, reporter)
     except KeyboardInterrupt:
         raise Interrupted(
-            f"interrupted; {folder}/ holds no adapter", remedy="start it again with the same command"
+            f"interrupted; {folder}/ holds no adapter", remedy="start it again, into another folder"
         ) from None
+    finally:
+        reporter.close()
     typer.echo(json.dumps(as_record(summary)) if as_json else as_text(loaded, summary))
 
 
@@ -60,7 +64,8 @@ def as_record(summary: "RunSummary") -> dict[str, Any]:
             "before": gain.before.mean,
             "after": gain.after.mean,
             "difference": gain.difference.mean,
-            "standard_error": gain.difference.standard_error,
+            # JSON knows no NaN: one prompt has no standard error
+            "standard_error": gain.difference.standard_error if gain.difference.n > 1 else None,
             "prompts": gain.difference.n,
         }
         for name, gain in summary.gains.items()
@@ -90,6 +95,11 @@ def as_text(loaded: LoadedRecipe, summary: "RunSummary") -> str:
     lines.append("  reward_curve.png  README.md  metrics.jsonl")
     recipe = loaded.recipe
     example = (loaded.prompts(recipe.validation.prompts) if summary.gains else loaded.prompts(recipe.prompts))[0]
-    lines += ["", "next:", f'  sdo sample "{example}" --model {recipe.model} --lora {folder} \\']
-    lines.append(f"      --steps {recipe.num_inference_steps} --guidance {recipe.guidance_scale} --grid")
+    words = ["sdo", "sample", example, "--model", recipe.model, "--lora", str(folder), "--solver", recipe.solver]
+    words += ["--steps", str(recipe.num_inference_steps), "--guidance", str(recipe.guidance_scale)]
+    if recipe.negative_prompt:
+        words += ["--negative-prompt", recipe.negative_prompt]
+    for side, pixels in (("--height", recipe.height), ("--width", recipe.width)):
+        words += [side, str(pixels)] if pixels else []
+    lines += ["", "next:", f"  {shlex.join(words)}"]
     return "\n".join(lines)

@@ -69,6 +69,9 @@ class PlainLines:
     def note(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
+    def close(self) -> None:
+        pass
+
 
 class JsonLines:
     """One JSON object a line on standard error."""
@@ -87,6 +90,9 @@ class JsonLines:
 
     def note(self, text: str) -> None:
         self._write({"note": text})
+
+    def close(self) -> None:
+        pass
 
     def _write(self, value: dict[str, Any]) -> None:
         print(json.dumps(value), file=sys.stderr, flush=True)
@@ -126,3 +132,7 @@ class Bar:
 
     def note(self, text: str) -> None:
         self._bar.console.print(text)
+
+    def close(self) -> None:
+        # gives the cursor back
+        self._bar.stop()

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from sdo_cli.errors import RecipeFault
-from sdo_cli.recipe.load import find_recipe, load_recipe, shipped_recipes
+from sdo_cli.files import write_text
+from sdo_cli.recipe.load import find_recipe, load_recipe, read_recipe, shipped_recipes
 
 app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -28,7 +29,7 @@ def list_recipes(
 @app.command()
 def show(name: Annotated[str, typer.Argument(help="A recipe file or shipped name.")]) -> None:
     """Print a recipe as it is written."""
-    typer.echo(find_recipe(name).read_text(encoding="utf-8").rstrip())
+    typer.echo(read_recipe(find_recipe(name)).rstrip())
 
 
 @app.command()
@@ -37,13 +38,13 @@ def copy(
     to: Annotated[Path | None, typer.Argument(help="Target file; default ./<name>.yaml.")] = None,
 ) -> None:
     """Copy a shipped recipe to edit it."""
-    source, target = find_recipe(name), to or Path(f"{name}.yaml")
+    source = find_recipe(name)
+    target = to or Path(source.name)
     if target.is_dir():
-        target = target / f"{name}.yaml"
+        target = target / source.name
     if target.exists():
         raise RecipeFault([f"{target}: exists already; give another name"])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    write_text(target, read_recipe(source))
     typer.echo(f"{target}; run it with: sdo finetune --recipe {target}")
 
 

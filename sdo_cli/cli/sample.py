@@ -1,5 +1,7 @@
 """`sdo sample`."""
 
+import json
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -7,13 +9,14 @@ import typer
 
 from sdo_cli.cli.output import make_reporter
 from sdo_cli.errors import RecipeFault
-from sdo_cli.sampling.solvers import SOLVERS
+from sdo_cli.sampling.solvers import MOST_STEPS, SOLVERS
 
 
 def sample(
     prompts: Annotated[list[str] | None, typer.Argument(help="Prompts, each in quotes.")] = None,
     prompts_file: Annotated[str | None, typer.Option(help="A file with a prompt a line, or a shipped list.")] = None,
     model: Annotated[str, typer.Option("--model", "-m", help="embedded, a diffusers folder, a hub id.")] = "embedded",
+    revision: Annotated[str | None, typer.Option(help="Revision of a model on the hub.")] = None,
     lora: Annotated[str | None, typer.Option(help="A run folder or a LoRA file.")] = None,
     lora_scale: Annotated[float, typer.Option(help="Weight of the LoRA; 0 is without.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Image j starts from torch.Generator('cpu').manual_seed(seed + j).")] = 0,
@@ -25,41 +28,56 @@ def sample(
     height: Annotated[int | None, typer.Option(help="Pixels; the model's own by default.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels; the model's own by default.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 16,
-    out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("samples"),
+    out: Annotated[Path | None, typer.Option(help="Folder for the images; default samples/<time>.")] = None,
     grid: Annotated[bool, typer.Option("--grid", help="Also one picture of all, a row per prompt.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines for machines.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Draw images, with or without a LoRA."""
     lines = gather_prompts(prompts or [], prompts_file)
+    count = len(lines) * num_images
+    limits = {
+        "num-images": (num_images, 1, 10**6),
+        "steps": (steps, 1, MOST_STEPS),
+        "batch-size": (batch_size, 1, 10**6),
+        "guidance": (guidance, 0, 1000),
+        "lora-scale": (lora_scale, -1000, 1000),
+        "seed": (seed, 0, 2**63 - 1 - count),
+    }
     wrong = [
-        f"--{name}: must be at least {least}, not {value}"
-        for name, value, least in (
-            ("num-images", num_images, 1),
-            ("steps", steps, 1),
-            ("batch-size", batch_size, 1),
-            ("guidance", guidance, 0),
-            ("seed", seed, 0),
-        )
-        if value < least
+        f"--{name}: must be between {least} and {most}, not {value}"
+        for name, (value, least, most) in limits.items()
+        # also catches NaN
+        if not least <= value <= most
     ]
     if solver not in SOLVERS:
         wrong.append(f"--solver: unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}")
-    wrong += [
-        f"--{side}: must be a multiple of 8, not {px}"
-        for side, px in (("height", height), ("width", width))
-        if px and px % 8
-    ]
+    for side, pixels in (("height", height), ("width", width)):
+        if pixels is not None and (pixels < 8 or pixels % 8):
+            wrong.append(f"--{side}: must be a multiple of 8, not {pixels}")
+    folder = out or Path("samples") / time.strftime("%Y%m%d-%H%M%S")
+    if any(folder.glob("[0-9]*.png")):
+        wrong.append(f"--out {folder}: holds images already; give another folder, nothing is overwritten")
     if wrong:
-        raise RecipeFault(wrong)
+        raise RecipeFault(wrong, what="command line")
 
     from sdo_cli.drawing.draw import DrawSettings
     from sdo_cli.drawing.sample import SampleJob, draw_to_folder
 
     settings = DrawSettings(solver, steps, guidance, negative_prompt, height, width)
-    job = SampleJob(model, lora, lora_scale, lines, num_images, seed, batch_size, settings)
-    files = draw_to_folder(job, out, grid=grid, reporter=make_reporter(as_json=as_json, quiet=quiet))
-    typer.echo(f"{len(files)} image{'s' if len(files) > 1 else ''} in {out}/: {files[0].name} … {files[-1].name}")
+    job = SampleJob(model, revision, lora, lora_scale, lines, num_images, seed, batch_size, settings)
+    reporter = make_reporter(as_json=as_json, quiet=quiet)
+    try:
+        files = draw_to_folder(job, folder, grid=grid, reporter=reporter)
+    finally:
+        reporter.close()
+    if as_json:
+        typer.echo(
+            json.dumps({"images": [str(path) for path in files], "grid": str(folder / "grid.png") if grid else None})
+        )
+    else:
+        also = " and grid.png" if grid else ""
+        typer.echo(f"{folder}/: {', '.join(path.name for path in files[:3])}{' …' if count > 3 else ''}{also}")
 
 
 def gather_prompts(words: list[str], prompts_file: str | None) -> list[str]:
@@ -71,7 +89,9 @@ def gather_prompts(words: list[str], prompts_file: str | None) -> list[str]:
         try:
             lines += read_prompts(PromptSource(file=prompts_file), None)
         except ValueError as fault:
-            raise RecipeFault([f"--prompts-file: {fault}"]) from fault
+            raise RecipeFault([f"--prompts-file: {fault}"], what="command line") from fault
     if not lines:
-        raise RecipeFault(['no prompt; write one in quotes: sdo sample "a tiger on a teal background"'])
+        raise RecipeFault(
+            ['no prompt; write one in quotes: sdo sample "a tiger on a teal background"'], what="command line"
+        )
     return lines

@@ -11,6 +11,8 @@ from sdo_cli.sampling.guidance import Condition, Guided
 from sdo_cli.sampling.loop import Path, sample_latents
 from sdo_cli.sampling.solvers import make_scheduler
 
+DECODE_BATCH = 4
+
 
 @dataclass(frozen=True)
 class DrawSettings:
@@ -73,4 +75,5 @@ def draw_images(
         noise = initial_noise(family, settings, [generator_for(start + j) for j in range(len(part))])
         condition, negative = encode_pair(family, settings, part)
         latents = sample_latents(make_path(family, settings, noise, condition, negative))
-        yield family.decode(latents).cpu()
+        # a decoder works at full resolution: far more memory per image than the denoiser
+        yield torch.cat([family.decode(few).cpu() for few in latents.split(DECODE_BATCH)])

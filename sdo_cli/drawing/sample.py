@@ -20,6 +20,7 @@ class SampleJob:
     """
 
     model: str
+    revision: str | None
     lora: str | None
     lora_scale: float
     prompts: list[str]
@@ -31,7 +32,7 @@ class SampleJob:
 
 def draw_to_folder(job: SampleJob, out: Path, *, grid: bool, reporter: Reporter) -> list[Path]:
     """Write ``00000.png`` … (prompts outermost) and, with ``grid``, ``grid.png``; returns the image files."""
-    family = load_family(job.model)
+    family = load_family(job.model, revision=job.revision)
     if job.lora is not None:
         family.load_lora(job.lora, job.lora_scale)
     family.to(pick_device(), torch.float32)

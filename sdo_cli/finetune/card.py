@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from sdo_cli.files import write_atomic
 from sdo_cli.finetune.loop import StepResult
 from sdo_cli.models.base import Family
+from sdo_cli.models.load import locate
 from sdo_cli.recipe.load import LoadedRecipe
 
 if TYPE_CHECKING:
@@ -68,10 +69,10 @@ LoRA of rank {recipe.lora.rank} for `{recipe.model}`, trained for {summary.steps
 ```python
 from diffusers import {family.pipeline_class}
 
-pipe = {family.pipeline_class}.from_pretrained("{family.source}")
-pipe.load_lora_weights("{summary.folder}")
+pipe = {family.pipeline_class}.from_pretrained("{locate(family.source)}")
+pipe.load_lora_weights("{summary.folder.resolve()}")
 ```
 
 Drawn with {recipe.solver}, {recipe.num_inference_steps} steps, guidance {recipe.guidance_scale}.
-`recipe.yaml` repeats the run: `sdo finetune --recipe recipe.yaml {" ".join(loaded.overrides)}`.
+Again, from this folder: `sdo finetune --recipe resolved.yaml`.
 """

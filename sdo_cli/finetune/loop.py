@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sdo_cli.drawing.draw import DrawSettings, initial_noise, make_path
+from sdo_cli.errors import TrainingFault
 from sdo_cli.finetune.batches import PromptEmbeddings, PromptOrder
 from sdo_cli.finetune.objective import RewardObjective, WeightedReward
 from sdo_cli.gradients.outcome import Outcome
@@ -92,6 +93,7 @@ def train(job: Job, *, change_g: Callable[[Tensor, int], Tensor] | None = None) 
             _pass(job, order, embed, step, part, change_g) for part in range(recipe.gradient_accumulation_steps)
         ]
         norm = torch.nn.utils.clip_grad_norm_(job.parameters, recipe.max_grad_norm)
+        _refuse_non_finite(step + 1, outcomes, norm)
         used_rate = rate.get_last_lr()[0]
         optimizer.step()
         rate.step()
@@ -132,6 +134,20 @@ def _pass(
     )
     change = None if change_g is None else lambda g: change_g(g, step)
     return run_plan(path, plan, objective, divisor=job.global_batch, micro=micro, change_g=change)
+
+
+def _refuse_non_finite(step: int, outcomes: list[Outcome], norm: Tensor) -> None:
+    for outcome in outcomes:
+        for name, scores in outcome.rewards.items():
+            if not bool(torch.isfinite(scores).all()):
+                raise TrainingFault(
+                    f"step {step}: the reward {name} is not a finite number",
+                    remedy="lower learning_rate, or look at the last grid under samples/: the model may have collapsed",
+                )
+    if not bool(torch.isfinite(norm)):
+        raise TrainingFault(
+            f"step {step}: the gradient is not finite", remedy="lower learning_rate, or set mixed_precision=no"
+        )
 
 
 def _summarise(step: int, outcomes: list[Outcome], norm: float, rate: float) -> StepResult:

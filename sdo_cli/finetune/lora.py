@@ -21,20 +21,18 @@ def add_lora(family: Family, spec: LoraSpec, *, seed: int) -> list[nn.Parameter]
     """
     from peft import LoraConfig
 
+    targets = list(spec.target_modules or family.lora_targets)
+    layers = [name for name, _ in family.denoiser.named_modules()]
+    nowhere = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in layers)]
+    if nowhere:
+        known = ", ".join(family.lora_targets)
+        raise RecipeFault([f"lora.target_modules: {', '.join(nowhere)} names no layer of {family.source}; try {known}"])
     config = LoraConfig(
-        r=spec.rank,
-        lora_alpha=spec.alpha or spec.rank,
-        target_modules=list(spec.target_modules or family.lora_targets),
-        init_lora_weights="gaussian",
+        r=spec.rank, lora_alpha=spec.alpha or spec.rank, target_modules=targets, init_lora_weights="gaussian"
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key_to_seed(seed, "lora-init"))
-        try:
-            family.denoiser.add_adapter(config, adapter_name=ADAPTER)
-        except ValueError as fault:
-            raise RecipeFault(
-                [f"lora.target_modules: {spec.target_modules} is in no layer of {family.source}; try to_q, to_k, to_v"]
-            ) from fault
+        family.denoiser.add_adapter(config, adapter_name=ADAPTER)
     parameters = [p for p in family.denoiser.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.data = parameter.data.float()

@@ -1,5 +1,6 @@
 """One fine-tuning job from recipe to run folder. All I/O of a run is here."""
 
+import shlex
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from rewards import full_name
 from rewards.base import Reward
 from sdo_cli.device import pick_device
 from sdo_cli.drawing.pictures import save_grid
@@ -61,7 +63,11 @@ def _prepare_validation(loaded: LoadedRecipe, trained: dict[str, Reward], device
     spec = loaded.recipe.validation
     if spec.prompts == PromptSource():
         return None
-    measured = {name: build_reward(name, {}, device) for name in spec.rewards if name not in trained}
+    measured = {
+        item.name: build_reward(item.name, item.options, device)
+        for item in spec.rewards
+        if full_name(item.name) not in {full_name(name) for name in trained}
+    }
     return Validation(
         prompts=loaded.prompts(spec.prompts)[: spec.num_prompts],
         seeds=spec.seeds,
@@ -85,11 +91,16 @@ def new_run_folder(loaded: LoadedRecipe, out: Path | None) -> Path:
     return folder
 
 
-def manifest(loaded: LoadedRecipe, status: str) -> dict[str, Any]:
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def manifest(loaded: LoadedRecipe, status: str, started: str) -> dict[str, Any]:
+    """What ran, with which versions; ``status`` is running, finished, interrupted or failed."""
     versions = {name: metadata.version(name) for name in PACKAGES}
     return {
         "status": status,
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
         "recipe": loaded.name,
         "overrides": list(loaded.overrides),
         "seed": loaded.recipe.seed,
@@ -98,7 +109,8 @@ def manifest(loaded: LoadedRecipe, status: str) -> dict[str, Any]:
         "device": str(pick_device()),
         "python": sys.version.split()[0],
         "versions": versions,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "started": started,
+        "written": now(),
     }
 
 
@@ -109,10 +121,36 @@ def finetune(loaded: LoadedRecipe, folder: Path, reporter: Reporter) -> RunSumma
     """
     job, validation = prepare(loaded)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "recipe.yaml", loaded.text)
-    write_text(folder / "resolved.yaml", OmegaConf.to_yaml(OmegaConf.create(loaded.resolved())))
-    write_json(folder / "manifest.json", manifest(loaded, "running"))
+    started, status = now(), "failed"
+    _write_recipe(loaded, folder, validation)
+    write_json(folder / "manifest.json", manifest(loaded, "running", started))
+    try:
+        summary = _train_and_measure(job, loaded, validation, folder, reporter)
+        status = "finished"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        write_json(folder / "manifest.json", manifest(loaded, status, started))
+    return summary
 
+
+def _write_recipe(loaded: LoadedRecipe, folder: Path, validation: Validation | None) -> None:
+    """The recipe as given, and one that runs again from this folder alone: its prompts lie beside it."""
+    write_text(folder / "recipe.yaml", loaded.text)
+    tree = loaded.resolved()
+    sources = {"train": (tree, loaded.prompts(loaded.recipe.prompts))}
+    if validation is not None:
+        sources["heldout"] = (tree["validation"], validation.prompts)
+    for name, (place, prompts) in sources.items():
+        write_text(folder / f"{name}_prompts.txt", "".join(f"{prompt}\n" for prompt in prompts))
+        place["prompts"] = {"file": f"{name}_prompts.txt"}
+    write_text(folder / "resolved.yaml", OmegaConf.to_yaml(OmegaConf.create(tree)))
+
+
+def _train_and_measure(
+    job: Job, loaded: LoadedRecipe, validation: Validation | None, folder: Path, reporter: Reporter
+) -> RunSummary:
     before = _measure(job.family, validation, "held-out, before", reporter)
     first_grid = _grid(job, validation, None, folder, 0)
     seconds: dict[str, float] = {}
@@ -141,7 +179,7 @@ def finetune(loaded: LoadedRecipe, folder: Path, reporter: Reporter) -> RunSumma
 def _measure(family: Family, validation: Validation | None, name: str, reporter: Reporter) -> dict[str, Tensor]:
     if validation is None:
         return {}
-    reporter.phase(name, len(validation.prompts) * validation.seeds)
+    reporter.phase(name, len(validation.pairs))
     return validation.measure(family, reporter)
 
 
@@ -150,7 +188,7 @@ def _grid(job: Job, validation: Validation | None, first: Tensor | None, folder:
     count = min(job.recipe.validation.grid_prompts, len(validation.prompts) if validation else 0)
     if validation is None or count == 0:
         return None
-    images = validation.draw(job.family, count)
+    images = validation.draw(job.family, range(0, count * validation.seeds, validation.seeds))
     rows, labels = ([images], ["before"]) if first is None else ([first, images], ["before", f"step {step}"])
     save_grid(rows, labels, folder / "samples" / f"step_{step:06d}" / "grid.png")
     return images
@@ -176,4 +214,3 @@ def _write_results(
     for leftover in partial.iterdir():
         leftover.unlink()
     partial.rmdir()
-    write_json(folder / "manifest.json", manifest(loaded, "finished"))

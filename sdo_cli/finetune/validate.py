@@ -28,25 +28,28 @@ class Validation:
     settings: DrawSettings
     batch_size: int
 
-    def draw(self, family: Family, count: int, reporter: Reporter | None = None) -> Tensor:
-        """Images of the first ``count`` (prompt, seed) pairs, prompts outermost, ``[count, 3, H, W]``."""
-        pairs = [prompt for prompt in self.prompts for _ in range(self.seeds)][:count]
-        parts = []
-        for images in draw_images(family, pairs, self._generator, self.settings, batch_size=self.batch_size):
+    @property
+    def pairs(self) -> list[str]:
+        """The prompt of every (prompt, seed) pair, prompts outermost."""
+        return [prompt for prompt in self.prompts for _ in range(self.seeds)]
+
+    def draw(self, family: Family, which: range, reporter: Reporter | None = None) -> Tensor:
+        """Images ``[len(which), 3, H, W]`` of these pairs; pair i has the same noise whatever else is drawn."""
+        prompts, parts = [self.pairs[i] for i in which], []
+
+        def generator_for(j: int) -> torch.Generator:
+            return keyed_generator(self.run_seed, "validation", sample=which[j])
+
+        for images in draw_images(family, prompts, generator_for, self.settings, batch_size=self.batch_size):
             parts.append(images)
             if reporter is not None:
                 reporter.advance(len(images))
         return torch.cat(parts)
 
-    def _generator(self, index: int) -> torch.Generator:
-        return keyed_generator(self.run_seed, "validation", sample=index)
-
     def measure(self, family: Family, reporter: Reporter) -> dict[str, Tensor]:
         """Scores ``[prompts, seeds]`` by reward name."""
-        count = len(self.prompts) * self.seeds
-        images = self.draw(family, count, reporter)
-        pairs = [prompt for prompt in self.prompts for _ in range(self.seeds)]
+        images = self.draw(family, range(len(self.pairs)), reporter)
         return {
-            name: score_images(reward, images.to(family.device), pairs).view(len(self.prompts), self.seeds)
+            name: score_images(reward, images.to(family.device), self.pairs).view(len(self.prompts), self.seeds)
             for name, reward in self.rewards.items()
         }

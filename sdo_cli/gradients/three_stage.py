@@ -21,7 +21,7 @@ from sdo_cli.sampling.loop import Path, denoise_path
 
 @dataclass(frozen=True)
 class MicroBatches:
-    """Samples per piece in each stage; None takes all at once."""
+    """Samples per piece in each stage; None takes the whole batch (never more, also when K > 1 calls are live)."""
 
     rollout: int | None = None
     score: int | None = None
@@ -59,8 +59,9 @@ def rollout(path: Path, plan: Plan, *, micro: int | None = None) -> tuple[Tensor
 
 def shortcut(path: Path, kept: list[LiveCall], g: Tensor, *, micro: int | None = None) -> None:
     """Stage 3: accumulate ``Σ factor · (∂e/∂θ)ᵀ g`` into the parameters' gradients."""
-    for start in range(0, len(kept), micro or max(1, len(kept))):
-        part = kept[start : start + (micro or len(kept))]
+    size = micro or len(g)
+    for start in range(0, len(kept), size):
+        part = kept[start : start + size]
         rows = torch.tensor([live.row for live in part], device=g.device)
         factor = torch.tensor([live.factor for live in part], device=g.device, dtype=torch.float64)
         e = path.denoise(torch.stack([live.x for live in part]), torch.stack([live.t for live in part]), rows)

@@ -90,12 +90,21 @@ class StableDiffusion:
         Raises:
             EnvironmentFault: nothing there, or made for another model.
         """
+        local = Path(path).expanduser()
+        if local.is_dir() and not any(local.glob("*.safetensors")):
+            raise EnvironmentFault(f"{path} holds no LoRA", remedy="the run may not be finished: look at manifest.json")
+        if not local.exists() and (path.count("/") != 1 or local.suffix or path.startswith((".", "/", "~"))):
+            raise EnvironmentFault(
+                f"no LoRA at {path}", remedy="give a run folder or a .safetensors file made for this model"
+            )
         try:
-            self._pipeline.load_lora_weights(path, adapter_name="lora")
+            where = str(local) if local.exists() else path
+            self._pipeline.load_lora_weights(where, adapter_name="lora", use_safetensors=True)
             self._pipeline.set_adapters(["lora"], [scale])
-        except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as fault:
+        # a hub id can fail in any way a network can
+        except Exception as fault:
             raise EnvironmentFault(
                 f"cannot load the LoRA {path} into {self.source}: {str(fault).strip().splitlines()[0]}",
-                remedy="give a run folder or a .safetensors file made for this model",
+                remedy="give a run folder or LoRA file made for this model (a name like a/b is looked up on the hub)",
             ) from fault
         self.denoiser.eval().requires_grad_(False)

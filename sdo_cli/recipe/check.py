@@ -1,16 +1,18 @@
 """What types cannot say: ranges, names that must exist, combinations that cannot be."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import rewards as reward_table
+from sdo_cli import embedded
 from sdo_cli.gradients.rules import RULES, option_problem
 from sdo_cli.recipe.document import Key
 from sdo_cli.recipe.prompts import read_prompts
-from sdo_cli.recipe.schema import PromptSource, Recipe
+from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
 from sdo_cli.recipe.typed import suggestion
-from sdo_cli.sampling.solvers import SOLVERS
+from sdo_cli.sampling.solvers import MOST_STEPS, SOLVERS
 
 Problem = Callable[[Key, str], Any]
 
@@ -57,9 +59,14 @@ def check_recipe(recipe: Recipe, beside: Path | None, problem: Problem) -> None:
     for side in ("height", "width"):
         if (pixels := getattr(recipe, side)) is not None and (pixels < 8 or pixels % 8):
             problem((side,), f"must be a multiple of 8, not {pixels}")
-    check_prompts(recipe.prompts, ("prompts",), beside, problem)
+    trained = check_prompts(recipe.prompts, ("prompts",), beside, problem)
     if recipe.validation.prompts != PromptSource():
-        check_prompts(recipe.validation.prompts, ("validation", "prompts"), beside, problem)
+        key = ("validation", "prompts")
+        held = check_prompts(recipe.validation.prompts, key, beside, problem)
+        if both := sorted(set(trained) & set(held)):
+            problem(key, f"{len(both)} held-out prompts are trained on, for example {both[0]!r}; take them out of one")
+    elif recipe.validation.rewards:
+        problem(("validation", "rewards"), "there are no validation.prompts to measure on; add them")
 
 
 def check_ranges(recipe: Recipe, problem: Problem) -> None:
@@ -75,30 +82,49 @@ def check_ranges(recipe: Recipe, problem: Problem) -> None:
             # `not holds` also catches NaN
             if not holds(value) or value == float("inf"):
                 problem(tuple(name.split(".")), f"{text}, not {value}")
+    if recipe.num_inference_steps > MOST_STEPS:
+        problem(("num_inference_steps",), f"must be at most {MOST_STEPS}, not {recipe.num_inference_steps}")
 
 
 def check_rewards(recipe: Recipe, problem: Problem) -> None:
     known = reward_table.known_names()
     if not recipe.rewards:
         problem(("rewards",), f"is empty; name at least one of {', '.join(known)}")
+    names = [reward_table.full_name(spec.name) for spec in recipe.rewards]
     for index, spec in enumerate(recipe.rewards):
-        key, full = ("rewards", str(index)), reward_table.full_name(spec.name)
+        key, full = ("rewards", str(index)), names[index]
+        check_reward(spec, key, problem)
         if full not in reward_table.TABLE:
-            problem((*key, "name"), f"unknown reward {spec.name!r}; {suggestion(spec.name, known)}")
             continue
+        if full in names[:index]:
+            problem((*key, "name"), f"{spec.name} is in the list twice; give it once, with the sum of the weights")
+        if "embedded:judge" in spec.options.values():
+            problem((*key, "options"), "the judge only measures, no recipe may train on it; use another model")
         if full in reward_table.MEASURE_ONLY:
             problem(
                 (*key, "name"), f"{spec.name} only measures, no recipe may train on it; put it in validation.rewards"
             )
-        if spec.weight == 0 or spec.weight != spec.weight:
+        if spec.weight == 0 or not math.isfinite(spec.weight):
             problem((*key, "weight"), f"must be a number other than 0, not {spec.weight}")
-        for option in set(spec.options) - reward_table.OPTIONS[full]:
-            allowed = sorted(reward_table.OPTIONS[full])
+    for index, spec in enumerate(recipe.validation.rewards):
+        check_reward(spec, ("validation", "rewards", str(index)), problem)
+
+
+def check_reward(spec: RewardSpec, key: Key, problem: Problem) -> None:
+    """Its name and options."""
+    full, known = reward_table.full_name(spec.name), reward_table.known_names()
+    if full not in reward_table.TABLE:
+        problem((*key, "name"), f"unknown reward {spec.name!r}; {suggestion(spec.name, known)}")
+        return
+    for option, value in spec.options.items():
+        allowed = sorted(reward_table.OPTIONS[full])
+        if option not in allowed:
             text = suggestion(option, allowed) if allowed else f"{spec.name} takes none"
             problem((*key, "options", option), f"unknown option; {text}")
-    for index, name in enumerate(recipe.validation.rewards):
-        if reward_table.full_name(name) not in reward_table.TABLE:
-            problem(("validation", "rewards", str(index)), f"unknown reward {name!r}; {suggestion(name, known)}")
+        elif not isinstance(value, str):
+            problem((*key, "options", option), f"must be text, not {value!r}")
+        elif embedded.is_embedded(value) and value.partition(":")[2] not in ("", *embedded.FOLDERS):
+            problem((*key, "options", option), f"no embedded model {value}; there are {', '.join(embedded.FOLDERS)}")
 
 
 def check_gradient(recipe: Recipe, problem: Problem) -> None:
@@ -130,8 +156,10 @@ def wrong_option(name: str, value: Any, rule: str) -> str | None:
     return None if type(value) is expected else f"must be a whole number, not {value!r}"
 
 
-def check_prompts(source: PromptSource, key: Key, beside: Path | None, problem: Problem) -> None:
+def check_prompts(source: PromptSource, key: Key, beside: Path | None, problem: Problem) -> list[str]:
+    """The prompts; none where there is a problem."""
     try:
-        read_prompts(source, beside)
+        return read_prompts(source, beside)
     except ValueError as fault:
         problem((*key, "file") if source.file is not None else key, str(fault))
+        return []

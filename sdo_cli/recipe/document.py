@@ -45,8 +45,12 @@ def read_document(text: str, name: str, overrides: list[str]) -> Document:
         )
         root, document.unreadable = None, True
     if isinstance(root, yaml.MappingNode):
-        _note_positions(root, (), name, document)
-        document.tree = _values(yaml.serialize(root), name, document)
+        try:
+            _note_positions(root, (), name, document)
+            document.tree = _values(yaml.serialize(root), name, document)
+        except RecursionError:
+            document.unreadable = True
+            document.problems.append(f"{name}: an anchor (&) contains itself; write its value out")
     elif not document.unreadable:
         document.unreadable = True
         document.problems.append(f"{name}:1: a recipe is a mapping of keys to values; start with `model: …`")
@@ -59,7 +63,8 @@ def _values(text: str, name: str, document: Document) -> dict[str, Any]:
     try:
         tree = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError) as fault:
-        document.problems.append(f"{name}: {str(fault).splitlines()[0]}; check the ${{…}} in the file")
+        document.problems.append(f"{name}: {str(fault).splitlines()[0]}; check the ${{…}}, tags and keys in the file")
+        document.unreadable = True
         return {}
     return {str(k): v for k, v in tree.items()} if isinstance(tree, dict) else {}
 
@@ -100,7 +105,11 @@ def _apply_override(argument: str, document: Document) -> None:
     key = tuple(word.split("."))
     place: Any = document.tree
     for depth, part in enumerate(key[:-1]):
-        if isinstance(place, list) and part.isdigit() and int(part) < len(place):
+        if isinstance(place, list):
+            if not part.isdecimal() or int(part) >= len(place):
+                here = ".".join(key[:depth])
+                document.problems.append(f"argument {argument!r}: {here} is a list with {len(place)} entries, from 0")
+                return
             place = place[int(part)]
         elif isinstance(place, dict):
             if place.get(part) is None:
@@ -111,7 +120,7 @@ def _apply_override(argument: str, document: Document) -> None:
             return
     last = key[-1]
     if isinstance(place, list):
-        if not last.isdigit() or int(last) >= len(place):
+        if not last.isdecimal() or int(last) >= len(place):
             document.problems.append(f"argument {argument!r}: {word}: the list has {len(place)} entries, from 0")
             return
         place[int(last)] = value

@@ -49,10 +49,20 @@ def find_recipe(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
+    if path.is_dir():
+        raise RecipeFault([f"--recipe {name}: is a folder; give a recipe file"])
     shipped = shipped_folder() / f"{name}.yaml"
     if shipped.is_file():
         return shipped
     raise RecipeFault([f"--recipe {name}: no such file or shipped recipe; {suggestion(name, shipped_recipes())}"])
+
+
+def read_recipe(path: Path) -> str:
+    """The text of a recipe file; raises RecipeFault when it is none."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as fault:
+        raise RecipeFault([f"{path}: cannot be read as UTF-8 text: {fault}"]) from fault
 
 
 def load_recipe(name: str, overrides: list[str] | None = None) -> LoadedRecipe:
@@ -62,10 +72,7 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> LoadedRecipe:
         RecipeFault: with every problem found, each with origin, key and remedy.
     """
     path = find_recipe(name)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as fault:
-        raise RecipeFault([f"{path}: cannot be read as text: {fault}"]) from fault
+    text = read_recipe(path)
     document = read_document(text, str(path), overrides or [])
     if document.unreadable:
         raise RecipeFault(document.problems)

@@ -50,9 +50,11 @@ def _from_file(name: str, beside: Path | None) -> list[str]:
     if path is None:
         raise ValueError(f"no file {name}; it is looked for beside the recipe, here, and among `sdo prompts`")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise ValueError(f"{name} is not UTF-8 text; save it as UTF-8") from None
+    except OSError as fault:
+        raise ValueError(f"{name} cannot be read: {fault.strerror}") from None
     return [line for line in lines if not line.startswith("#")]
 
 
@@ -62,7 +64,11 @@ def _from_template(template: str, values: dict[str, list[str]]) -> list[str]:
     if missing:
         raise ValueError(f"the template names {', '.join(missing)}, which values does not give")
     names = list(dict.fromkeys(names))
-    return [
-        template.format(**dict(zip(names, words, strict=True)))
-        for words in itertools.product(*(values[name] for name in names))
-    ]
+    if not names:
+        raise ValueError("the template has no {name} to fill in; use lines for plain prompts")
+    choices = (dict(zip(names, words, strict=True)) for words in itertools.product(*(values[n] for n in names)))
+    return [_fill(template, choice) for choice in choices]
+
+
+def _fill(template: str, choice: dict[str, str]) -> str:
+    return re.sub(r"\{(\w+)\}", lambda found: choice[found[1]], template)

@@ -1,7 +1,7 @@
 """The recipe, typed. Names follow diffusers' training scripts where they have one."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,9 @@ class PromptSource:
 
 @dataclass(frozen=True)
 class RewardSpec:
-    """A reward by name, its weight in the objective, and what it is built with."""
+    """A reward by name, its weight in the objective, and what it is built with. A bare name stands for the whole."""
+
+    SHORTHAND: ClassVar[str] = "name"
 
     name: str
     weight: float = 1.0
@@ -51,13 +53,13 @@ class LoraSpec:
 class ValidationSpec:
     """Held-out prompts, drawn with the same seeds before and after.
 
-    ``rewards`` are measured beside the trained ones and never select anything.
+    ``rewards`` are measured beside the trained ones and never select anything (their weight means nothing).
     """
 
     prompts: PromptSource = field(default_factory=PromptSource)
     num_prompts: int = 256
     seeds: int = 1
-    rewards: list[str] = field(default_factory=list)
+    rewards: list[RewardSpec] = field(default_factory=list)
     batch_size: int = 64
     grid_prompts: int = 8
     grid_steps: int = 0

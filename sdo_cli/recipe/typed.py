@@ -6,7 +6,7 @@ import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import BooleanNode, FloatNode, IntegerNode, StringNode
-from omegaconf.errors import ValidationError
+from omegaconf.errors import OmegaConfBaseException
 
 from sdo_cli.recipe.document import Document, Key
 
@@ -81,12 +81,17 @@ class Reader:
             return self.problem(key, f"is empty; must be {wanted}")
         if isinstance(value, dict | list) or (isinstance(value, bool) and hint is not bool):
             return self.problem(key, f"must be {wanted}, not {value!r}")
+        if isinstance(value, str) and (value == "???" or "${" in value):
+            return self.problem(key, f"is not filled in: {value!r}; write the value itself")
         try:
-            return node(value)._value()
-        except ValidationError:
-            return self.problem(key, f"must be {wanted}, not {value!r}")
+            read = node(value)._value()
+        except OmegaConfBaseException:
+            read = None
+        return read if isinstance(read, hint) else self.problem(key, f"must be {wanted}, not {value!r}")
 
     def _dataclass(self, value: Any, schema: Any, key: Key) -> Any:
+        if isinstance(value, str) and hasattr(schema, "SHORTHAND"):
+            value = {schema.SHORTHAND: value}
         if not isinstance(value, dict):
             return self.problem(key, f"must be a mapping with keys like {dataclasses.fields(schema)[0].name}")
         hints = get_type_hints(schema)

@@ -34,6 +34,7 @@ class Coefficients:
         return len(self.w)
 
 
+@torch.enable_grad()
 def affine_coefficients(scheduler: "SchedulerMixin", num_inference_steps: int) -> Coefficients:
     """Run the stock scheduler under autograd on a ``[1, 1, 1, 1]`` float64 tensor and read off the gradients."""
     solver = fresh(scheduler, num_inference_steps)

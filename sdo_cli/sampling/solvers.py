@@ -37,6 +37,9 @@ SOLVERS: dict[str, Solver] = {
     "flow-euler": Solver("FlowMatchEulerDiscreteScheduler", flow=True),
 }
 
+# networks are trained on 1,000 noise levels, and schedulers with an offset cannot use all of them
+MOST_STEPS = 999
+
 # Value-dependent steps: the final latent is then no affine function of the network's outputs.
 BREAKS_IDENTITY = ("thresholding", "clip_sample")
 
