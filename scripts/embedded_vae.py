@@ -53,26 +53,3 @@ def train_vae(glyphs: Tensor, *, steps: int, work: Path) -> nn.Module:
 
     torch.manual_seed(0)
     return fit("vae", build_vae(), loss_of, steps=steps, peak_rate=1.5e-3, work=work, preview=preview)
-
-
-def finish_decoder(vae: nn.Module, glyphs: Tensor, *, steps: int, work: Path) -> nn.Module:
-    """Stage ``decoder``: the encoder is kept (the denoiser lives in its latents), the decoder goes on learning."""
-    vae.encoder.requires_grad_(False)
-    vae.quant_conv.requires_grad_(False)
-
-    def loss_of(vae, generator):
-        images, _, _ = data.draw(glyphs, BATCH, generator=generator)
-        x = images * 2 - 1
-        with torch.autocast("cpu", torch.bfloat16):
-            with torch.no_grad():
-                z = vae.encode(x).latent_dist.mean.float()
-            # the denoiser's latents are not perfect either
-            z = z + 0.08 * z.std() * torch.randn(z.shape, generator=generator)
-            y = vae.decode(z).sample
-        y = y.float()
-        l1 = (y - x).abs().mean()
-        edge = sum((a - b).abs().mean() for a, b in zip(edges(y), edges(x), strict=True))
-        loss = l1 + 0.5 * (y - x).square().mean() + 0.5 * edge
-        return loss, {"l1": l1.item(), "edge": edge.item()}
-
-    return fit("decoder", vae, loss_of, steps=steps, peak_rate=8e-4, work=work)

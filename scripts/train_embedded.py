@@ -13,23 +13,18 @@ from pathlib import Path
 import emoji_data as data
 import torch
 from embedded_clip import train_aesthetic, train_clip
-from embedded_pack import pack
+from embedded_pack import averaged, pack
 from embedded_unet import TextToImage, train_tokenizer, train_unet
-from embedded_vae import build_vae, finish_decoder, train_vae
+from embedded_vae import build_vae, train_vae
 from transformers import CLIPTokenizer
 
-STEPS = {"vae": 2200, "unet": 4000, "clip": 1000, "judge": 1000, "aesthetic": 600, "decoder": 1500}
-STAGES = ("tokenizer", "vae", "unet", "clip", "judge", "aesthetic", "decoder", "pack")
+STEPS = {"vae": 2200, "unet": 2800, "clip": 500, "judge": 500, "aesthetic": 400}
+STAGES = ("tokenizer", "vae", "unet", "clip", "judge", "aesthetic", "pack")
 
 
 def load_vae(work: Path) -> torch.nn.Module:
-    """The averaged weights of stage ``vae``, or ``decoder`` where it has run."""
-    vae = build_vae()
-    for stage in ("vae", "decoder"):
-        if (work / f"{stage}.pt").exists():
-            state = torch.load(work / f"{stage}.pt", weights_only=True)
-            vae.load_state_dict(state["model"] | state["averaged"])
-    return vae.eval()
+    """The averaged weights of stage ``vae``."""
+    return averaged(build_vae(), work, "vae")
 
 
 def main() -> None:
@@ -52,8 +47,6 @@ def main() -> None:
             train_tokenizer(work / "tokenizer")
         elif stage == "vae":
             train_vae(glyphs, steps=steps(stage), work=work)
-        elif stage == "decoder":
-            finish_decoder(load_vae(work), glyphs, steps=steps(stage), work=work)
         else:
             tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
             vae = load_vae(work)
