@@ -127,13 +127,13 @@ def test_all_mistakes_are_reported_together(tmp_path):
         "seed",
         "solver",
         "lora.rank",
-        "validation.rewards.0",
+        "validation.rewards.0.name",
         "max_train_steps",
         "nothing",
     ]
     assert len(fault.value.problems) == len(keys)
     for key in keys:
-        assert sum(f"{key}:" in line or f"'{key}'" in line for line in fault.value.problems) == 1
+        assert sum(f": {key}:" in line or f"'{key}':" in line for line in fault.value.problems) == 1
 
 
 def test_overrides_win_and_numbers_are_numbers(tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
@@ -48,7 +49,7 @@ def test_images_are_scored_on_their_own(reward):
 
 
 def test_gradients_agree_with_finite_differences(reward):
-    # bicubic preprocessing is the identity at 64 pixels, so float64 differences are clean
+    # no resizing at 64 pixels; the steps are small because the judge has kinks (ReLU)
     for part in (getattr(reward, "encoder", None), getattr(reward, "head", None)):
         if part is not None:
             part.to(torch.device("cpu"), torch.float64) if isinstance(part, ClipEncoder) else part.double()
@@ -56,8 +57,8 @@ def test_gradients_agree_with_finite_differences(reward):
     reward.score(images, PROMPTS[:2]).sum().backward()
     direction = torch.randn(images.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     with torch.no_grad():
-        ends = [reward.score(images + s * 1e-5 * direction, PROMPTS[:2]).sum() for s in (1, -1)]
-    assert ((ends[0] - ends[1]) / 2e-5).item() == pytest.approx((images.grad * direction).sum().item(), rel=1e-5)
+        ends = [reward.score(images + s * 1e-7 * direction, PROMPTS[:2]).sum() for s in (1, -1)]
+    assert ((ends[0] - ends[1]) / 2e-7).item() == pytest.approx((images.grad * direction).sum().item(), rel=1e-4)
 
 
 def test_a_picture_is_nearer_to_its_own_caption():
@@ -91,9 +92,7 @@ def test_judge_and_clip_are_different_architectures():
 @pytest.mark.parametrize("size", [(64, 64), (50, 70), (256, 190), (512, 512)])
 def test_preprocessing_matches_open_clip_on_pil_images(size):
     encoder = ClipEncoder()
-    transform = open_clip.image_transform_v2(
-        open_clip.PreprocessCfg(**open_clip.get_model_preprocess_cfg(encoder.net)), is_train=False
-    )
+    transform = image_transform_v2(PreprocessCfg(**open_clip.get_model_preprocess_cfg(encoder.net)), is_train=False)
     small = pictures(1, 24, 24)
     smooth = torch.nn.functional.interpolate(small, size, mode="bilinear")[0]
     image = Image.fromarray((smooth.permute(1, 2, 0) * 255).round().byte().numpy())
