@@ -173,6 +173,8 @@ def test_grid_has_a_row_per_label(tmp_path):
     save_grid(rows, ["before", "after"], tmp_path / "g.png")
     width, height = Image.open(tmp_path / "g.png").size
     assert height == 2 * 132 + 4 and width > 3 * 128
+    save_grid(rows, ["before", "after"], tmp_path / "h.png", captions=["a tiger on a light teal background", "b", "c"])
+    assert Image.open(tmp_path / "h.png").size == (width, height + 2 * 14)
 
 
 def test_another_package_called_rewards_is_one_sentence(tmp_path):

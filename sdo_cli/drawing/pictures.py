@@ -1,5 +1,6 @@
 """Images to files."""
 
+import textwrap
 from pathlib import Path
 
 import torch
@@ -19,15 +20,26 @@ def save_image(image: Tensor, path: Path) -> None:
     write_atomic(path, to_pil(image).save)
 
 
-def save_grid(rows: list[Tensor], labels: list[str], path: Path, *, shown_side: int = 128) -> None:
-    """Rows of images ``[n, 3, H, W]`` under each other, each row with its label; small images are enlarged."""
+def save_grid(
+    rows: list[Tensor], labels: list[str], path: Path, *, captions: list[str] | None = None, shown_side: int = 128
+) -> None:
+    """Rows of images ``[n, 3, H, W]`` under each other, each row with its label; small images are enlarged.
+
+    Args:
+        captions: one per column, written above it.
+    """
     side = max(shown_side, rows[0].shape[-1])
     margin, columns = 4, len(rows[0])
     left = 8 + max(7 * len(label) for label in labels)
-    sheet = Image.new("RGB", (left + columns * (side + margin), len(rows) * (side + margin) + margin), "white")
+    heads = ["\n".join(textwrap.wrap(caption, side // 6)) for caption in captions or []]
+    head = 14 * max((1 + text.count("\n") for text in heads), default=0)
+    size = (left + columns * (side + margin), head + len(rows) * (side + margin) + margin)
+    sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
+    for c, text in enumerate(heads):
+        pen.multiline_text((left + c * (side + margin), 2), text, fill="black", spacing=2)
     for r, (row, label) in enumerate(zip(rows, labels, strict=True)):
-        top = margin + r * (side + margin)
+        top = head + margin + r * (side + margin)
         pen.text((4, top + side // 2 - 6), label, fill="black")
         for c, image in enumerate(row):
             tile = to_pil(image).resize((side, side), Image.Resampling.LANCZOS)

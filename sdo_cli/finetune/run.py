@@ -190,7 +190,7 @@ def _grid(job: Job, validation: Validation | None, first: Tensor | None, folder:
         return None
     images = validation.draw(job.family, range(0, count * validation.seeds, validation.seeds))
     rows, labels = ([images], ["before"]) if first is None else ([first, images], ["before", f"step {step}"])
-    save_grid(rows, labels, folder / "samples" / f"step_{step:06d}" / "grid.png")
+    save_grid(rows, labels, folder / "samples" / f"step_{step:06d}" / "grid.png", captions=validation.prompts[:count])
     return images
 
 
