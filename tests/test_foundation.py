@@ -2,9 +2,6 @@
 
 import json
 import math
-import platform
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -20,26 +17,6 @@ def test_keys_give_different_streams_and_the_same_key_the_same():
     assert max(seeds) < 2**32 and max(seeds) > 2**31
     first = torch.randn(5, generator=keyed_generator(1, "noise", 2, 3))
     assert torch.equal(first, torch.randn(5, generator=keyed_generator(1, "noise", 2, 3)))
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's allocator")
-def test_the_allocator_keeps_freed_memory():
-    """A big block that was freed comes back without a page fault. In a process of its own: the setting stays."""
-    code = (
-        "import resource, sys; from sdo_cli.device import keep_freed_memory; import ctypes\n"
-        "if sys.argv[1] == 'on': assert keep_freed_memory()\n"
-        "c = ctypes.CDLL('libc.so.6'); c.malloc.restype = ctypes.c_void_p; size = 64 * 2**20\n"
-        "def turn():\n"
-        "    p = c.malloc(ctypes.c_size_t(size)); ctypes.memset(p, 1, size); c.free(ctypes.c_void_p(p))\n"
-        "turn(); before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt; turn(); turn()\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
-    )
-    faults = {
-        mode: int(subprocess.run([sys.executable, "-c", code, mode], capture_output=True, text=True, check=True).stdout)
-        for mode in ("on", "off")
-    }
-    # 2 × 16,384 small pages, or 64 huge ones where the kernel gives those
-    assert faults["off"] > 50 and faults["on"] < faults["off"] / 5
 
 
 def test_neighbouring_keys_are_independent():
