@@ -180,6 +180,15 @@ def test_full_rule_runs_by_one_line():
     assert set(results[0].seconds) == {"forward", "backward"} and results[0].grad_norm > 0
 
 
+def test_half_precision_trains_an_adapter_in_full_precision(tmp_path):
+    words = ["mixed_precision=bf16", "gradient_checkpointing=true", "lr_warmup_steps=0", "validation.grid_prompts=0"]
+    done = subprocess.run(command("--out", str(tmp_path / "r"), "-q", *TINY, *words), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    weights = load_file(tmp_path / "r" / "pytorch_lora_weights.safetensors")
+    assert all(value.dtype == torch.float32 and torch.isfinite(value).all() for value in weights.values())
+    assert "grid.png" not in done.stdout and not (tmp_path / "r" / "samples").exists()
+
+
 def test_the_base_model_is_never_changed():
     job, _ = prepare(load_recipe("quickstart", TINY))
     own = {n: p.detach().clone() for n, p in job.family.denoiser.named_parameters() if not p.requires_grad}

@@ -90,7 +90,7 @@ def as_text(loaded: LoadedRecipe, summary: "RunSummary") -> str:
     folder, grid = summary.folder, f"samples/step_{summary.steps:06d}/grid.png"
     lines += [f"training time: {stages}", "", f"{folder}/"]
     lines.append("  pytorch_lora_weights.safetensors   load with pipe.load_lora_weights()")
-    if summary.gains:
+    if (folder / grid).exists():
         lines.append(f"  {grid}   the same prompts and noise, before and after")
     lines.append("  reward_curve.png  README.md  metrics.jsonl")
     recipe = loaded.recipe
