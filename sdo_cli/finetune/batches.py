@@ -22,10 +22,6 @@ class PromptOrder:
         order = torch.randperm(len(self.prompts), generator=keyed_generator(self.seed, "prompt-order", epoch))
         return self.prompts[int(order[place])]
 
-    def batch(self, step: int, size: int) -> list[str]:
-        """The prompts of one global batch."""
-        return [self.at(step * size + sample) for sample in range(size)]
-
 
 class PromptEmbeddings:
     """Conditions of prompts, computed once each and kept."""
