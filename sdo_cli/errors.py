@@ -44,3 +44,7 @@ class Interrupted(SdoError):
 
 class SolverFault(SdoError):
     """A solver that does not keep the affine identity, or is unknown."""
+
+
+class PluginFault(SdoError):
+    """A file given with --plugin, or a rule it brought, does not do what it should."""

@@ -212,7 +212,11 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path):
 def test_ctrl_c_is_one_line(tmp_path):
     folder = tmp_path / "run"
     process = subprocess.Popen(
-        command("--out", str(folder), "-q", "max_train_steps=400", *TINY[1:]), stderr=subprocess.PIPE, text=True
+        command("--out", str(folder), "-q", "max_train_steps=400", *TINY[1:]),
+        stderr=subprocess.PIPE,
+        text=True,
+        # shells start background jobs with Ctrl-C ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:

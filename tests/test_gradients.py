@@ -1,16 +1,54 @@
 """Gradient rules and engines against autograd, finite differences and each other (float64)."""
 
+import dataclasses
+
 import pytest
 import torch
 from toy import CONFIGS, TOLERANCE, grads, objective, toy_path
 
+from sdo_cli.gradients.alignprop import alignprop
+from sdo_cli.gradients.draft import draft_k, draft_lv
+from sdo_cli.gradients.drtune import drtune
+from sdo_cli.gradients.flowbp import flowbp_sparse
 from sdo_cli.gradients.full import full
+from sdo_cli.gradients.linear import linear_path
 from sdo_cli.gradients.one_graph import one_graph
+from sdo_cli.gradients.outcome import Scored, Terms
 from sdo_cli.gradients.plan import Mode, Plan, empty
-from sdo_cli.gradients.run import run_plan
-from sdo_cli.gradients.sdo import sdo
+from sdo_cli.gradients.refl import refl
+from sdo_cli.gradients.rules import RULES, find_rule
+from sdo_cli.gradients.run import run_plan, with_repeats
+from sdo_cli.gradients.sdo import sdo, sdo_0
 from sdo_cli.gradients.three_stage import MicroBatches, three_stage
 from sdo_cli.sampling.loop import denoise_path, sample_latents
+from sdo_cli.sampling.route import walk
+
+# (rule, options) by a short name: every rule, and every option that changes the plan's kind
+VARIANTS = {
+    "full": ("full", {}),
+    "draft-1": ("draft-k", {"k": 1}),
+    "draft-3": ("draft-k", {"k": 3}),
+    "draft-lv": ("draft-lv", {"repeats": 2}),
+    "alignprop": ("alignprop", {}),
+    "alignprop-uniform": ("alignprop", {"truncation": "uniform"}),
+    "alignprop-fixed": ("alignprop", {"truncation": "fixed", "step": 5}),
+    "refl": ("refl", {}),
+    "drtune": ("drtune", {}),
+    "drtune-to-the-end": ("drtune", {"k": 3, "early_stop": 0}),
+    "flowbp-sparse": ("flowbp-sparse", {}),
+    "sdo": ("sdo", {}),
+    "sdo-3": ("sdo", {"steps_per_sample": 3}),
+    "sdo-uniform": ("sdo", {"step_choice": "uniform", "steps_per_sample": 2}),
+    "sdo-per-batch": ("sdo", {"step_choice": "per-batch"}),
+    "sdo-weight": ("sdo", {"step_choice": "weight-proportional", "steps_per_sample": 2}),
+    "sdo-late": ("sdo", {"step_choice": "late-biased"}),
+    "sdo-unit": ("sdo", {"weights": "unit"}),
+    "sdo-true": ("sdo", {"weights": "true", "step_choice": "late-biased"}),
+    "sdo-epsilon": ("sdo", {"as_epsilon": True, "steps_per_sample": 2}),
+    "sdo-first": ("sdo", {"step_choice": "first"}),
+    "sdo-0": ("sdo-0", {}),
+}
+ENDS_EARLY = {"refl", "drtune"}
 
 
 def generator(seed=0):
@@ -19,6 +57,31 @@ def generator(seed=0):
 
 def close(a, b, tolerance):
     return (a - b).abs().max() <= tolerance * b.abs().max()
+
+
+def plan_for(variant, path, seed=0, batch=4):
+    rule, options = VARIANTS[variant]
+    return find_rule(rule)(path.route.calls, batch, path.coefficients, generator(seed), **options)
+
+
+def in_one_graph(path, plan, terms=None, checkpointing=True):
+    def engine(*arguments):
+        *rest, terms = arguments
+        return one_graph(*rest, terms=terms, checkpointing=checkpointing)
+
+    return with_repeats(engine, path, plan, objective, terms or Terms())
+
+
+def with_latents(path):
+    """The same path with a starting latent that wants a gradient."""
+    return dataclasses.replace(path, x_0=path.x_0.detach().clone().requires_grad_())
+
+
+def test_every_rule_has_a_variant_here():
+    assert {rule for rule, _ in VARIANTS.values()} == set(RULES)
+
+
+# --- three stages = one graph
 
 
 @pytest.mark.parametrize("solver", CONFIGS)
@@ -39,102 +102,273 @@ def test_three_stages_equal_one_graph(solver, scale, k):
     assert close(three.g, one.g, TOLERANCE[solver])
 
 
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if not name.startswith(("full", "draft-3", "align"))])
+@pytest.mark.parametrize("solver", CONFIGS)
+def test_three_stages_equal_one_graph_for_every_rule_it_serves(solver, variant):
+    """Also the gradient of the starting latent, from the beginning and from the middle, and of noise-injected paths."""
+    if solver == "flow-euler" and variant == "sdo-epsilon":
+        pytest.skip("refused: its first step is pure noise")
+    for eta, start in ((0.0, 0), (0.0, 3)) + (((0.7, 0),) if solver.startswith("ddim") else ()):
+        net, path = toy_path(solver, scale=3.0, eta=eta, start=start)
+        path = with_latents(path)
+        for seed in range(3):
+            plan = plan_for(variant, path, seed)
+            results = []
+            for carry_out in (run_plan, lambda p, q, _: in_one_graph(p, q)):
+                path.x_0.grad = None
+                outcome = carry_out(path, plan, objective)
+                weights = [p.grad is not None for p in net.parameters()]
+                results.append((grads(net) if all(weights) else None, path.x_0.grad, outcome))
+            (by_stages, x0_stages, three), (by_graph, x0_graph, one) = results
+            tolerance = TOLERANCE[solver]
+            assert (by_stages is None) == (variant == "sdo-0")
+            assert by_stages is None or close(by_stages, by_graph, tolerance)
+            assert close(x0_stages, x0_graph, tolerance)
+            assert torch.equal(three.x_N, one.x_N)
+            assert torch.equal(three.losses, one.losses) and close(three.g, one.g, tolerance)
+
+
+@pytest.mark.parametrize("negative", [True, False])
+@pytest.mark.parametrize("variant", ["sdo", "sdo-3", "draft-lv", "refl", "drtune", "sdo-epsilon"])
+def test_regulariser_is_the_same_in_both_engines(variant, negative):
+    net, path = toy_path("ddim-v", scale=3.0)
+    denoise = dataclasses.replace(path.denoise, negative_gradient=negative)
+    path, terms = dataclasses.replace(path, denoise=denoise), Terms(kl_weight=0.7)
+    plan = plan_for(variant, path)
+    three = run_plan(path, plan, objective, terms=terms)
+    by_stages = grads(net)
+    one = in_one_graph(path, plan, terms)
+    by_graph = grads(net)
+    assert close(by_stages, by_graph, 1e-9)
+    assert torch.allclose(three.penalties, one.penalties.to(three.penalties), rtol=1e-6)
+    run_plan(path, plan, objective)
+    assert not close(grads(net), by_graph, 1e-2)
+
+
+def test_regulariser_against_finite_differences():
+    """mean over the live calls of mean (ε_θ - ε_base)², inputs held, beside SDO's surrogate."""
+    net, path = toy_path("ddim", scale=2.0)
+    plan = plan_for("sdo-3", path)
+    kept = record(path)
+
+    @torch.no_grad()
+    def penalty():
+        total = 0.0
+        for i, (x, t, _) in enumerate(kept):
+            gap = (path.denoise(x, t, path.rows) - path.base(x, t, path.rows)).square().flatten(1).mean(1)
+            total = total + (gap * plan.live[i] / 3).sum()
+        return total / 4
+
+    run_plan(path, plan, objective)
+    plain = grads(net)
+    outcome = run_plan(path, plan, objective, terms=Terms(kl_weight=0.7))
+    assert outcome.penalties.mean().item() == pytest.approx(penalty().item(), rel=1e-6)
+    check_direction(net, lambda: 0.7 * penalty(), grads(net) - plain)
+
+
+# --- finite differences
+
+
+def record(path):
+    """(input, timestep, output) of every call of the plain trajectory."""
+    kept = []
+
+    def call(i, x, t):
+        e = path.denoise(x, t, path.rows)
+        kept.append((x.clone(), t, e.clone()))
+        return e
+
+    with torch.no_grad():
+        denoise_path(path, call)
+    return kept
+
+
+def check_direction(net, function, analytic, *, rel=1e-6, step=1e-4):
+    """Central differences of ``function`` along three random directions, to ``rel`` of the gradient's own size."""
+    for seed in range(3):
+        direction = torch.randn(analytic.shape, generator=generator(seed), dtype=torch.float64)
+        direction /= direction.norm()
+        theta = torch.nn.utils.parameters_to_vector(net.parameters()).detach()
+        ends = []
+        for sign in (1, -1):
+            torch.nn.utils.vector_to_parameters(theta + sign * step * direction, net.parameters())
+            ends.append(function())
+        torch.nn.utils.vector_to_parameters(theta, net.parameters())
+        numeric = (ends[0] - ends[1]) / (2 * step)
+        # a random direction of n weights meets 1/√n of the gradient
+        size = analytic.norm().item() / len(analytic) ** 0.5
+        assert numeric.item() == pytest.approx((analytic @ direction).item(), abs=rel * size)
+
+
+@torch.enable_grad()
+def walk_exactly(path, call, endpoint):
+    """Like ``denoise_path`` for one endpoint of all, but every latent is put together in float64.
+
+    Some schedulers round to float32, which blurs finite differences: here they only give their linear map, by autograd.
+    """
+    route, maps = path.route, []
+    x_0 = torch.ones(1, 1, 1, 1, dtype=torch.float64, requires_grad=True)
+    outputs = [torch.ones_like(x_0).requires_grad_() for _ in range(route.calls)]
+
+    def read(i, x, t):
+        maps.append(torch.autograd.grad(x.sum(), [x_0, *outputs], allow_unused=True, retain_graph=True))
+        return outputs[i]
+
+    end = walk(route, x_0, read, endpoint=None if endpoint is None else endpoint[:1])
+    maps.append(torch.autograd.grad(end.sum(), [x_0, *outputs], allow_unused=True))
+    timesteps, moved = route.begin()[1], []
+    with torch.no_grad():
+        for i, linear in enumerate(maps):
+            values = [path.x_0, *moved]
+            x = sum(a.item() * value for a, value in zip(linear, values, strict=False) if a is not None)
+            if i + 1 == len(maps):
+                return x
+            moved.append(call(i, x, timesteps[i].expand(len(x))))
+
+
+def surrogate_of(path, plan):
+    """J of the trajectory with the plan's stop-gradients, written out: what is detached keeps its value.
+
+    FROZEN and WEIGHTS calls hold their input, THROUGH calls see the moving one; a call's change counts ``weight``
+    times.
+    """
+    kept, rows = record(path), path.rows
+    route = path.route
+
+    def trajectory():
+        def call(i, x, t):
+            held, _, e = kept[i]
+            follow = (plan.mode[i] == Mode.THROUGH).view(-1, 1, 1, 1)
+            moved = path.denoise(torch.where(follow, x, held), t, rows)
+            weight = (plan.weight[i] * plan.live[i]).view(-1, 1, 1, 1)
+            if not plan.as_epsilon:
+                return e + weight * (moved - e)
+            level = route.levels[i]
+            eps = level.eps_of_x * held / level.scale + level.eps_of_e * e
+            new = level.eps_of_x * torch.where(follow, x, held) / level.scale + level.eps_of_e * moved
+            # the ε that is held, turned back into a native output at the moving x
+            return (eps + weight * (new - eps) - level.eps_of_x * x / level.scale) / level.eps_of_e
+
+        return walk_exactly(path, call, plan.endpoint)
+
+    if plan.repeats is None:
+        return torch.no_grad()(lambda: objective(trajectory(), rows).losses.mean())
+    from sdo_cli.gradients.repeats import repeated
+
+    with torch.no_grad():
+        again = list(repeated(path, plan, trajectory()))
+    parts = [surrogate_of(p, q) for p, q in again]
+    return torch.no_grad()(
+        lambda: (objective(trajectory(), rows).losses.mean() + sum(part() for part in parts)) / (1 + len(parts))
+    )
+
+
+@pytest.mark.parametrize("solver", CONFIGS)
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "sdo-0"])
+def test_every_rule_against_finite_differences_of_its_own_surrogate(solver, variant):
+    if solver == "flow-euler" and variant == "sdo-epsilon":
+        pytest.skip("refused: its first step is pure noise")
+    net, path = toy_path(solver, scale=2.0)
+    plan = plan_for(variant, path, seed=1)
+    surrogate = surrogate_of(path, plan)
+    outcome = run_plan(path, plan, objective)
+    assert outcome.losses.mean().item() == pytest.approx(surrogate().item(), rel=1e-6)
+    check_direction(net, surrogate, grads(net), rel=1e-5)
+
+
 @pytest.mark.parametrize("solver", CONFIGS)
 def test_sdo_against_finite_differences_of_its_surrogate(solver):
     """d/dθ of J(sg(x_N) + Σ (w_i/p_i)(ε_θ(sg x_i) - sg e_i)), METHOD's surrogate, along random directions."""
     net, path = toy_path(solver, scale=2.0)
     calls, rows = path.coefficients.calls, path.rows
     plan = sdo(calls, 4, path.coefficients, generator(1), steps_per_sample=2)
-    inputs = []
-
-    def record(i, x, t):
-        e = path.denoise(x, t, rows)
-        inputs.append((x.clone(), t, e.clone()))
-        return e
-
-    with torch.no_grad():
-        x_N = denoise_path(path, record)
+    kept, x_N = record(path), sample_latents(path)
 
     @torch.no_grad()
     def surrogate():
         moved = x_N.clone()
-        for i, (x, t, e) in enumerate(inputs):
+        for i, (x, t, e) in enumerate(kept):
             factor = path.coefficients.w[i] * plan.weight[i] * plan.live[i]
             moved += factor.view(-1, 1, 1, 1) * (path.denoise(x, t, rows) - e)
         return objective(moved, rows).losses.mean()
 
     run_plan(path, plan, objective)
-    analytic = grads(net)
-    # float32 schedulers: x_N is exact to 1e-7 only, differences of the surrogate do not see it
-    for seed in range(3):
-        direction = torch.randn(analytic.shape, generator=generator(seed), dtype=torch.float64)
-        step, theta = 1e-5, torch.nn.utils.parameters_to_vector(net.parameters()).detach()
-        ends = []
-        for sign in (1, -1):
-            torch.nn.utils.vector_to_parameters(theta + sign * step * direction, net.parameters())
-            ends.append(surrogate())
-        torch.nn.utils.vector_to_parameters(theta, net.parameters())
-        numeric = (ends[0] - ends[1]) / (2 * step)
-        assert numeric.item() == pytest.approx((analytic @ direction).item(), rel=1e-5, abs=1e-9)
+    check_direction(net, surrogate, grads(net))
 
 
 @pytest.mark.parametrize("solver", ["ddim", "ddim-v", "pndm", "unipc", "deis"])
+@pytest.mark.parametrize("eta", [0.0, 0.6])
 @pytest.mark.parametrize("checkpointing", [True, False])
-def test_full_passes_gradcheck(solver, checkpointing):
-    net, path = toy_path(solver, steps=4, batch=2, scale=2.0)
+def test_full_against_differences_of_the_sampler(solver, eta, checkpointing):
+    if eta and not solver.startswith("ddim"):
+        pytest.skip("deterministic solver")
+    net, path = toy_path(solver, steps=4, batch=2, scale=2.0, eta=eta)
     plan = full(path.coefficients.calls, 2, path.coefficients, generator())
     one_graph(path, plan, objective, checkpointing=checkpointing)
-    analytic = grads(net)
-    theta = torch.nn.utils.parameters_to_vector(net.parameters()).detach()
-    for seed in range(3):
-        direction = torch.randn(theta.shape, generator=generator(seed), dtype=torch.float64)
-        ends = []
-        for sign in (1, -1):
-            torch.nn.utils.vector_to_parameters(theta + sign * 1e-6 * direction, net.parameters())
-            ends.append(objective(sample_latents(path), path.rows).losses.mean())
-        torch.nn.utils.vector_to_parameters(theta, net.parameters())
-        assert ((ends[0] - ends[1]) / 2e-6).item() == pytest.approx((analytic @ direction).item(), rel=1e-6)
+    check_direction(net, lambda: objective(sample_latents(path), path.rows).losses.mean(), grads(net))
 
 
 @pytest.mark.parametrize("solver", ["ddim", "pndm"])
 def test_full_passes_torch_gradcheck(solver):
-    """Every weight by torch's own checker: forward and backward are the engine's."""
+    """Every weight and the starting latent by torch's own checker: forward and backward are the engine's."""
     net, path = toy_path(solver, steps=2, batch=2)
     plan = full(path.coefficients.calls, 2, path.coefficients, generator())
 
     class Engine(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, theta):
+        def forward(ctx, theta, x_0):
             with torch.enable_grad():
                 torch.nn.utils.vector_to_parameters(theta, net.parameters())
-                outcome = one_graph(path, plan, objective)
-            ctx.gradient = grads(net)
+                here = with_latents(dataclasses.replace(path, x_0=x_0))
+                outcome = one_graph(here, plan, objective)
+            ctx.gradients = grads(net), here.x_0.grad
             return outcome.losses.mean()
 
         @staticmethod
         def backward(ctx, upstream):
-            return ctx.gradient * upstream
+            return ctx.gradients[0] * upstream, ctx.gradients[1] * upstream
 
     theta = torch.nn.utils.parameters_to_vector(net.parameters()).detach().clone().requires_grad_()
-    assert torch.autograd.gradcheck(Engine.apply, (theta,))
+    assert torch.autograd.gradcheck(Engine.apply, (theta, path.x_0.clone().requires_grad_()))
 
 
-def chain_sum(path, net):
+# --- identities between the rules
+
+
+def chain_sum(path, net, **options):
     """Σ_i over all calls with detached inputs, by K = N."""
     calls = path.coefficients.calls
-    run_plan(path, sdo(calls, 4, path.coefficients, generator(), steps_per_sample=calls), objective)
+    run_plan(path, sdo(calls, 4, path.coefficients, generator(), steps_per_sample=calls, **options), objective)
     return grads(net)
 
 
+@pytest.mark.parametrize("choice", ["uniform", "late-biased", "weight-proportional"])
 @pytest.mark.parametrize("solver", CONFIGS)
-def test_expectation_of_one_step_sdo_is_the_sum_over_steps(solver):
+def test_expectation_of_one_step_sdo_is_the_sum_over_steps(solver, choice):
+    """Exactly: Σ_i p_i · (gradient with i live and weight 1/p_i)."""
     net, path = toy_path(solver)
-    calls = path.coefficients.calls
+    calls, c = path.coefficients.calls, path.coefficients
+    odds = {
+        "uniform": torch.ones(calls, dtype=torch.float64),
+        "late-biased": torch.arange(1.0, calls + 1, dtype=torch.float64),
+        "weight-proportional": torch.tensor(c.w, dtype=torch.float64).abs(),
+    }[choice]
+    p = odds / odds.sum()
+    found = {}
+    for seed in range(400):
+        plan = sdo(calls, 4, c, generator(seed), step_choice=choice)
+        for i in plan.live.nonzero()[:, 0].tolist():
+            found[i] = plan.weight[i].max().item()
+        if len(found) == int((p > 0).sum()):
+            break
     total = 0
-    for step in range(calls):
-        # probability 1/calls times weight calls: the fixed plan with weight 1
-        run_plan(path, sdo(calls, 4, path.coefficients, generator(), step_choice="fixed", step=step), objective)
-        total = total + grads(net)
+    for i, weight in found.items():
+        assert weight == pytest.approx(1 / p[i].item(), rel=1e-9)
+        mode, weights = empty(calls, 4)
+        mode[i], weights[i] = Mode.WEIGHTS, weight
+        run_plan(path, Plan(mode, weights), objective)
+        total = total + p[i] * grads(net)
+    assert len(found) == int((p > 0).sum())
     assert close(total, chain_sum(path, net), TOLERANCE[solver])
 
 
@@ -145,10 +379,74 @@ def test_last_step_sdo_is_draft_1(solver):
     calls = path.coefficients.calls
     run_plan(path, sdo(calls, 4, path.coefficients, generator(), step_choice="last"), objective)
     shortcut = grads(net)
-    mode, weight = empty(calls, 4)
-    mode[-1], weight[-1] = Mode.THROUGH, 1.0
-    one_graph(path, Plan(mode, weight), objective)
+    one_graph(path, draft_k(calls, 4, path.coefficients, generator(), k=1), objective)
     assert close(shortcut, grads(net), TOLERANCE[solver])
+
+
+@pytest.mark.parametrize("solver", CONFIGS)
+def test_draft_n_is_full_and_alignprop_from_the_first_step_too(solver):
+    net, path = toy_path(solver)
+    calls, c = path.coefficients.calls, path.coefficients
+    run_plan(path, full(calls, 4, c, generator()), objective)
+    whole = grads(net)
+    for plan in (
+        draft_k(calls, 4, c, generator(), k=calls),
+        alignprop(calls, 4, c, generator(), truncation="fixed", step=0),
+    ):
+        run_plan(path, plan, objective)
+        assert torch.equal(grads(net), whole)
+
+
+@pytest.mark.parametrize("solver", CONFIGS)
+def test_drtune_of_all_steps_to_the_end_is_the_sum(solver):
+    net, path = toy_path(solver)
+    calls = path.coefficients.calls
+    run_plan(path, drtune(calls, 4, path.coefficients, generator(), k=calls, early_stop=0), objective)
+    assert close(grads(net), chain_sum(path, net), TOLERANCE[solver])
+
+
+def test_flowbp_of_all_steps_is_the_sum():
+    net, path = toy_path("ddim")
+    run_plan(path, flowbp_sparse(8, 4, path.coefficients, generator(), k=8), objective)
+    assert close(grads(net), chain_sum(path, net), 1e-12)
+
+
+def test_epsilon_is_another_gradient_for_v_and_the_same_for_epsilon_networks():
+    for solver, same in (("ddim", True), ("ddim-v", False)):
+        net, path = toy_path(solver)
+        assert close(chain_sum(path, net, as_epsilon=True), chain_sum(path, net), 1e-9) == same
+
+
+def test_draft_lv_without_noise_is_the_last_step_again():
+    """At the last, nearly noiseless level, repeats differ from x_N little: the average stays near DRaFT-1."""
+    net, path = toy_path("ddim", steps=20)
+    last = draft_k(20, 4, path.coefficients, generator(), k=1)
+    run_plan(path, last, objective)
+    alone = grads(net)
+    outcome = run_plan(path, draft_lv(20, 4, path.coefficients, generator(), repeats=3), objective)
+    averaged = grads(net)
+    assert not close(averaged, alone, 1e-4)
+    assert torch.nn.functional.cosine_similarity(averaged, alone, 0) > 0.9
+    assert outcome.calls == {"no_grad": 4 * (20 + 3), "grad": 4 * 4}
+
+
+def test_sdo_of_a_latent_is_the_linear_path_and_the_first_step():
+    """METHOD: A g + w_0 (∂ε/∂x_0)ᵀ g; SDO-0 has the first term alone."""
+    net, path = toy_path("euler", scale=2.0)
+    path = with_latents(path)
+    c = path.coefficients
+    outcome = run_plan(path, sdo_0(8, 4, c, generator()), objective)
+    assert close(path.x_0.grad, c.A * outcome.g, 1e-6)
+    assert all(p.grad is None for p in net.parameters())
+    assert outcome.calls == {"no_grad": 32, "grad": 0}
+    linear, path.x_0.grad = path.x_0.grad, None
+    run_plan(path, sdo(8, 4, c, generator(), step_choice="first"), objective)
+    net.zero_grad()
+    x, t = path.x_0.detach().requires_grad_(), path.route.begin()[1][0].expand(4)
+    e = path.denoise(x * path.route.levels[0].scale, t, path.rows)
+    (by_network,) = torch.autograd.grad((c.w[0] * outcome.g * e).sum(), x)
+    assert by_network.abs().max() > 1e-3 * linear.abs().max()
+    assert close(path.x_0.grad, linear + by_network, 2e-6)
 
 
 def test_sdo_differs_from_full():
@@ -159,20 +457,62 @@ def test_sdo_differs_from_full():
     assert not close(by_sum, grads(net), 1e-3)
 
 
-def test_images_are_bit_identical_between_rules():
-    _, path = toy_path("ddim", scale=3.0)
-    plans = [full(8, 4, path.coefficients, generator()), sdo(8, 4, path.coefficients, generator())]
-    finals = [run_plan(path, plan, objective).x_N for plan in plans] + [sample_latents(path)]
-    assert torch.equal(finals[0], finals[1]) and torch.equal(finals[1], finals[2])
+@pytest.mark.parametrize("solver", CONFIGS)
+def test_images_are_bit_identical_between_rules(solver):
+    net, path = toy_path(solver, scale=3.0)
+    plain, seen = sample_latents(path), 0
+    for variant in VARIANTS:
+        if variant not in ENDS_EARLY and (solver, variant) != ("flow-euler", "sdo-epsilon"):
+            assert torch.equal(run_plan(path, plan_for(variant, path), objective).x_N, plain), variant
+            net.zero_grad()
+            seen += 1
+    assert seen >= len(VARIANTS) - 3
+
+
+# --- what the plans are
 
 
 def test_micro_batches_do_not_change_the_gradient():
     net, path = toy_path("euler", scale=2.0)
-    plan = sdo(8, 4, path.coefficients, generator(), steps_per_sample=2)
-    three_stage(path, plan, objective)
-    whole = grads(net)
-    three_stage(path, plan, objective, micro=MicroBatches(rollout=3, score=1, shortcut=2))
-    assert close(grads(net), whole, 2e-6)
+    for variant in ("sdo-3", "refl", "draft-lv"):
+        plan = plan_for(variant, path)
+        run_plan(path, plan, objective)
+        whole = grads(net)
+        run_plan(path, plan, objective, micro=MicroBatches(rollout=3, score=1, shortcut=2))
+        assert close(grads(net), whole, 2e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_plan_cut_in_two_is_the_whole_plan(variant):
+    """The global batch may be split over passes or processes: same draws, same gradient."""
+    net, path = toy_path("ddim", scale=2.0)
+    plan = plan_for(variant, path)
+    run_plan(path, plan, objective)
+    whole = None if variant == "sdo-0" else grads(net)
+    for start, stop in ((0, 1), (1, 4)):
+        rows = torch.arange(start, stop)
+        part = dataclasses.replace(path, x_0=path.x_0[rows], denoise=lambda x, t, r, o=start: path.denoise(x, t, r + o))
+        outcome = run_plan(
+            part, plan.rows(slice(start, stop)), lambda x, r, o=start: objective(x, r + o), terms=Terms(divisor=4)
+        )
+        assert len(outcome.losses) == stop - start
+    assert whole is None or close(grads(net), whole, 1e-9)
+
+
+def test_early_ends_cost_fewer_calls():
+    _, path = toy_path("ddim", steps=20)
+    for seed in range(20):
+        plan = refl(20, 4, path.coefficients, generator(seed))
+        m = int(plan.ends[0])
+        assert 15 <= m <= 19 and plan.ends.unique().tolist() == [m]
+        assert run_plan(path, plan, objective).calls == {"no_grad": 4 * (m + 1), "grad": 4}
+
+
+def test_nothing_is_live_after_the_end():
+    mode, weight = empty(8, 2)
+    mode[5], weight[5] = Mode.WEIGHTS, 1.0
+    with pytest.raises(ValueError, match="endpoint"):
+        Plan(mode, weight, endpoint=torch.tensor([5, 4]))
 
 
 def test_negative_branch_without_gradient():
@@ -180,8 +520,8 @@ def test_negative_branch_without_gradient():
     plan = sdo(8, 4, path.coefficients, generator())
     run_plan(path, plan, objective)
     with_negative = grads(net)
-    denoise = type(path.denoise)(net, path.denoise.condition, path.denoise.negative, 4.0, negative_gradient=False)
-    outcome = run_plan(type(path)(path.scheduler, 8, denoise, path.x_0), plan, objective)
+    denoise = dataclasses.replace(path.denoise, negative_gradient=False)
+    outcome = run_plan(dataclasses.replace(path, denoise=denoise), plan, objective)
     assert not close(grads(net), with_negative, 1e-3)
     assert torch.equal(outcome.x_N, sample_latents(path))
 
@@ -192,20 +532,67 @@ def test_three_stage_refuses_chained_plans():
         three_stage(path, full(8, 4, path.coefficients, generator()), objective)
 
 
-@pytest.mark.parametrize("choice", ["stratified", "uniform"])
+@pytest.mark.parametrize("choice", ["stratified", "uniform", "per-batch", "weight-proportional", "late-biased"])
 @pytest.mark.parametrize("k", [1, 3, 8])
-def test_every_call_is_equally_likely_and_weights_are_one_over_p(choice, k):
-    counts = torch.zeros(8)
+def test_calls_come_up_as_often_as_their_probability_says(choice, k):
+    _, path = toy_path("ddim")
+    c = path.coefficients
+    counts, inverse = torch.zeros(8, dtype=torch.float64), torch.zeros(8, dtype=torch.float64)
     for seed in range(600):
-        plan = sdo(8, 4, None, generator(seed), step_choice=choice, steps_per_sample=k)
+        plan = sdo(8, 4, c, generator(seed), step_choice=choice, steps_per_sample=k)
         assert plan.live.sum(0).tolist() == [k] * 4
         counts += plan.live.sum(1)
+        inverse = torch.maximum(inverse, plan.weight.max(1).values)
     frequency = counts / 2400
-    assert frequency == pytest.approx([k / 8] * 8, abs=0.04)
-    assert plan.weight[plan.live].unique().tolist() == [8 / k]
+    expected = torch.where(inverse > 0, 1 / inverse, 0.0)
+    assert expected.sum().item() == pytest.approx(k, abs=0.05)
+    assert frequency.tolist() == pytest.approx(expected.tolist(), abs=0.05 if choice == "per-batch" else 0.03)
+    if choice in ("stratified", "uniform", "per-batch"):
+        assert expected.tolist() == pytest.approx([k / 8] * 8)
+    elif k == 1:
+        odds = torch.tensor(c.w).abs() if choice == "weight-proportional" else torch.arange(1.0, 9)
+        assert expected.tolist() == pytest.approx((odds / odds.sum()).tolist(), rel=1e-5)
 
 
-def test_stratified_spreads_over_the_batch():
+def test_stratified_spreads_over_the_batch_and_per_batch_does_not():
     for seed in range(20):
-        plan = sdo(8, 8, None, generator(seed))
-        assert plan.live.sum(1).tolist() == [1] * 8
+        assert sdo(8, 8, None, generator(seed)).live.sum(1).tolist() == [1] * 8
+        assert sorted(sdo(8, 8, None, generator(seed), step_choice="per-batch").live.sum(1).tolist())[-1] == 8
+
+
+def test_unit_weights_make_every_step_count_alike():
+    _, path = toy_path("ddim")
+    plan = sdo(8, 4, path.coefficients, generator(), weights="unit", steps_per_sample=8)
+    sizes = linear_path(path.route, plan).factor.abs()
+    assert sizes.min().item() == pytest.approx(sizes.max().item(), rel=1e-9)
+    true = sdo(8, 4, path.coefficients, generator(), weights="true", step_choice="late-biased")
+    assert true.weight[true.live].unique().tolist() == [1.0]
+
+
+def test_the_published_draws():
+    """AlignProp int(N(42, 5)) of 50, ReFL the last quarter, DRTune's even spacing, FlowBP's late bias."""
+    b = [int((alignprop(50, 1, None, generator(s)).mode[:, 0] > 0).nonzero()[0]) for s in range(500)]
+    assert sum(b) / 500 == pytest.approx(41.5, abs=1.0) and 3.5 < torch.tensor(b).double().std() < 6.5
+    m = {int(refl(40, 1, None, generator(s)).ends[0]) for s in range(300)}
+    assert m == set(range(30, 40))
+    for seed in range(50):
+        plan = drtune(50, 2, None, generator(seed), k=5, early_stop=0.4)
+        where, stop = plan.live[:, 0].nonzero().flatten(), int(plan.ends[0])
+        assert 30 <= stop <= 49 and len(where) == 5 and where.max() <= stop
+        assert len(set(where.diff().tolist())) == 1
+    _, path = toy_path("ddim", steps=20)
+    late = sum(flowbp_sparse(20, 1, path.coefficients, generator(s)).live[:, 0] for s in range(300)).double()
+    assert late[10:].sum() > 2 * late[:10].sum()
+
+
+def test_an_objective_sees_each_sample_once():
+    """The objective gets the rows it is asked for, whatever the micro-batches."""
+    _, path = toy_path("ddim")
+    seen = []
+
+    def remember(x, rows):
+        seen.extend(rows.tolist())
+        return Scored(x.flatten(1).sum(1))
+
+    run_plan(path, sdo(8, 4, path.coefficients, generator()), remember, micro=MicroBatches(score=3))
+    assert sorted(seen) == [0, 1, 2, 3]

@@ -15,7 +15,7 @@ ROWS = [
     {"gradients", "scoring", "skipping", "drawing"},
     {"sampling", "models", "rewards"},
     {"recipe"},
-    {"embedded", "errors", "files", "seeding", "progress", "device"},
+    {"embedded", "errors", "files", "seeding", "progress", "device", "plugins"},
 ]
 LEVEL = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}
 # the schema is checked against literal tables that import no torch

@@ -1,11 +1,14 @@
 """A small smooth network in float64 that stands in for a UNet, and paths over it."""
 
+import copy
+
 import torch
 from torch import nn
 
 from sdo_cli.gradients.outcome import Scored
 from sdo_cli.sampling.guidance import Guided
 from sdo_cli.sampling.loop import Path
+from sdo_cli.sampling.route import Route
 from sdo_cli.sampling.solvers import make_scheduler
 
 EPS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
@@ -34,13 +37,19 @@ class Toy(nn.Module):
         self.second = nn.Parameter(0.3 * torch.randn(18, 18, generator=generator, dtype=torch.float64))
         self.time = nn.Parameter(torch.randn(18, generator=generator, dtype=torch.float64))
 
+    def shifted(self):
+        """Another network nearby: what the tuned one is kept close to."""
+        with torch.no_grad():
+            self.second.mul_(0.9)
+        return self
+
     def forward(self, x, t, condition):
         flat = torch.cat([x.flatten(1), condition["c"]], 1)
         hidden = torch.tanh(flat @ self.first.T + self.time * (t.to(x.dtype) / 1000)[:, None])
         return (hidden @ self.second.T).view_as(x)
 
 
-def toy_path(solver="ddim", steps=8, batch=4, scale=1.0, net=None):
+def toy_path(solver="ddim", steps=8, batch=4, scale=1.0, net=None, eta=0.0, start=0):
     name, config = CONFIGS[solver]
     scheduler = make_scheduler(name, config, steps)
     generator = torch.Generator().manual_seed(7)
@@ -49,7 +58,10 @@ def toy_path(solver="ddim", steps=8, batch=4, scale=1.0, net=None):
     negative = {"c": torch.zeros(batch, 6, dtype=torch.float64)}
     net = net or Toy()
     x_0 = x_0 * getattr(scheduler, "init_noise_sigma", 1.0)
-    return net, Path(scheduler, steps, Guided(net, condition, negative, scale), x_0)
+    route = Route(scheduler, steps, start, eta)
+    injected = torch.randn(route.calls, *x_0.shape, generator=generator, dtype=torch.float64) if eta else None
+    base = Guided(copy.deepcopy(net).shifted(), condition, negative, scale)
+    return net, Path(route, Guided(net, condition, negative, scale), x_0, injected, base)
 
 
 def objective(x_N, rows):

@@ -9,6 +9,7 @@ import typer
 
 from sdo_cli.cli.output import make_reporter
 from sdo_cli.errors import Interrupted, RecipeFault
+from sdo_cli.plugins import load_plugins
 from sdo_cli.recipe.load import LoadedRecipe, load_recipe
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 def finetune(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe overrides.")] = None,
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="A recipe file, or the name of a shipped one.")] = "",
+    plugin: Annotated[list[Path] | None, typer.Option(help="A Python file with gradient rules of your own.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/<recipe>-<time>.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Check everything and show the resolved recipe; run nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines for machines.")] = False,
@@ -26,6 +28,7 @@ def finetune(
     """Fine-tune a LoRA on the recipe's rewards."""
     if not recipe:
         raise RecipeFault(["--recipe is missing; `sdo recipe list` shows the shipped ones, try --recipe quickstart"])
+    load_plugins(plugin or ())
     loaded = load_recipe(recipe, overrides)
     if dry_run:
         show_resolved(loaded, as_json)
@@ -97,6 +100,8 @@ def as_text(loaded: LoadedRecipe, summary: "RunSummary") -> str:
     example = (loaded.prompts(recipe.validation.prompts) if summary.gains else loaded.prompts(recipe.prompts))[0]
     words = ["sdo", "sample", example, "--model", recipe.model, "--lora", str(folder), "--solver", recipe.solver]
     words += ["--steps", str(recipe.num_inference_steps), "--guidance", str(recipe.guidance_scale)]
+    if recipe.eta:
+        words += ["--eta", str(recipe.eta)]
     if recipe.negative_prompt:
         words += ["--negative-prompt", recipe.negative_prompt]
     for side, pixels in (("--height", recipe.height), ("--width", recipe.width)):

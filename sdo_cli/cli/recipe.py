@@ -8,6 +8,7 @@ import typer
 
 from sdo_cli.errors import RecipeFault
 from sdo_cli.files import write_text
+from sdo_cli.plugins import load_plugins
 from sdo_cli.recipe.load import find_recipe, load_recipe, read_recipe, shipped_recipes
 
 app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True, rich_markup_mode=None)
@@ -52,7 +53,9 @@ def copy(
 def check(
     name: Annotated[str, typer.Argument(help="A recipe file or shipped name.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe overrides.")] = None,
+    plugin: Annotated[list[Path] | None, typer.Option(help="A Python file with gradient rules of your own.")] = None,
 ) -> None:
     """Check a recipe and report every problem at once."""
+    load_plugins(plugin or ())
     loaded = load_recipe(name, overrides)
     typer.echo(f"{loaded.name}: no problems; {len(loaded.prompts(loaded.recipe.prompts))} training prompts")

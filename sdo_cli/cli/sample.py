@@ -9,7 +9,7 @@ import typer
 
 from sdo_cli.cli.output import make_reporter
 from sdo_cli.errors import RecipeFault
-from sdo_cli.sampling.solvers import MOST_STEPS, SOLVERS
+from sdo_cli.sampling.solvers import MOST_STEPS, SOLVERS, STOCHASTIC
 
 
 def sample(
@@ -24,6 +24,7 @@ def sample(
     steps: Annotated[int, typer.Option("--steps", help="num_inference_steps.")] = 50,
     guidance: Annotated[float, typer.Option("--guidance", help="guidance_scale; 1 is without.")] = 7.5,
     solver: Annotated[str, typer.Option(help=f"One of {', '.join(SOLVERS)}.")] = "ddim",
+    eta: Annotated[float, typer.Option(help="DDIM's noise, 0 to 1.")] = 0.0,
     negative_prompt: Annotated[str, typer.Option(help="What guidance moves away from.")] = "",
     height: Annotated[int | None, typer.Option(help="Pixels; the model's own by default.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels; the model's own by default.")] = None,
@@ -42,6 +43,7 @@ def sample(
         "batch-size": (batch_size, 1, 10**6),
         "guidance": (guidance, 0, 1000),
         "lora-scale": (lora_scale, -1000, 1000),
+        "eta": (eta, 0, 1),
         "seed": (seed, 0, 2**63 - 1 - count),
     }
     wrong = [
@@ -52,6 +54,8 @@ def sample(
     ]
     if solver not in SOLVERS:
         wrong.append(f"--solver: unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}")
+    elif eta > 0 and solver not in STOCHASTIC:
+        wrong.append(f"--eta: is the noise of {', '.join(STOCHASTIC)}; solver {solver} takes none")
     for side, pixels in (("height", height), ("width", width)):
         if pixels is not None and (pixels < 8 or pixels % 8):
             wrong.append(f"--{side}: must be a multiple of 8, not {pixels}")
@@ -64,7 +68,7 @@ def sample(
     from sdo_cli.drawing.draw import DrawSettings
     from sdo_cli.drawing.sample import SampleJob, draw_to_folder
 
-    settings = DrawSettings(solver, steps, guidance, negative_prompt, height, width)
+    settings = DrawSettings(solver, eta, steps, guidance, negative_prompt, height, width)
     job = SampleJob(model, revision, lora, lora_scale, lines, num_images, seed, batch_size, settings)
     reporter = make_reporter(as_json=as_json, quiet=quiet)
     try:

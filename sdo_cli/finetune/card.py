@@ -7,6 +7,7 @@ from sdo_cli.files import write_atomic
 from sdo_cli.finetune.loop import StepResult
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import locate
+from sdo_cli.plugins import loaded_plugins
 from sdo_cli.recipe.load import LoadedRecipe
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def gain_table(summary: "RunSummary") -> str:
 
 def model_card(loaded: LoadedRecipe, family: Family, summary: "RunSummary") -> str:
     recipe = loaded.recipe
+    plugins = "".join(f" --plugin {plugin.path}" for plugin in loaded_plugins())
     count = next(iter(summary.gains.values())).difference.n if summary.gains else 0
     measured = f"Held-out prompts ({count}), same noise before and after:\n\n{gain_table(summary)}\n" if count else ""
     return f"""---
@@ -74,5 +76,5 @@ pipe.load_lora_weights("{summary.folder.resolve()}")
 ```
 
 Drawn with {recipe.solver}, {recipe.num_inference_steps} steps, guidance {recipe.guidance_scale}.
-Again, from this folder: `sdo finetune --recipe resolved.yaml`.
+Again, from this folder: `sdo finetune --recipe resolved.yaml{plugins}`.
 """

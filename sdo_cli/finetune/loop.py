@@ -6,25 +6,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sdo_cli.drawing.draw import DrawSettings, initial_noise, make_path
-from sdo_cli.errors import TrainingFault
+from sdo_cli.drawing.draw import DrawSettings, draw_noise, make_path, make_route
+from sdo_cli.errors import PluginFault, TrainingFault
 from sdo_cli.finetune.batches import PromptEmbeddings, PromptOrder
 from sdo_cli.finetune.objective import RewardObjective, WeightedReward
-from sdo_cli.gradients.outcome import Outcome
+from sdo_cli.gradients.outcome import Outcome, Terms
 from sdo_cli.gradients.plan import Plan
-from sdo_cli.gradients.rules import find_rule
+from sdo_cli.gradients.rules import RULES, find_rule
 from sdo_cli.gradients.run import run_plan
 from sdo_cli.gradients.three_stage import MicroBatches
 from sdo_cli.models.base import Family
 from sdo_cli.recipe.schema import Recipe
 from sdo_cli.sampling.coefficients import coefficients_of
-from sdo_cli.sampling.solvers import make_scheduler
 from sdo_cli.seeding import keyed_generator
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimizer step. ``rewards`` are means over the global batch; ``calls`` count network calls per sample."""
+    """One optimizer step. ``rewards`` are means over the global batch; ``calls`` count network calls per sample.
+
+    ``penalty`` is the mean of (ε_θ - ε_base)² over the live calls when the recipe has a ``kl_weight``.
+    """
 
     step: int
     loss: float
@@ -33,6 +35,7 @@ class StepResult:
     learning_rate: float
     seconds: dict[str, float]
     calls: dict[str, int]
+    penalty: float | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Job:
 def draw_settings(recipe: Recipe) -> DrawSettings:
     return DrawSettings(
         solver=recipe.solver,
+        eta=recipe.eta,
         num_inference_steps=recipe.num_inference_steps,
         guidance_scale=recipe.guidance_scale,
         negative_prompt=recipe.negative_prompt,
@@ -89,9 +93,7 @@ def train(job: Job, *, change_g: Callable[[Tensor, int], Tensor] | None = None) 
     )
     order, embed = PromptOrder(job.prompts, recipe.seed), PromptEmbeddings(job.family)
     for step in range(recipe.max_train_steps):
-        outcomes = [
-            _pass(job, order, embed, step, part, change_g) for part in range(recipe.gradient_accumulation_steps)
-        ]
+        outcomes = accumulate(job, order, embed, step, change_g=change_g)
         norm = torch.nn.utils.clip_grad_norm_(job.parameters, recipe.max_grad_norm)
         _refuse_non_finite(step + 1, outcomes, norm)
         used_rate = rate.get_last_lr()[0]
@@ -103,11 +105,41 @@ def train(job: Job, *, change_g: Callable[[Tensor, int], Tensor] | None = None) 
 
 def plan_step(job: Job, step: int) -> Plan:
     """The plan of the whole global batch at one step."""
-    recipe, settings = job.recipe, job.draw_settings
-    scheduler = make_scheduler(settings.solver, job.family.scheduler_config, settings.num_inference_steps)
-    c = coefficients_of(scheduler, settings.num_inference_steps)
-    rule, generator = find_rule(recipe.gradient.rule), keyed_generator(recipe.seed, "plan", step)
-    return rule(c.calls, job.global_batch, c, generator, **recipe.gradient.options)
+    spec = job.recipe.gradient
+    c = coefficients_of(make_route(job.family, job.draw_settings))
+    rule, generator = find_rule(spec.rule), keyed_generator(job.recipe.seed, "plan", step)
+    if RULES[spec.rule].function is None:
+        return rule(c.calls, job.global_batch, c, generator, **spec.options)
+    try:
+        plan = rule(c.calls, job.global_batch, c, generator, **spec.options)
+    # a plug-in's rule may raise anything
+    except Exception as fault:
+        text = f"the plug-in's rule {spec.rule} failed: {type(fault).__name__}: {fault}"
+        raise PluginFault(text, remedy="run it with --debug to see where") from fault
+    if not isinstance(plan, Plan) or plan.mode.shape != (c.calls, job.global_batch):
+        got = f"a plan of {tuple(plan.mode.shape)}" if isinstance(plan, Plan) else repr(plan)
+        text = f"the plug-in's rule {spec.rule} returned {got}, not a Plan of ({c.calls}, {job.global_batch})"
+        raise PluginFault(text, remedy="return Plan(mode, weight), both [calls, batch]; see docs/plugins.md")
+    return plan
+
+
+def accumulate(
+    job: Job,
+    order: PromptOrder,
+    embed: PromptEmbeddings,
+    step: int,
+    *,
+    plan: Plan | None = None,
+    change_g: Callable[[Tensor, int], Tensor] | None = None,
+) -> list[Outcome]:
+    """Gradients of the global batch of one step, slice by slice, added into the parameters.
+
+    Args:
+        plan: instead of the one the recipe's rule draws for this step; the noise and prompts stay the step's.
+    """
+    plan = plan or plan_step(job, step)
+    slices = range(job.recipe.gradient_accumulation_steps)
+    return [_pass(job, order, embed, step, part, plan, change_g) for part in slices]
 
 
 def _pass(
@@ -116,6 +148,7 @@ def _pass(
     embed: PromptEmbeddings,
     step: int,
     part: int,
+    plan: Plan,
     change_g: Callable[[Tensor, int], Tensor] | None,
 ) -> Outcome:
     """Gradients of one slice of the global batch, accumulated into the parameters."""
@@ -123,17 +156,24 @@ def _pass(
     mine = range(part * size, (part + 1) * size)
     prompts = [order.at(step * job.global_batch + sample) for sample in mine]
     settings = job.draw_settings
-    noise = initial_noise(job.family, settings, [keyed_generator(recipe.seed, "noise", step, s) for s in mine])
+    noise = draw_noise(job.family, settings, [keyed_generator(recipe.seed, "noise", step, s) for s in mine])
     negative = embed([recipe.negative_prompt] * size) if recipe.guidance_scale != 1.0 else None
     path = make_path(job.family, settings, noise, embed(prompts), negative, recipe.gradient.negative_gradient)
-    plan = plan_step(job, step).rows(slice(mine.start, mine.stop))
     objective = RewardObjective(job.family, job.rewards, prompts)
     spec = recipe.gradient
     micro = MicroBatches(
         spec.rollout_micro_batch or None, spec.score_micro_batch or None, spec.shortcut_micro_batch or None
     )
     change = None if change_g is None else lambda g: change_g(g, step)
-    return run_plan(path, plan, objective, divisor=job.global_batch, micro=micro, change_g=change)
+    return run_plan(
+        path,
+        plan.rows(slice(mine.start, mine.stop)),
+        objective,
+        terms=Terms(job.global_batch, recipe.kl_weight),
+        micro=micro,
+        checkpointing=spec.checkpointing == "calls",
+        change_g=change,
+    )
 
 
 def _refuse_non_finite(step: int, outcomes: list[Outcome], norm: Tensor) -> None:
@@ -156,4 +196,6 @@ def _summarise(step: int, outcomes: list[Outcome], norm: float, rate: float) -> 
     rewards = {name: torch.cat([o.rewards[name] for o in outcomes]).mean().item() for name in names}
     seconds = {name: sum(o.seconds[name] for o in outcomes) for name in outcomes[0].seconds}
     calls = {name: sum(o.calls[name] for o in outcomes) for name in outcomes[0].calls}
-    return StepResult(step, losses.mean().item(), rewards, norm, rate, seconds, calls)
+    penalties = [outcome.penalties for outcome in outcomes if outcome.penalties is not None]
+    penalty = torch.cat(penalties).mean().item() if penalties else None
+    return StepResult(step, losses.mean().item(), rewards, norm, rate, seconds, calls, penalty)

@@ -1,5 +1,6 @@
 """From final latents to the loss: decode, score, weigh."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -8,17 +9,33 @@ from rewards.base import Reward
 from sdo_cli.gradients.outcome import Scored
 from sdo_cli.models.base import Family
 
+# loss(r, target) of one reward, the forms in use in the field
+LOSSES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "maximize": lambda r, target: -r,
+    "distance": lambda r, target: (target - r).abs(),
+    "hinge": lambda r, target: (target - r).clamp(min=0),
+}
+
 
 @dataclass(frozen=True)
 class WeightedReward:
+    """Attributes:
+    loss: ``maximize`` (-r), ``distance`` (|target - r|) or ``hinge`` (max(0, target - r)).
+    """
+
     name: str
     reward: Reward
     weight: float
+    loss: str = "maximize"
+    target: float = 0.0
+
+    def loss_of(self, scores: Tensor) -> Tensor:
+        return self.weight * LOSSES[self.loss](scores, self.target)
 
 
 @dataclass(frozen=True)
 class RewardObjective:
-    """Loss per sample ``- Σ weight · reward`` of the decoded images, each image on its own."""
+    """Loss per sample ``Σ weight · loss(reward)`` of the decoded images, each image on its own."""
 
     family: Family
     rewards: list[WeightedReward]
@@ -28,6 +45,6 @@ class RewardObjective:
         images = self.family.decode(x_N)
         prompts = [self.prompts[row] for row in rows.tolist()]
         scores = {item.name: item.reward.score(images, prompts) for item in self.rewards}
-        losses = -sum(item.weight * scores[item.name] for item in self.rewards)
+        losses = sum(item.loss_of(scores[item.name]) for item in self.rewards)
         assert isinstance(losses, Tensor)
         return Scored(losses, {name: score.detach() for name, score in scores.items()})

@@ -24,6 +24,7 @@ from sdo_cli.finetune.objective import WeightedReward
 from sdo_cli.finetune.validate import Validation
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import load_family
+from sdo_cli.plugins import loaded_plugins
 from sdo_cli.progress import Reporter
 from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.recipe.schema import PromptSource
@@ -50,11 +51,14 @@ def prepare(loaded: LoadedRecipe) -> tuple[Job, Validation | None]:
     family = load_family(recipe.model, revision=recipe.revision)
     family.to(device, torch.bfloat16 if recipe.mixed_precision == "bf16" else torch.float32)
     trained = [
-        WeightedReward(spec.name, build_reward(spec.name, spec.options, device), spec.weight) for spec in recipe.rewards
+        WeightedReward(
+            spec.name, build_reward(spec.name, spec.options, device), spec.weight, spec.loss, spec.target or 0.0
+        )
+        for spec in recipe.rewards
     ]
     validation = _prepare_validation(loaded, {item.name: item.reward for item in trained}, device)
     parameters = add_lora(family, recipe.lora, seed=recipe.seed)
-    if recipe.gradient_checkpointing:
+    if recipe.gradient_checkpointing or recipe.gradient.checkpointing == "blocks":
         family.denoiser.enable_gradient_checkpointing()
     return Job(recipe, family, trained, loaded.prompts(recipe.prompts), parameters), validation
 
@@ -109,6 +113,7 @@ def manifest(loaded: LoadedRecipe, status: str, started: str) -> dict[str, Any]:
         "device": str(pick_device()),
         "python": sys.version.split()[0],
         "versions": versions,
+        "plugins": [asdict(plugin) for plugin in loaded_plugins()],
         "started": started,
         "written": now(),
     }

@@ -2,12 +2,11 @@
 
 import torch
 
-from sdo_cli.gradients.plan import Mode, Plan, empty
+from sdo_cli.gradients.plan import Mode, Plan, plan_of
 from sdo_cli.sampling.coefficients import Coefficients
 
 
 def full(calls: int, batch: int, coefficients: Coefficients, generator: torch.Generator) -> Plan:
     """Every call THROUGH with weight 1. Costs a forward and backward of all calls."""
     del coefficients, generator
-    mode, weight = empty(calls, batch)
-    return Plan(mode + Mode.THROUGH, weight + 1)
+    return plan_of(calls, batch, slice(None), Mode.THROUGH)

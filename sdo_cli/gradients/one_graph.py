@@ -4,47 +4,81 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sdo_cli.gradients.outcome import Objective, Outcome, Stopwatch
+from sdo_cli.gradients.outcome import Objective, Outcome, Stopwatch, Terms
 from sdo_cli.gradients.plan import Mode, Plan
 from sdo_cli.sampling.loop import Path, denoise_path
 
 
 def _per_sample(values: Tensor, like: Tensor) -> Tensor:
     """``[B]`` broadcast over the other dimensions of ``like``."""
-    return values.to(like.device).view(-1, *[1] * (like.dim() - 1))
+    return values.to(device=like.device, dtype=like.dtype).view(-1, *[1] * (like.dim() - 1))
+
+
+class _Calls:
+    """The network as the plan wants it at each call; counts, and gathers the regulariser."""
+
+    def __init__(self, path: Path, plan: Plan, terms: Terms, checkpointing: bool) -> None:
+        self.path, self.plan, self.terms, self.checkpointing = path, plan, terms, checkpointing
+        self.rows, self.live_calls = path.rows, 0
+        self.penalties: Tensor | None = None
+
+    def __call__(self, i: int, x: Tensor, t: Tensor) -> Tensor:
+        live, through = self.plan.live[i], self.plan.mode[i] == Mode.THROUGH
+        weight = self.plan.weight[i] * live
+        if bool(live.any()):
+            self.live_calls += self.plan.batch
+            e = self._run(x if bool(through.all()) else torch.where(_per_sample(through, x) > 0, x, x.detach()), t)
+            if self.terms.kl_weight:
+                self._add_penalty(e, x, t, live)
+            # same value, gradient times the plan's weight (0 where frozen)
+            if not bool((weight == 1).all()):
+                e = e.detach() + _per_sample(weight, e) * (e - e.detach())
+        else:
+            with torch.no_grad():
+                e = self.path.denoise(x.detach(), t, self.rows)
+        if not self.plan.as_epsilon:
+            return e
+        # ε = n_x x + n_e e is what is held constant, so e follows x the other way where the call does not
+        level = self.path.route.levels[i]
+        rest = -level.eps_of_x / (level.eps_of_e * level.scale) * (1 - weight * through)
+        return e + _per_sample(rest, x) * (x - x.detach())
+
+    def _run(self, x: Tensor, t: Tensor) -> Tensor:
+        if self.checkpointing:
+            return checkpoint(self.path.denoise, x, t, self.rows, use_reentrant=False)
+        return self.path.denoise(x, t, self.rows)
+
+    def _add_penalty(self, e: Tensor, x: Tensor, t: Tensor, live: Tensor) -> None:
+        if self.path.base is None:
+            return
+        with torch.no_grad():
+            base = self.path.base(x.detach(), t, self.rows)
+        share = live / self.plan.live.sum(0).clamp(min=1)
+        penalty = share.to(e) * (e - base).square().flatten(1).mean(1)
+        self.penalties = penalty if self.penalties is None else self.penalties + penalty
 
 
 def one_graph(
-    path: Path, plan: Plan, objective: Objective, *, divisor: float | None = None, checkpointing: bool = True
+    path: Path, plan: Plan, objective: Objective, *, terms: Terms | None = None, checkpointing: bool = True
 ) -> Outcome:
     """Carry out any plan. With ``checkpointing`` each live call is recomputed in the backward pass."""
-    rows, watch, live_calls = path.rows, Stopwatch(path.x_0.device), 0
-
-    def call(i: int, x: Tensor, t: Tensor) -> Tensor:
-        nonlocal live_calls
-        mode = plan.mode[i]
-        if not bool(plan.live[i].any()):
-            with torch.no_grad():
-                return path.denoise(x.detach(), t, rows)
-        live_calls += plan.batch
-        through = _per_sample(mode == Mode.THROUGH, x)
-        seen = x if bool(through.all()) else torch.where(through, x, x.detach())
-        if checkpointing:
-            e = checkpoint(path.denoise, seen, t, rows, use_reentrant=False)
-        else:
-            e = path.denoise(seen, t, rows)
-        constant = e.detach()
-        # same value, gradient times the plan's weight (0 where frozen)
-        weight = _per_sample(plan.weight[i] * plan.live[i], e).to(e.dtype)
-        return e if bool((weight == 1).all()) else constant + weight * (e - constant)
-
+    terms, watch = terms or Terms(), Stopwatch(path.x_0.device)
+    call, divisor = _Calls(path, plan, terms, checkpointing), terms.divisor or plan.batch
     with watch.stage("forward"):
-        x_N = denoise_path(path, call)
-        x_N.retain_grad()
-        scored = objective(x_N, rows)
+        x_N = denoise_path(path, call, endpoint=plan.endpoint)
+        if x_N.requires_grad:
+            x_N.retain_grad()
+        else:
+            # nothing live: the reward still has a gradient to report
+            x_N.requires_grad_()
+        scored = objective(x_N, path.rows)
+        total = scored.losses.sum() / divisor
+        if call.penalties is not None:
+            total = total + terms.kl_weight * call.penalties.sum() / divisor
     with watch.stage("backward"):
-        (scored.losses.sum() / (divisor or plan.batch)).backward()
+        total.backward()
     g = x_N.grad if x_N.grad is not None else torch.zeros_like(x_N)
-    total = plan.calls * plan.batch
-    calls = {"no_grad": total - live_calls, "grad": live_calls}
-    return Outcome(x_N.detach(), scored.losses.detach(), scored.rewards, g, watch.seconds, calls)
+    run = plan.calls_run * plan.batch
+    calls = {"no_grad": run - call.live_calls, "grad": call.live_calls}
+    penalties = None if call.penalties is None else call.penalties.detach()
+    return Outcome(x_N.detach(), scored.losses.detach(), scored.rewards, g, watch.seconds, calls, penalties)

@@ -24,15 +24,29 @@ class Scored:
 Objective = Callable[[Tensor, Tensor], Scored]
 
 
-@dataclass
-class Outcome:
-    """Result of one pass. Gradients are in the parameters' ``.grad``.
+@dataclass(frozen=True)
+class Terms:
+    """How the total loss is put together: ``Σ losses / divisor + kl_weight · Σ penalties / divisor``.
 
     Attributes:
-        x_N: final latents ``[B, …]``.
+        divisor: the batch size when None.
+        kl_weight: of the penalty mean (ε_θ - ε_base)², per sample the mean over its live calls (DRaFT+).
+    """
+
+    divisor: float | None = None
+    kl_weight: float = 0.0
+
+
+@dataclass
+class Outcome:
+    """Result of one pass. Gradients are in the parameters' ``.grad`` (and in ``x_0.grad`` when it wants one).
+
+    Attributes:
+        x_N: latents the reward saw ``[B, …]``: final ones, or x0-predictions where the plan ends earlier.
         g: gradient of the total loss with respect to ``x_N``, ``[B, …]``.
         seconds: wall-clock by stage.
         calls: network calls ``{"no_grad": n, "grad": n}``, counted per sample.
+        penalties: ``[B]`` of the regulariser, before ``kl_weight``; None when it is off.
     """
 
     x_N: Tensor
@@ -41,6 +55,7 @@ class Outcome:
     g: Tensor
     seconds: dict[str, float]
     calls: dict[str, int]
+    penalties: Tensor | None = None
 
 
 class Stopwatch:

@@ -1,7 +1,7 @@
 """A gradient rule's whole decision, as data: at which network calls of which samples gradients flow."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
@@ -22,14 +22,29 @@ class Plan:
     mode: ``[calls, B]`` of :class:`Mode`, int64 on the CPU.
     weight: ``[calls, B]``, what the gradient through this call is multiplied with (1/p_i for an unbiased
         estimate of the sum over all calls).
+    endpoint: ``[B]``, the call whose x0-prediction the reward sees; ``calls`` (the default) means ``x_N``.
+        The rollout ends with the last call anybody needs.
+    repeats: ``[n, B]`` seeds: for each row the last call is repeated on a re-noised ``sg(x_N)`` and the reward
+        sees that x0-prediction too; all n + 1 are averaged (DRaFT-LV).
+    as_epsilon: the linear path holds ε constant instead of the network's native output.
     """
 
     mode: Tensor
     weight: Tensor
+    endpoint: Tensor | None = None
+    repeats: Tensor | None = None
+    as_epsilon: bool = False
 
     def __post_init__(self) -> None:
         if self.mode.shape != self.weight.shape or self.mode.dim() != 2:
             raise ValueError(f"mode {tuple(self.mode.shape)} and weight {tuple(self.weight.shape)} must be [calls, B]")
+        if self.endpoint is not None and self.endpoint.shape != self.mode.shape[1:]:
+            raise ValueError(f"endpoint {tuple(self.endpoint.shape)} must be [B] = [{self.batch}]")
+        if self.repeats is not None and self.repeats.shape[1:] != self.mode.shape[1:]:
+            raise ValueError(f"repeats {tuple(self.repeats.shape)} must be [n, B] with B = {self.batch}")
+        after = torch.arange(self.calls)[:, None] > self.ends[None]
+        if bool((self.live & after).any()):
+            raise ValueError("a call after a sample's endpoint cannot be live: nothing it does reaches the reward")
 
     @property
     def calls(self) -> int:
@@ -44,17 +59,37 @@ class Plan:
         """``[calls, B]`` bool: where the network is run with a graph."""
         return self.mode != Mode.FROZEN
 
+    @property
+    def ends(self) -> Tensor:
+        """``[B]``: the endpoint of every sample, ``calls`` for ``x_N``."""
+        return torch.full((self.batch,), self.calls) if self.endpoint is None else self.endpoint
+
+    @property
+    def calls_run(self) -> int:
+        """Network calls of the rollout; fewer than ``calls`` when every sample ends early."""
+        return min(self.calls, int(self.ends.max()) + 1)
+
     def rows(self, rows: slice) -> "Plan":
         """The plan of some samples of the batch."""
-        return Plan(self.mode[:, rows], self.weight[:, rows])
+        return replace(
+            self,
+            mode=self.mode[:, rows],
+            weight=self.weight[:, rows],
+            endpoint=None if self.endpoint is None else self.endpoint[rows],
+            repeats=None if self.repeats is None else self.repeats[:, rows],
+        )
 
-    def is_one_step_deep(self) -> bool:
+    def is_one_step_deep(self, *, latents: bool = False) -> bool:
         """True when no live call depends on an earlier live one: the three-stage engine serves it.
 
-        A first live call may be THROUGH: nothing live stands before it, so its input carries no graph.
+        A first live call may be THROUGH: nothing live stands before it, so its input carries no graph. When the
+        starting ``latents`` are optimised every input but the first call's carries one.
         """
+        through = self.mode == Mode.THROUGH
+        if latents and bool(through[1:].any()):
+            return False
         earlier_live = self.live.long().cumsum(0) - self.live.long()
-        return not bool(((self.mode == Mode.THROUGH) & (earlier_live > 0)).any())
+        return not bool((through & (earlier_live > 0)).any())
 
 
 # rule(calls, batch, coefficients, generator, options…) -> Plan
@@ -64,3 +99,10 @@ Rule = Callable[..., Plan]
 def empty(calls: int, batch: int) -> tuple[Tensor, Tensor]:
     """All-FROZEN mode and zero weight, to be filled in by a rule."""
     return torch.zeros(calls, batch, dtype=torch.long), torch.zeros(calls, batch, dtype=torch.float64)
+
+
+def plan_of(calls: int, batch: int, which: slice | list[int], mode: Mode, *, endpoint: int | None = None) -> Plan:
+    """The same calls ``which`` of every sample in ``mode`` with weight 1; all samples end at ``endpoint``."""
+    modes, weight = empty(calls, batch)
+    modes[which], weight[which] = mode, 1.0
+    return Plan(modes, weight, None if endpoint is None else torch.full((batch,), endpoint))

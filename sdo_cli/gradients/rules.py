@@ -1,24 +1,71 @@
 """The gradient rules by name, and what each can be told. Imports no torch: recipes are checked against this."""
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     from sdo_cli.gradients.plan import Rule
+
+# allowed words, or the type of the value
+Option = tuple[str, ...] | type
+Options = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class RuleInfo:
     """Attributes:
-    module: where the function of the rule's name lives.
+    module: where the function of the rule's name lives (empty for a plug-in).
     options: keyword arguments a recipe may give: allowed words, or the type.
+    problem: problem(options, calls) -> why these values cannot be carried out, or None.
+    chained: live calls follow each other, so it needs one graph and takes no micro-batches.
+    latents_only: has no gradient for weights.
+    function: a plug-in's rule.
     """
 
     summary: str
     source: str
-    module: str
-    options: dict[str, tuple[str, ...] | type] = field(default_factory=dict)
+    module: str = ""
+    options: dict[str, Option] = field(default_factory=dict)
+    problem: Callable[[Options, int], str | None] | None = None
+    chained: bool = False
+    latents_only: bool = False
+    function: "Rule | None" = None
+
+
+def _between(name: str, value: float, low: float, high: float) -> str | None:
+    return None if low <= value <= high else f"{name} must be between {low} and {high}, not {value}"
+
+
+def _sdo_problem(options: Options, calls: int) -> str | None:
+    choice, k, step = options.get("step_choice", "stratified"), options.get("steps_per_sample", 1), options.get("step")
+    single = choice in ("first", "last", "fixed")
+    if text := _between("steps_per_sample", k, 1, calls):
+        return text
+    if choice == "fixed" and (step is None or not 0 <= step < calls):
+        return f"step_choice fixed needs step between 0 and {calls - 1}, not {step}"
+    if choice != "fixed" and step is not None:
+        return f"step is for step_choice fixed; step_choice is {choice}"
+    if single and k != 1:
+        return f"step_choice {choice} takes one step per sample, not {k}"
+    if single and options.get("weights") == "unit":
+        return f"weights unit makes steps count alike; step_choice {choice} always takes the same one"
+    return None
+
+
+def _alignprop_problem(options: Options, calls: int) -> str | None:
+    truncation, step = options.get("truncation", "gaussian"), options.get("step")
+    if truncation == "fixed" and (step is None or not 0 <= step < calls):
+        return f"truncation fixed needs step between 0 and {calls - 1}, not {step}"
+    if truncation != "fixed" and step is not None:
+        return f"step is for truncation fixed; truncation is {truncation}"
+    return None
+
+
+def _k_problem(options: Options, calls: int) -> str | None:
+    return _between("k", options.get("k", 1), 1, calls)
 
 
 RULES: dict[str, RuleInfo] = {
@@ -27,15 +74,82 @@ RULES: dict[str, RuleInfo] = {
         source="Dou et al., arXiv 2505.07477",
         module="sdo_cli.gradients.sdo",
         options={
-            "step_choice": ("stratified", "uniform", "first", "last", "fixed"),
+            "step_choice": (
+                "stratified",
+                "uniform",
+                "per-batch",
+                "weight-proportional",
+                "late-biased",
+                "first",
+                "last",
+                "fixed",
+            ),
             "steps_per_sample": int,
             "step": int,
+            "weights": ("true/p", "true", "unit"),
+            "as_epsilon": bool,
         },
+        problem=_sdo_problem,
+    ),
+    "sdo-0": RuleInfo(
+        summary="no network backward at all: the linear path alone (latents)",
+        source="Dou et al., arXiv 2505.07477",
+        module="sdo_cli.gradients.sdo",
+        latents_only=True,
     ),
     "full": RuleInfo(
         summary="backpropagation through every step, checkpointed",
         source="Clark et al. 2023 (DRaFT), arXiv 2309.17400",
         module="sdo_cli.gradients.full",
+        chained=True,
+    ),
+    "draft-k": RuleInfo(
+        summary="backpropagation through the last k steps",
+        source="Clark et al. 2023, arXiv 2309.17400",
+        module="sdo_cli.gradients.draft",
+        options={"k": int},
+        problem=_k_problem,
+        chained=True,
+    ),
+    "draft-lv": RuleInfo(
+        summary="the last step, repeated on re-noised images",
+        source="Clark et al. 2023, arXiv 2309.17400",
+        module="sdo_cli.gradients.draft",
+        options={"repeats": int},
+        problem=lambda options, calls: _between("repeats", options.get("repeats", 2), 1, 64),
+    ),
+    "alignprop": RuleInfo(
+        summary="backpropagation through all steps after a random one",
+        source="Prabhudesai et al. 2023, arXiv 2310.03739",
+        module="sdo_cli.gradients.alignprop",
+        options={"truncation": ("gaussian", "uniform", "fixed"), "step": int},
+        problem=_alignprop_problem,
+        chained=True,
+    ),
+    "refl": RuleInfo(
+        summary="one step of the last quarter, sampling stops there, reward of its x0-prediction",
+        source="Xu et al. 2023 (ImageReward), arXiv 2304.05977",
+        module="sdo_cli.gradients.refl",
+    ),
+    "drtune": RuleInfo(
+        summary="k equally spaced steps with detached inputs, early stop",
+        source="Wu et al. 2024, arXiv 2405.00760",
+        module="sdo_cli.gradients.drtune",
+        options={"k": int, "early_stop": float},
+        problem=lambda options, calls: (
+            _between("k", options.get("k", 3), 1, calls) or _between("early_stop", options.get("early_stop", 0.4), 0, 1)
+        ),
+    ),
+    "flowbp-sparse": RuleInfo(
+        summary="k random steps, later ones likelier, detached inputs",
+        source="FlowBP-Sparse, arXiv 2606.11075",
+        module="sdo_cli.gradients.flowbp",
+        options={"k": int, "late_bias": float, "rescale": float},
+        problem=lambda options, calls: (
+            _between("k", options.get("k", min(4, calls)), 1, calls)
+            or _between("late_bias", options.get("late_bias", 1.0), 0, 10)
+            or _between("rescale", options.get("rescale", 0.5), 0, 1)
+        ),
     ),
 }
 
@@ -44,20 +158,52 @@ def find_rule(name: str) -> "Rule":
     """The rule called ``name``; raises KeyError with the known names."""
     if name not in RULES:
         raise KeyError(f"unknown gradient rule {name!r}; there are {', '.join(RULES)}")
-    return getattr(import_module(RULES[name].module), name.replace("-", "_"))
+    info = RULES[name]
+    return info.function or getattr(import_module(info.module), name.replace("-", "_"))
 
 
-def option_problem(rule: str, options: dict[str, Any], calls: int) -> str | None:
+def gradient_rule(
+    name: str,
+    *,
+    summary: str,
+    source: str = "",
+    problem: Callable[[Options, int], str | None] | None = None,
+    chained: bool = False,
+) -> Callable[["Rule"], "Rule"]:
+    """Decorator that makes a function a gradient rule recipes can name (docs/plugins.md).
+
+    Its keyword-only parameters become the rule's options, checked by their annotation: int, float, bool or
+    ``Literal`` words.
+
+    Raises:
+        ValueError: the name is taken, or an option has another annotation.
+    """
+
+    def register(function: "Rule") -> "Rule":
+        if name in RULES:
+            raise ValueError(f"there is a gradient rule {name!r} already; give yours another name")
+        RULES[name] = RuleInfo(
+            summary, source, options=_options_of(name, function), problem=problem, chained=chained, function=function
+        )
+        return function
+
+    return register
+
+
+def _options_of(name: str, function: "Rule") -> dict[str, Option]:
+    hints, options = get_type_hints(function), {}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            continue
+        hint = hints.get(parameter.name)
+        words = get_args(hint) if get_origin(hint) is Literal else None
+        if words is None and hint not in (int, float, bool):
+            raise ValueError(f"option {parameter.name} of rule {name!r} must be int, float, bool or Literal[…] words")
+        options[parameter.name] = words or hint
+    return options
+
+
+def option_problem(rule: str, options: Options, calls: int) -> str | None:
     """Why these options cannot be carried out together, or None; single values are checked by type before."""
-    if rule != "sdo":
-        return None
-    choice, k, step = options.get("step_choice", "stratified"), options.get("steps_per_sample", 1), options.get("step")
-    if not 1 <= k <= calls:
-        return f"steps_per_sample must be between 1 and {calls}, not {k}"
-    if choice == "fixed" and (step is None or not 0 <= step < calls):
-        return f"step_choice fixed needs step between 0 and {calls - 1}, not {step}"
-    if choice != "fixed" and step is not None:
-        return f"step is for step_choice fixed; step_choice is {choice}"
-    if choice in ("first", "last", "fixed") and k != 1:
-        return f"step_choice {choice} takes one step per sample, not {k}"
-    return None
+    problem = RULES[rule].problem
+    return problem(options, calls) if problem else None

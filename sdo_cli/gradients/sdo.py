@@ -1,14 +1,17 @@
-"""``sdo``: Shortcut Diffusion Optimization (Dou et al., arXiv 2505.07477).
+"""``sdo`` and ``sdo-0``: Shortcut Diffusion Optimization (Dou et al., arXiv 2505.07477).
 
 Each sample keeps the graph of one randomly chosen network call; from there to the image goes the solver's
 linear path. With true weights 1/p the gradient is unbiased for the sum over all calls
 
     Σ_i w_i (∂ε_θ(sg(x_i), t_i)/∂θ)ᵀ g,        g = ∂J/∂x_N.
+
+For a latent that is optimised, the first call follows its input: A_0 g + w_0 (∂ε_θ/∂x_0)ᵀ g.
 """
 
 import torch
 from torch import Tensor
 
+from sdo_cli.gradients.choice import inclusion, independent, systematic
 from sdo_cli.gradients.plan import Mode, Plan, empty
 from sdo_cli.sampling.coefficients import Coefficients
 
@@ -22,41 +25,62 @@ def sdo(
     step_choice: str = "stratified",
     steps_per_sample: int = 1,
     step: int | None = None,
+    weights: str = "true/p",
+    as_epsilon: bool = False,
 ) -> Plan:
     """One (or K) calls per sample, input detached.
 
     Args:
-        step_choice: ``stratified`` over the batch, ``uniform``, ``first``, ``last`` or ``fixed``.
+        step_choice: ``stratified`` over the batch, ``uniform``, ``per-batch`` (one draw for all samples),
+            ``weight-proportional`` (p ∝ |w_i|), ``late-biased`` (p ∝ i + 1), ``first``, ``last`` or ``fixed``.
         steps_per_sample: K; each sample's K calls are distinct, K = ``calls`` is the full sum.
         step: the call of ``fixed``.
+        weights: ``true/p`` multiplies w_i by 1/p_i, ``true`` leaves w_i, ``unit`` makes every w_i as large as
+            their mean (and multiplies by 1/p_i).
+        as_epsilon: hold ε constant along the linear path instead of the native output (v- networks).
     """
-    del coefficients
-    mode, weight = empty(calls, batch)
+    if as_epsilon:
+        coefficients = coefficients.in_epsilon()
     if step_choice in ("first", "last", "fixed"):
         chosen = {"first": 0, "last": calls - 1, "fixed": step}[step_choice]
         if chosen is None or not 0 <= chosen < calls:
             raise ValueError(f"step_choice fixed needs step in 0 … {calls - 1}, not {step}")
-        mode[chosen], weight[chosen] = Mode.WEIGHTS, 1.0
-        return Plan(mode, weight)
-    if not 1 <= steps_per_sample <= calls:
-        raise ValueError(f"steps_per_sample must be in 1 … {calls}, not {steps_per_sample}")
-    draw = {"stratified": _stratified, "uniform": _uniform}[step_choice]
-    rows = draw(calls, batch, steps_per_sample, generator)
+        p = torch.zeros(calls, dtype=torch.float64)
+        p[chosen] = 1.0
+        rows = torch.full((1, batch), chosen)
+    else:
+        if not 1 <= steps_per_sample <= calls:
+            raise ValueError(f"steps_per_sample must be in 1 … {calls}, not {steps_per_sample}")
+        odds = torch.ones(calls, dtype=torch.float64)
+        if step_choice == "weight-proportional":
+            odds = torch.tensor(coefficients.w, dtype=torch.float64).abs()
+        elif step_choice == "late-biased":
+            odds = torch.arange(1, calls + 1, dtype=torch.float64)
+        p = inclusion(odds, steps_per_sample)
+        if step_choice == "uniform":
+            rows = independent(calls, batch, steps_per_sample, generator)
+        else:
+            rows = systematic(p, 1 if step_choice == "per-batch" else batch, generator).expand(-1, batch)
+    mode, weight = empty(calls, batch)
     mode.scatter_(0, rows, Mode.WEIGHTS)
-    # every call is included with probability K / calls
-    weight.scatter_(0, rows, calls / steps_per_sample)
-    return Plan(mode, weight)
+    # nothing live stands before the first call: its input may be followed, which serves latents
+    mode[0, mode[0] > 0] = Mode.THROUGH
+    factor = _factor(weights, p, coefficients)
+    return Plan(mode, torch.where(mode > 0, factor[:, None], weight), as_epsilon=as_epsilon)
 
 
-def _stratified(calls: int, batch: int, k: int, generator: torch.Generator) -> Tensor:
-    """Systematic sampling: K evenly spaced calls per sample, their offsets stratified over the batch. ``[K, B]``"""
-    strata = torch.randperm(batch, generator=generator, dtype=torch.long).double()
-    offset = (strata + torch.rand(batch, generator=generator, dtype=torch.float64)) / batch
-    position = (torch.arange(k, dtype=torch.float64)[:, None] + offset[None]) / k
-    return (position * calls).long().clamp(max=calls - 1)
+def _factor(weights: str, p: Tensor, coefficients: Coefficients) -> Tensor:
+    """What each call's gradient is multiplied with when it is chosen, ``[calls]``."""
+    inverse = torch.where(p > 0, 1 / p, 0.0)
+    if weights == "true":
+        return torch.ones_like(p)
+    if weights == "true/p":
+        return inverse
+    size = torch.tensor(coefficients.w, dtype=torch.float64).abs()
+    return inverse * torch.where(size > 0, size.mean() / size, 0.0)
 
 
-def _uniform(calls: int, batch: int, k: int, generator: torch.Generator) -> Tensor:
-    """K distinct calls per sample, independent between samples. ``[K, B]``"""
-    order = torch.rand(calls, batch, generator=generator, dtype=torch.float64).argsort(0)
-    return order[:k]
+def sdo_0(calls: int, batch: int, coefficients: Coefficients, generator: torch.Generator) -> Plan:
+    """No network call live: the linear path alone, ``A_0 g`` for a latent. The control of SDO's network term."""
+    del coefficients, generator
+    return Plan(*empty(calls, batch))

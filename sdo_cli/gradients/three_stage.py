@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdo_cli.gradients.outcome import Objective, Outcome, Stopwatch, micro_batches, score_and_differentiate
-from sdo_cli.gradients.plan import Plan
+from sdo_cli.gradients.linear import LinearPath, linear_path
+from sdo_cli.gradients.outcome import Objective, Outcome, Stopwatch, Terms, micro_batches, score_and_differentiate
+from sdo_cli.gradients.plan import Mode, Plan
 from sdo_cli.sampling.loop import Path, denoise_path
 
 
@@ -36,39 +37,69 @@ class LiveCall:
     t: Tensor
     row: int
     factor: float
+    followed: bool
+    # of the regulariser: one over the sample's number of live calls
+    share: float
 
 
 @torch.no_grad()
-def rollout(path: Path, plan: Plan, *, micro: int | None = None) -> tuple[Tensor, list[LiveCall]]:
-    """Stage 1: final latents ``[B, …]`` and the live calls with their inputs."""
-    w, kept, finals = path.coefficients.w, [], []
-    live = plan.live
+def rollout(path: Path, plan: Plan, linear: LinearPath, *, micro: int | None = None) -> tuple[Tensor, list[LiveCall]]:
+    """Stage 1: the reward's latents ``[B, …]`` and the live calls with their inputs."""
+    kept, finals = [], []
+    live, followed, share = plan.live, plan.mode == Mode.THROUGH, 1 / plan.live.sum(0).clamp(min=1)
     for rows in micro_batches(path.rows, micro):
-        part = Path(path.scheduler, path.num_inference_steps, path.denoise, path.x_0[rows])
         mine = rows.cpu()
 
         def call(i: int, x: Tensor, t: Tensor, rows: Tensor = rows, mine: Tensor = mine) -> Tensor:
             for j in live[i, mine].nonzero().flatten().tolist():
                 row = int(mine[j])
-                kept.append(LiveCall(x[j].clone(), t[j].clone(), row, w[i] * plan.weight[i, row].item()))
+                factor, follow = linear.factor[i, row].item(), bool(followed[i, row])
+                kept.append(LiveCall(x[j].clone(), t[j].clone(), row, factor, follow, share[row].item()))
             return path.denoise(x, t, rows)
 
-        finals.append(denoise_path(part, call))
+        endpoint = None if plan.endpoint is None else plan.endpoint[mine]
+        finals.append(denoise_path(path, call, rows=rows, endpoint=endpoint))
     return torch.cat(finals), kept
 
 
-def shortcut(path: Path, kept: list[LiveCall], g: Tensor, *, micro: int | None = None) -> None:
-    """Stage 3: accumulate ``Σ factor · (∂e/∂θ)ᵀ g`` into the parameters' gradients."""
-    size = micro or len(g)
+def shortcut(path: Path, kept: list[LiveCall], g: Tensor, terms: Terms, *, micro: int | None = None) -> Tensor | None:
+    """Stage 3: accumulate ``Σ factor · (∂e/∂θ)ᵀ g`` into the parameters' gradients, and into ``x_0.grad``.
+
+    Returns:
+        The regulariser's penalty per sample ``[B]``, None when it is off.
+    """
+    size, wants_x0 = micro or len(g), path.x_0.requires_grad
+    penalties = torch.zeros(len(g), device=g.device) if terms.kl_weight else None
     for start in range(0, len(kept), size):
         part = kept[start : start + size]
         rows = torch.tensor([live.row for live in part], device=g.device)
+        x, t = torch.stack([live.x for live in part]).requires_grad_(wants_x0), torch.stack([live.t for live in part])
         factor = torch.tensor([live.factor for live in part], device=g.device, dtype=torch.float64)
-        e = path.denoise(torch.stack([live.x for live in part]), torch.stack([live.t for live in part]), rows)
+        e = path.denoise(x, t, rows)
         # the product in at least fp32: g is small and e may be half precision
         exact = torch.float64 if e.dtype == torch.float64 else torch.float32
         direction = factor.to(exact).view(-1, *[1] * (g.dim() - 1)) * g[rows].to(exact)
-        (direction * e.to(exact)).sum().backward()
+        total = (direction * e.to(exact)).sum()
+        if penalties is not None and path.base is not None:
+            with torch.no_grad():
+                base = path.base(x.detach(), t, rows)
+            penalty = (e - base).to(exact).square().flatten(1).mean(1)
+            share = torch.tensor([live.share for live in part], device=g.device, dtype=exact)
+            penalties.index_add_(0, rows, (share * penalty).detach().to(penalties.dtype))
+            total = total + terms.kl_weight * (share * penalty).sum() / (terms.divisor or len(g))
+        total.backward()
+        if wants_x0 and path.x_0.grad is not None and x.grad is not None:
+            _pass_on(path, part, x.grad)
+    return penalties
+
+
+def _pass_on(path: Path, part: list[LiveCall], into_x: Tensor) -> None:
+    """From the scaled inputs of followed calls to ``x_0``; only a first call is followed."""
+    assert path.x_0.grad is not None
+    scale = path.route.levels[0].scale
+    for live, gradient in zip(part, into_x, strict=True):
+        if live.followed:
+            path.x_0.grad[live.row] += scale * gradient
 
 
 def three_stage(
@@ -76,29 +107,33 @@ def three_stage(
     plan: Plan,
     objective: Objective,
     *,
-    divisor: float | None = None,
+    terms: Terms | None = None,
     micro: MicroBatches | None = None,
     change_g: Callable[[Tensor], Tensor] | None = None,
 ) -> Outcome:
     """Carry out a plan in which no live call depends on an earlier live one.
 
     Args:
-        divisor: the total loss is ``Σ losses / divisor``; the batch size by default.
         change_g: for control experiments only: replaces g before stage 3.
 
     Raises:
         ValueError: the plan chains live calls; it needs one graph.
     """
-    if not plan.is_one_step_deep():
+    if not plan.is_one_step_deep(latents=path.x_0.requires_grad):
         raise ValueError("this plan chains live calls: use the one-graph engine")
-    micro, watch = micro or MicroBatches(), Stopwatch(path.x_0.device)
+    terms, micro, watch = terms or Terms(), micro or MicroBatches(), Stopwatch(path.x_0.device)
+    linear = linear_path(path.route, plan)
     with watch.stage("rollout"):
-        x_N, kept = rollout(path, plan, micro=micro.rollout)
+        x_N, kept = rollout(path, plan, linear, micro=micro.rollout)
     with watch.stage("score"):
-        losses, g, rewards = score_and_differentiate(objective, x_N, divisor=divisor or plan.batch, micro=micro.score)
+        divisor = terms.divisor or plan.batch
+        losses, g, rewards = score_and_differentiate(objective, x_N, divisor=divisor, micro=micro.score)
         if change_g is not None:
             g = change_g(g)
     with watch.stage("shortcut"):
-        shortcut(path, kept, g, micro=micro.shortcut)
-    calls = {"no_grad": plan.calls * plan.batch, "grad": len(kept)}
-    return Outcome(x_N, losses, rewards, g, watch.seconds, calls)
+        if path.x_0.requires_grad:
+            straight = linear.identity.to(g.dtype).to(g.device).view(-1, *[1] * (g.dim() - 1)) * g
+            path.x_0.grad = straight if path.x_0.grad is None else path.x_0.grad + straight
+        penalties = shortcut(path, kept, g, terms, micro=micro.shortcut)
+    calls = {"no_grad": plan.calls_run * plan.batch, "grad": len(kept)}
+    return Outcome(x_N, losses, rewards, g, watch.seconds, calls, penalties)

@@ -48,6 +48,10 @@ class Family(Protocol):
         """Native output (ε, v or velocity) for latents ``[B, C, h, w]`` and a timestep per sample ``[B]``."""
         ...
 
+    def base_network(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Like :meth:`network`, with the adapter switched off; no gradient."""
+        ...
+
     def decode(self, latents: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]``, RGB in [0, 1], with gradients; the one place where the range is decided."""
         ...

@@ -66,6 +66,14 @@ class StableDiffusion:
         e = self.denoiser(x.to(self._dtype), t, return_dict=False, **condition)[0]
         return e.to(x.dtype)
 
+    @torch.no_grad()
+    def base_network(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        self.denoiser.disable_adapters()
+        try:
+            return self.network(x, t, condition)
+        finally:
+            self.denoiser.enable_adapters()
+
     def decode(self, latents: Tensor) -> Tensor:
         scaled = latents.to(self._dtype) / self.vae.config.scaling_factor
         # clamp stops the gradient of saturated pixels, as the saved image would

@@ -12,7 +12,7 @@ from sdo_cli.recipe.document import Key
 from sdo_cli.recipe.prompts import read_prompts
 from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
 from sdo_cli.recipe.typed import suggestion
-from sdo_cli.sampling.solvers import MOST_STEPS, SOLVERS
+from sdo_cli.sampling.solvers import MOST_STEPS, SOLVERS, STOCHASTIC
 
 Problem = Callable[[Key, str], Any]
 
@@ -30,6 +30,8 @@ NOT_NEGATIVE = (
     "seed",
     "lr_warmup_steps",
     "adam_weight_decay",
+    "kl_weight",
+    "eta",
     "guidance_scale",
     "lora.alpha",
     "validation.grid_steps",
@@ -56,6 +58,10 @@ def check_recipe(recipe: Recipe, beside: Path | None, problem: Problem) -> None:
     check_gradient(recipe, problem)
     if recipe.solver not in SOLVERS:
         problem(("solver",), f"unknown solver {recipe.solver!r}; {suggestion(recipe.solver, list(SOLVERS))}")
+    elif recipe.eta > 0 and recipe.solver not in STOCHASTIC:
+        problem(("eta",), f"is the noise of {', '.join(STOCHASTIC)}; solver {recipe.solver} takes none, write 0")
+    if recipe.eta > 1:
+        problem(("eta",), f"must be between 0 and 1, not {recipe.eta}")
     for side in ("height", "width"):
         if (pixels := getattr(recipe, side)) is not None and (pixels < 8 or pixels % 8):
             problem((side,), f"must be a multiple of 8, not {pixels}")
@@ -104,10 +110,19 @@ def check_rewards(recipe: Recipe, problem: Problem) -> None:
             problem(
                 (*key, "name"), f"{spec.name} only measures, no recipe may train on it; put it in validation.rewards"
             )
+        check_loss(spec, key, problem)
         if spec.weight == 0 or not math.isfinite(spec.weight):
             problem((*key, "weight"), f"must be a number other than 0, not {spec.weight}")
     for index, spec in enumerate(recipe.validation.rewards):
         check_reward(spec, ("validation", "rewards", str(index)), problem)
+
+
+def check_loss(spec: RewardSpec, key: Key, problem: Problem) -> None:
+    """A target belongs to the losses that have one."""
+    if spec.loss == "maximize" and spec.target is not None:
+        problem((*key, "target"), "belongs to loss distance or hinge; loss maximize has none")
+    if spec.loss != "maximize" and (spec.target is None or not math.isfinite(spec.target)):
+        problem((*key, "loss"), f"{spec.loss} needs a target, the value the reward should reach")
 
 
 def check_reward(spec: RewardSpec, key: Key, problem: Problem) -> None:
@@ -132,13 +147,22 @@ def check_gradient(recipe: Recipe, problem: Problem) -> None:
     if spec.rule not in RULES:
         problem(("gradient", "rule"), f"unknown gradient rule {spec.rule!r}; {suggestion(spec.rule, list(RULES))}")
         return
-    allowed = RULES[spec.rule].options
+    info = RULES[spec.rule]
+    if info.latents_only:
+        problem(("gradient", "rule"), f"{spec.rule} has no gradient for weights, only for latents; choose another")
+    if info.chained:
+        for stage in ("rollout", "score", "shortcut"):
+            if getattr(spec, name := f"{stage}_micro_batch"):
+                why = f"{spec.rule} is one graph without stages; lower train_batch_size and accumulate instead"
+                problem(("gradient", name), why)
+    elif spec.checkpointing != "calls":
+        why = f"is for rules that chain steps; {spec.rule} has none to recompute, use gradient_checkpointing"
+        problem(("gradient", "checkpointing"), why)
     wrong = {name: text for name, value in spec.options.items() if (text := wrong_option(name, value, spec.rule))}
     for name, text in wrong.items():
         problem(("gradient", "options", name), text)
     if (
         not wrong
-        and allowed
         and recipe.num_inference_steps >= 1
         and (text := option_problem(spec.rule, spec.options, recipe.num_inference_steps))
     ):
@@ -153,7 +177,10 @@ def wrong_option(name: str, value: Any, rule: str) -> str | None:
     expected = allowed[name]
     if isinstance(expected, tuple):
         return None if value in expected else f"{value!r} is not one of {', '.join(expected)}"
-    return None if type(value) is expected else f"must be a whole number, not {value!r}"
+    # YAML's 1 is as good a number as 1.0
+    fits = type(value) is expected or (expected is float and type(value) is int)
+    wanted = {int: "a whole number", float: "a number", bool: "true or false"}[expected]
+    return None if fits else f"must be {wanted}, not {value!r}"
 
 
 def check_prompts(source: PromptSource, key: Key, beside: Path | None, problem: Problem) -> list[str]:

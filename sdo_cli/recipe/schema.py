@@ -19,22 +19,31 @@ class PromptSource:
 
 @dataclass(frozen=True)
 class RewardSpec:
-    """A reward by name, its weight in the objective, and what it is built with. A bare name stands for the whole."""
+    """A reward by name, its weight in the objective, and what it is built with. A bare name stands for the whole.
+
+    ``loss`` is what is minimised: ``maximize`` -r, ``distance`` |target - r|, ``hinge`` max(0, target - r).
+    """
 
     SHORTHAND: ClassVar[str] = "name"
 
     name: str
     weight: float = 1.0
+    loss: Literal["maximize", "distance", "hinge"] = "maximize"
+    target: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class GradientSpec:
-    """How the reward is sent back through sampling. Micro-batches: 0 takes all samples at once."""
+    """How the reward is sent back through sampling. Micro-batches: 0 takes all samples at once.
+
+    ``checkpointing`` is for rules that chain live steps: recompute whole ``calls`` or their ``blocks``, or keep all.
+    """
 
     rule: str = "sdo"
     options: dict[str, Any] = field(default_factory=dict)
     negative_gradient: bool = True
+    checkpointing: Literal["calls", "blocks", "none"] = "calls"
     rollout_micro_batch: int = 0
     score_micro_batch: int = 0
     shortcut_micro_batch: int = 0
@@ -72,6 +81,7 @@ class Recipe:
     model: str
     rewards: list[RewardSpec]
     prompts: PromptSource
+    kl_weight: float = 0.0
     description: str = ""
     revision: str | None = None
     seed: int = 0
@@ -92,6 +102,7 @@ class Recipe:
     gradient_checkpointing: bool = False
 
     solver: str = "ddim"
+    eta: float = 0.0
     num_inference_steps: int = 50
     guidance_scale: float = 5.0
     negative_prompt: str = ""

@@ -1,56 +1,55 @@
-"""The one denoising loop. Sampling, every gradient rule and every engine run through it."""
+"""Paths: a route with a network, a starting point and its noise. Sampling and every engine walk them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sdo_cli.sampling.coefficients import Coefficients, coefficients_of
-from sdo_cli.sampling.solvers import fresh
-
-if TYPE_CHECKING:
-    from diffusers import SchedulerMixin
+from sdo_cli.sampling.route import CallNetwork, Route, walk
 
 # denoise(x_scaled [R,…], t [R], rows [R]) -> e [R,…], after guidance
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
-# call_network(i, x_scaled, t) -> e; decides how gradients flow at call i
-CallNetwork = Callable[[int, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Path:
-    """A way from noise to the final latent: solver, number of steps, denoiser, starting point.
+    """A way from noise to the final latent.
 
     Attributes:
-        x_0: initial noise ``[B, C, h, w]``, already times ``init_noise_sigma``.
+        x_0: latent at the route's start ``[B, C, h, w]``; initial noise is already times ``init_noise_sigma``.
+        injected: standard normal noise ``[calls, B, C, h, w]`` when the route has η > 0.
+        base: the denoiser without its adapter, for the regulariser that stays near it.
     """
 
-    scheduler: "SchedulerMixin"
-    num_inference_steps: int
+    route: Route
     denoise: Denoise
     x_0: Tensor
+    injected: Tensor | None = None
+    base: Denoise | None = None
+
+    def __post_init__(self) -> None:
+        if self.route.eta > 0 and self.injected is None:
+            raise ValueError(f"eta {self.route.eta} needs the injected noise")
 
     @property
     def coefficients(self) -> Coefficients:
-        return coefficients_of(self.scheduler, self.num_inference_steps)
+        return coefficients_of(self.route)
 
     @property
     def rows(self) -> Tensor:
         return torch.arange(self.x_0.shape[0], device=self.x_0.device)
 
 
-def denoise_path(path: Path, call_network: CallNetwork) -> Tensor:
-    """From ``x_0`` to ``x_N``; ``call_network`` is asked for ``e_i`` at every call, in order."""
-    solver = fresh(path.scheduler, path.num_inference_steps)
-    x, dtype = path.x_0, path.x_0.dtype
-    for i, t in enumerate(solver.timesteps):
-        scaled = solver.scale_model_input(x, t) if hasattr(solver, "scale_model_input") else x
-        e = call_network(i, scaled, t.to(x.device).expand(x.shape[0]))
-        # some schedulers compute in float32 whatever they are given
-        x = solver.step(e, t, x).prev_sample.to(dtype)
-    return x
+def denoise_path(
+    path: Path, call_network: CallNetwork, *, rows: Tensor | None = None, endpoint: Tensor | None = None
+) -> Tensor:
+    """Walk the samples ``rows`` of a path (all by default); see :func:`sdo_cli.sampling.route.walk`."""
+    if rows is None:
+        return walk(path.route, path.x_0, call_network, injected=path.injected, endpoint=endpoint)
+    injected = None if path.injected is None else path.injected[:, rows]
+    return walk(path.route, path.x_0[rows], call_network, injected=injected, endpoint=endpoint)
 
 
 @torch.no_grad()

@@ -37,6 +37,9 @@ SOLVERS: dict[str, Solver] = {
     "flow-euler": Solver("FlowMatchEulerDiscreteScheduler", flow=True),
 }
 
+# only DDIM has a noise level of its own to choose
+STOCHASTIC = ("ddim",)
+
 # networks are trained on 1,000 noise levels, and schedulers with an offset cannot use all of them
 MOST_STEPS = 999
 
@@ -80,10 +83,3 @@ def make_scheduler(name: str, config: Mapping[str, Any], num_inference_steps: in
     scheduler = cls.from_config(dict(config), **settings)
     scheduler.set_timesteps(num_inference_steps)
     return scheduler
-
-
-def fresh(scheduler: "SchedulerMixin", num_inference_steps: int) -> "SchedulerMixin":
-    """The same scheduler with no history: schedulers are stateful, every trajectory needs its own."""
-    new = type(scheduler).from_config(scheduler.config)
-    new.set_timesteps(num_inference_steps)
-    return new

@@ -1,0 +1,31 @@
+"""``flowbp-sparse``: K late-biased steps of a cached rollout (FlowBP-Sparse, arXiv 2606.11075)."""
+
+import torch
+
+from sdo_cli.gradients.plan import Mode, Plan, empty
+from sdo_cli.sampling.coefficients import Coefficients
+
+
+def flowbp_sparse(
+    calls: int,
+    batch: int,
+    coefficients: Coefficients,
+    generator: torch.Generator,
+    *,
+    k: int = 4,
+    late_bias: float = 1.0,
+    rescale: float = 0.5,
+) -> Plan:
+    """``k`` distinct calls for the whole batch, call i with odds (i + 1)^late_bias, inputs detached.
+
+    Args:
+        rescale: ρ of the factor ``1 + ρ (Σ_all |w_i| / Σ_live |w_i| - 1)`` on every live call: 0 leaves the sum
+            over the live calls alone, 1 gives it the size of the sum over all.
+    """
+    odds = (torch.arange(calls, dtype=torch.float64) + 1) ** late_bias
+    chosen = torch.multinomial(odds, min(k, calls), replacement=False, generator=generator)
+    size = torch.tensor(coefficients.w, dtype=torch.float64).abs()
+    factor = 1 + rescale * ((size.sum() / size[chosen].sum()).item() - 1)
+    mode, weight = empty(calls, batch)
+    mode[chosen], weight[chosen] = Mode.WEIGHTS, factor
+    return Plan(mode, weight)

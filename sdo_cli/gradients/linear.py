@@ -1,0 +1,34 @@
+"""The linear path of a plan: what carries g from the reward's latent back to every call and to ``x_0``."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdo_cli.gradients.plan import Mode, Plan
+from sdo_cli.sampling.coefficients import coefficients_of
+from sdo_cli.sampling.route import Route
+
+
+@dataclass(frozen=True)
+class LinearPath:
+    """Attributes (float64, on the CPU):
+    factor: ``[calls, B]``, solver weight times the plan's weight: a live call receives ``factor · g``.
+    identity: ``[B]``, what ``x_0`` receives of g beside the network: A, and the input of a followed call in ε.
+    """
+
+    factor: Tensor
+    identity: Tensor
+
+
+def linear_path(route: Route, plan: Plan) -> LinearPath:
+    """Solver weights of every sample's own endpoint, times the plan's weights."""
+    factor, identity = torch.zeros_like(plan.weight), torch.zeros(plan.batch, dtype=torch.float64)
+    for endpoint in plan.ends.unique().tolist():
+        stop = None if endpoint == plan.calls else endpoint
+        c = coefficients_of(route, endpoint=stop, as_epsilon=plan.as_epsilon)
+        mine = plan.ends == endpoint
+        factor[:, mine] = torch.tensor(c.w, dtype=torch.float64)[:, None] * plan.weight[:, mine]
+        followed = (plan.mode[0] == Mode.THROUGH)[mine] * plan.weight[0, mine]
+        identity[mine] = c.A + c.through[0] * followed
+    return LinearPath(factor, identity)

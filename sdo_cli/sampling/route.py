@@ -1,0 +1,97 @@
+"""A solver's way from noise to the final latent, as a stock scheduler walks it. Everything runs through ``walk``."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sdo_cli.sampling.levels import Level, levels_of
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+
+# call_network(i, x_scaled, t) -> e; decides how gradients flow at call i
+CallNetwork = Callable[[int, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Route:
+    """Attributes:
+    start: solver step to begin at, 0 the noisiest. A multistep solver starts there without history.
+    eta: DDIM's noise, 0 … 1 (0 is deterministic).
+    """
+
+    scheduler: "SchedulerMixin"
+    num_inference_steps: int
+    start: int = 0
+    eta: float = 0.0
+
+    def begin(self) -> tuple["SchedulerMixin", Tensor]:
+        """A scheduler with no history (they are stateful: every walk needs its own) and the timestep of every call."""
+        new = type(self.scheduler).from_config(self.scheduler.config)
+        new.set_timesteps(self.num_inference_steps)
+        if self.start == 0:
+            return new, new.timesteps
+        if hasattr(new, "set_begin_index"):
+            new.set_begin_index(self.start)
+            return new, new.timesteps[self.start :]
+        if not hasattr(new, "plms_timesteps"):
+            return new, new.timesteps[self.start :]
+        # PNDM's first step takes two calls, the second at the next timestep: a restart does so again
+        steps = list(dict.fromkeys(new.timesteps.tolist()))[self.start :]
+        new.timesteps = torch.tensor(steps[:2] + steps[1:], device=new.timesteps.device)
+        return new, new.timesteps
+
+    @cached_property
+    def levels(self) -> tuple[Level, ...]:
+        """Noise level of every call."""
+        scheduler, timesteps = self.begin()
+        return levels_of(scheduler, timesteps, self.start)
+
+    @property
+    def calls(self) -> int:
+        return len(self.levels)
+
+    def from_step(self, start: int) -> "Route":
+        """The same solver begun at ``start``, without noise."""
+        return replace(self, start=start, eta=0.0)
+
+
+def walk(
+    route: Route,
+    x: Tensor,
+    call_network: CallNetwork,
+    *,
+    injected: Tensor | None = None,
+    endpoint: Tensor | None = None,
+) -> Tensor:
+    """From latent ``x [B, …]`` to the final one; ``call_network`` is asked for ``e_i`` at every call, in order.
+
+    Args:
+        injected: standard normal noise ``[calls, B, …]``; needed when ``eta > 0``.
+        endpoint: per sample ``[B]`` the call whose x0-prediction is the result; the number of calls means ``x_N``.
+            The walk ends with the last call anybody needs.
+    """
+    solver, timesteps = route.begin()
+    dtype, calls = x.dtype, len(timesteps)
+    last = calls if endpoint is None else int(endpoint.max())
+    result = None
+    for i, t in enumerate(timesteps):
+        scaled = solver.scale_model_input(x, t) if hasattr(solver, "scale_model_input") else x
+        e = call_network(i, scaled, t.to(x.device).expand(x.shape[0]))
+        if endpoint is not None and bool((endpoint == i).any()):
+            level = route.levels[i]
+            predicted = level.x0_of_x * x + level.x0_of_e * e
+            here = (endpoint == i).to(x.device).view(-1, *[1] * (x.dim() - 1))
+            result = predicted if result is None else torch.where(here, predicted, result)
+            if i == last:
+                return result
+        # some schedulers compute in float32 whatever they are given
+        extra = {"eta": route.eta, "variance_noise": injected[i]} if route.eta > 0 and injected is not None else {}
+        x = solver.step(e, t, x, **extra).prev_sample.to(dtype)
+    if result is None or endpoint is None:
+        return x
+    return torch.where((endpoint == calls).to(x.device).view(-1, *[1] * (x.dim() - 1)), x, result)
