@@ -15,8 +15,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from sdo_cli.drawing.draw import draw_noise, make_path
+from sdo_cli.finetune.batches import PromptEmbeddings
 from sdo_cli.finetune.loop import plan_step, train
+from sdo_cli.finetune.objective import RewardObjective, WeightedReward
 from sdo_cli.finetune.run import prepare
+from sdo_cli.gradients.one_graph import one_graph
+from sdo_cli.gradients.outcome import Terms
+from sdo_cli.gradients.rules import RULES, find_rule
+from sdo_cli.gradients.run import with_repeats
+from sdo_cli.gradients.three_stage import three_stage
 from sdo_cli.models.load import load_family
 from sdo_cli.recipe.load import load_recipe
 
@@ -175,9 +183,95 @@ def test_the_saved_adapter_is_the_trained_one(tmp_path):
     assert (validation.draw(loaded, range(2)) - seen).abs().max() < 1 / 255
 
 
-def test_full_rule_runs_by_one_line():
-    results, _ = trained("gradient.rule=full", steps=1)
-    assert set(results[0].seconds) == {"forward", "backward"} and results[0].grad_norm > 0
+WEIGHT_RULES = [name for name, info in RULES.items() if not info.latents_only]
+
+
+@pytest.mark.parametrize("rule", WEIGHT_RULES)
+def test_every_rule_runs_by_one_line(rule):
+    options = "gradient.options={k: 2}" if "k" in RULES[rule].options else "gradient.options={}"
+    results, _ = trained(f"gradient.rule={rule}", options, steps=1)
+    expected = {"forward", "backward"} if RULES[rule].chained else {"rollout", "score", "shortcut"}
+    # AlignProp may draw the last step alone, which needs no graph of many
+    assert set(results[0].seconds) == expected or rule == "alignprop"
+    assert results[0].grad_norm > 0
+
+
+@pytest.mark.parametrize("kind", ["calls", "blocks", "none"])
+def test_what_is_recomputed_does_not_change_the_gradient(kind):
+    reference = trained("gradient.rule=full", "guidance_scale=3", steps=1)[0][0]
+    result = trained("gradient.rule=full", f"gradient.checkpointing={kind}", "guidance_scale=3", steps=1)[0][0]
+    assert result.loss == reference.loss and result.grad_norm == pytest.approx(reference.grad_norm, rel=1e-5)
+
+
+def test_three_stages_equal_one_graph_on_the_embedded_model():
+    """Real UNet, LoRA, guidance, VAE and reward in float32."""
+    torch.set_num_threads(1)
+    words = [*TINY, "guidance_scale=3", "train_batch_size=3", "learning_rate=2e-2", "lr_warmup_steps=0"]
+    job, _ = prepare(load_recipe("quickstart", words))
+    list(train(job))  # an adapter that has moved: both halves have a gradient
+    settings = job.draw_settings
+    noise = draw_noise(job.family, settings, [torch.Generator().manual_seed(s) for s in range(3)])
+    embed = PromptEmbeddings(job.family)
+    path = make_path(job.family, settings, noise, embed(job.prompts[:3]), embed([""] * 3))
+    objective = RewardObjective(job.family, job.rewards, job.prompts[:3])
+    for rule, options in (("sdo", {"steps_per_sample": 2}), ("refl", {}), ("draft-lv", {}), ("sdo", {})):
+        plan = find_rule(rule)(4, 3, path.coefficients, torch.Generator().manual_seed(1), **options)
+        gradients = []
+        for engine in (three_stage, one_graph):
+            with_repeats(lambda p, q, o, t, e=engine: e(p, q, o, terms=t), path, plan, objective, Terms(kl_weight=0.5))
+            gradients.append(torch.cat([p.grad.flatten() for p in job.parameters]))
+            for parameter in job.parameters:
+                parameter.grad = None
+        assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[1].norm(), rule
+
+
+def test_the_base_network_is_the_model_without_its_adapter():
+    plain = load_family("embedded")
+    job, _ = prepare(load_recipe("quickstart", [*TINY, "learning_rate=2e-2", "lr_warmup_steps=0"]))
+    list(train(job))
+    x, t, c = torch.randn(2, *plain.latent_shape()), torch.full((2,), 400), plain.encode(["a tiger", "a rose"])
+    with torch.no_grad():
+        tuned, base, own = job.family.network(x, t, c), job.family.base_network(x, t, c), plain.network(x, t, c)
+    assert torch.equal(base, own) and (tuned - own).abs().max() > 1e-3
+    # switched on again, and still trainable
+    with torch.no_grad():
+        assert torch.equal(job.family.network(x, t, c), tuned)
+    assert all(p.requires_grad for p in job.parameters)
+
+
+def test_kl_weight_keeps_the_adapter_near_the_base():
+    words = ["learning_rate=2e-2", "lr_warmup_steps=0", "lr_scheduler=constant"]
+    loose, _ = trained(*words, "kl_weight=1e-6", steps=5)
+    tight, _ = trained(*words, "kl_weight=100", steps=5)
+    assert loose[0].penalty == 0 and loose[1].penalty > 0
+    assert tight[4].penalty < 0.5 * loose[4].penalty
+    assert trained(*words, steps=1)[0][0].penalty is None
+
+
+def test_forms_of_the_loss():
+    scores = torch.tensor([0.2, 0.9], requires_grad=True)
+    forms = {"maximize": [-0.2, -0.9], "distance": [0.3, 0.4], "hinge": [0.3, 0.0]}
+    slopes = {"maximize": [-1, -1], "distance": [-1, 1], "hinge": [-1, 0]}
+    for loss, values in forms.items():
+        got = WeightedReward("r", None, 2.0, loss, 0.5).loss_of(scores)
+        assert got.tolist() == pytest.approx([2 * value for value in values])
+        assert torch.autograd.grad(got.sum(), scores)[0].tolist() == [2 * slope for slope in slopes[loss]]
+
+
+def test_the_recipe_chooses_the_form_of_the_loss():
+    reward = trained(steps=1)[0][0].rewards["clip-score"]
+    hinge = trained("rewards.0.loss=hinge", "rewards.0.target=-5", steps=1)[0][0]
+    assert hinge.loss == 0 and hinge.grad_norm == 0
+    far = trained("rewards.0.loss=distance", "rewards.0.target=3", steps=1)[0][0]
+    assert far.loss == pytest.approx(3 - reward, abs=1e-5)
+
+
+def test_noise_of_ddim_is_drawn_per_sample():
+    """η > 0: the global batch has the same noise however it is split."""
+    whole = trained("train_batch_size=4", "eta=0.8", steps=1)[0][0]
+    split = trained("train_batch_size=2", "gradient_accumulation_steps=2", "eta=0.8", steps=1)[0][0]
+    assert split.loss == pytest.approx(whole.loss, abs=2e-6)
+    assert whole.loss != trained("train_batch_size=4", steps=1)[0][0].loss
 
 
 def test_half_precision_trains_an_adapter_in_full_precision(tmp_path):

@@ -14,8 +14,8 @@ ROWS = [
     {"finetune", "optimize", "evaluate", "prune"},
     {"gradients", "scoring", "skipping", "drawing"},
     {"sampling", "models", "rewards"},
-    {"recipe"},
-    {"embedded", "errors", "files", "seeding", "progress", "device", "plugins"},
+    {"recipe", "plugins"},
+    {"embedded", "errors", "files", "seeding", "progress", "device"},
 ]
 LEVEL = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}
 # the schema is checked against literal tables that import no torch

@@ -95,6 +95,60 @@ BAD = {
         [],
         "bad.yaml:7: gradient.options: step_choice fixed needs step between 0 and 49",
     ),
+    "a rule for latents": (
+        GOOD,
+        ["gradient.rule=sdo-0"],
+        "gradient.rule: sdo-0 has no gradient for weights, only for latents",
+    ),
+    "stages of one graph": (
+        GOOD,
+        ["gradient={rule: full, score_micro_batch: 1}"],
+        "gradient.score_micro_batch: full is one graph without stages; lower train_batch_size",
+    ),
+    "nothing to recompute": (
+        GOOD,
+        ["gradient.checkpointing=none"],
+        "gradient.checkpointing: is for rules that chain steps; sdo has none to recompute",
+    ),
+    "more steps than there are": (
+        GOOD,
+        ["gradient={rule: draft-k, options: {k: 51}}"],
+        "k must be between 1 and 50, not 51",
+    ),
+    "truncation without step": (
+        GOOD,
+        ["gradient={rule: alignprop, options: {truncation: fixed}}"],
+        "truncation fixed needs step between 0 and 49, not None",
+    ),
+    "unit weights of one step": (
+        GOOD,
+        ["gradient.options={step_choice: last, weights: unit}"],
+        "step_choice last always takes the same one",
+    ),
+    "option that is no number": (
+        GOOD,
+        ["gradient={rule: drtune, options: {early_stop: late}}"],
+        "gradient.options.early_stop: must be a number, not 'late'",
+    ),
+    "share beyond one": (
+        GOOD,
+        ["gradient={rule: drtune, options: {early_stop: 2}}"],
+        "early_stop must be between 0 and 1, not 2",
+    ),
+    "flag that is no flag": (
+        GOOD,
+        ["gradient.options={as_epsilon: maybe}"],
+        "gradient.options.as_epsilon: must be true or false, not 'maybe'",
+    ),
+    "noise of a solver without": (
+        GOOD + "solver: pndm\n",
+        ["eta=0.5"],
+        "eta: is the noise of ddim; solver pndm takes none",
+    ),
+    "too much noise": (GOOD, ["eta=1.5"], "eta: must be between 0 and 1, not 1.5"),
+    "target without a loss": (GOOD, ["rewards.0.target=0.3"], "rewards.0.target: belongs to loss distance or hinge"),
+    "loss without a target": (GOOD, ["rewards.0.loss=hinge"], "rewards.0.loss: hinge needs a target"),
+    "pulled away from the base": (GOOD, ["kl_weight=-1"], "kl_weight: must not be negative, not -1.0"),
     "not a number": (GOOD, ["learning_rate=nan"], "learning_rate: must be more than 0, not nan"),
     "missing recipe": (None, [], "no such file or shipped recipe"),
 }

@@ -65,6 +65,21 @@ def test_sample_equals_plain_diffusers(scale, lora_folder, tmp_path):
         assert difference.max() <= 2
 
 
+def test_noise_of_ddim_is_plain_diffusers_too(tmp_path):
+    """--eta: every image's generator gives the initial noise first and then each step's, as the pipeline draws."""
+    arguments = ["--seed", "3", "--steps", "6", "--guidance", "4", "--eta", "0.8", "--out", "out", "-q"]
+    assert sdo("sample", *PROMPTS[:2], *arguments, cwd=tmp_path).returncode == 0
+    pipe = StableDiffusionPipeline.from_pretrained(EMOJI)
+    pipe.set_progress_bar_config(disable=True)
+    for j, prompt in enumerate(PROMPTS[:2]):
+        generator, ours = torch.Generator("cpu").manual_seed(3 + j), pixels(tmp_path / "out" / f"{j:05d}.png")
+        theirs = pipe(prompt, num_inference_steps=6, guidance_scale=4.0, eta=0.8, generator=generator).images[0]
+        assert np.abs(ours - np.asarray(theirs, dtype=int)).max() <= 2
+        generator = torch.Generator("cpu").manual_seed(3 + j)
+        without = pipe(prompt, num_inference_steps=6, guidance_scale=4.0, generator=generator).images[0]
+        assert np.abs(ours - np.asarray(without, dtype=int)).max() > 20
+
+
 def test_the_lora_changes_the_image_and_scale_zero_does_not(lora_folder, tmp_path):
     common = [PROMPTS[0], "--steps", "4", "--guidance", "1", "-q"]
     with_lora = ["--lora", str(lora_folder)]
@@ -118,6 +133,8 @@ def test_json_names_the_files(tmp_path):
     [
         (["sample"], "no prompt; write one in quotes"),
         (["sample", "x", "--steps", "0", "--solver", "heun"], "--solver: unknown solver 'heun'; choose one of ddim"),
+        (["sample", "x", "--eta", "2"], "--eta: must be between 0 and 1, not 2"),
+        (["sample", "x", "--eta", "0.5", "--solver", "euler"], "--eta: is the noise of ddim; solver euler takes none"),
         (["sample", "x", "--prompts-file", "gone"], "--prompts-file: no file gone"),
         (["sample", "x", "--model", "./gone"], "no model at ./gone"),
         (["sample", "x", "--lora", "gone", "-q"], "no LoRA at gone"),

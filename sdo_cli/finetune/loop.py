@@ -117,7 +117,7 @@ def plan_step(job: Job, step: int) -> Plan:
         text = f"the plug-in's rule {spec.rule} failed: {type(fault).__name__}: {fault}"
         raise PluginFault(text, remedy="run it with --debug to see where") from fault
     if not isinstance(plan, Plan) or plan.mode.shape != (c.calls, job.global_batch):
-        got = f"a plan of {tuple(plan.mode.shape)}" if isinstance(plan, Plan) else repr(plan)
+        got = f"a plan of {tuple(plan.mode.shape)}" if isinstance(plan, Plan) else f"a {type(plan).__name__}"
         text = f"the plug-in's rule {spec.rule} returned {got}, not a Plan of ({c.calls}, {job.global_batch})"
         raise PluginFault(text, remedy="return Plan(mode, weight), both [calls, batch]; see docs/plugins.md")
     return plan

@@ -99,9 +99,12 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
+def versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in PACKAGES}
+
+
 def manifest(loaded: LoadedRecipe, status: str, started: str) -> dict[str, Any]:
     """What ran, with which versions; ``status`` is running, finished, interrupted or failed."""
-    versions = {name: metadata.version(name) for name in PACKAGES}
     return {
         "status": status,
         "command": shlex.join(sys.argv),
@@ -112,7 +115,7 @@ def manifest(loaded: LoadedRecipe, status: str, started: str) -> dict[str, Any]:
         "revision": loaded.recipe.revision,
         "device": str(pick_device()),
         "python": sys.version.split()[0],
-        "versions": versions,
+        "versions": versions(),
         "plugins": [asdict(plugin) for plugin in loaded_plugins()],
         "started": started,
         "written": now(),

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     from sdo_cli.gradients.plan import Rule
@@ -191,7 +191,7 @@ def gradient_rule(
 
 
 def _options_of(name: str, function: "Rule") -> dict[str, Option]:
-    hints, options = get_type_hints(function), {}
+    hints, options = get_type_hints(function), dict[str, Option]()
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             continue
@@ -199,7 +199,7 @@ def _options_of(name: str, function: "Rule") -> dict[str, Option]:
         words = get_args(hint) if get_origin(hint) is Literal else None
         if words is None and hint not in (int, float, bool):
             raise ValueError(f"option {parameter.name} of rule {name!r} must be int, float, bool or Literal[…] words")
-        options[parameter.name] = words or hint
+        options[parameter.name] = words or cast(type, hint)
     return options
 
 

@@ -1,0 +1,89 @@
+"""One set of loaded models that every variant runs on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from sdo_cli.bench.variants import Variant
+from sdo_cli.finetune.batches import PromptEmbeddings, PromptOrder
+from sdo_cli.finetune.loop import Job, accumulate
+from sdo_cli.finetune.lora import ADAPTER, add_lora
+from sdo_cli.finetune.run import prepare
+from sdo_cli.finetune.validate import Validation
+from sdo_cli.gradients.outcome import Outcome
+from sdo_cli.gradients.plan import Plan
+from sdo_cli.recipe.load import LoadedRecipe
+from sdo_cli.seeding import keyed_generator
+
+
+@dataclass
+class Workbench:
+    """Attributes:
+    jobs: by variant; they share models, rewards, prompts and the adapter's parameters.
+    validation: held-out prompts, None when the recipe has none.
+    """
+
+    jobs: dict[Variant, Job]
+    validation: Validation | None
+    embed: PromptEmbeddings
+    order: PromptOrder
+
+    @property
+    def any_job(self) -> Job:
+        return next(iter(self.jobs.values()))
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return self.any_job.parameters
+
+    def gradient(self, variant: Variant, step: int, *, plan: Plan | None = None) -> list[Outcome]:
+        """One backward pass of a variant on the noise and prompts of ``step``; gradients are added up."""
+        job = self.jobs[variant]
+        set_block_checkpointing(job, variant)
+        return accumulate(job, self.order, self.embed, step, plan=plan)
+
+    def flat_gradient(self) -> Tensor:
+        """The parameters' gradients as one vector in float64 on the CPU; they are cleared."""
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        flat = torch.cat([part.flatten() for part in parts]).double().cpu()
+        for parameter in self.parameters:
+            parameter.grad = None
+        return flat
+
+
+def set_block_checkpointing(job: Job, variant: Variant) -> None:
+    """diffusers' block checkpointing on for the variant that asks for it (or the recipe), off for the others."""
+    wanted = variant.checkpointing == "blocks" or job.recipe.gradient_checkpointing
+    if wanted and not job.family.denoiser.is_gradient_checkpointing:
+        job.family.denoiser.enable_gradient_checkpointing()
+    if not wanted and job.family.denoiser.is_gradient_checkpointing:
+        job.family.denoiser.disable_gradient_checkpointing()
+
+
+def open_workbench(loaded: Mapping[Variant, LoadedRecipe]) -> Workbench:
+    """Load models and rewards once, for the first variant, and hand them to all."""
+    first = next(iter(loaded.values()))
+    job, validation = prepare(first)
+    jobs = {variant: replace(job, recipe=item.recipe) for variant, item in loaded.items()}
+    return Workbench(jobs, validation, PromptEmbeddings(job.family), PromptOrder(job.prompts, first.recipe.seed))
+
+
+def new_adapter(bench: Workbench, seed: int, *, moved: float = 0.0) -> None:
+    """A fresh adapter of this seed for all jobs.
+
+    Args:
+        moved: deviation of what is added to the zero-initialised halves: a fresh LoRA has no gradient in the other
+            half, so gradients are compared at an adapter that has moved a little.
+    """
+    job = bench.any_job
+    job.family.denoiser.delete_adapters(ADAPTER)
+    parameters = add_lora(job.family, job.recipe.lora, seed=seed)
+    if moved:
+        generator = keyed_generator(seed, "bench-adapter")
+        with torch.no_grad():
+            for parameter in parameters:
+                if not bool(parameter.any()):
+                    parameter.copy_(moved * torch.randn(parameter.shape, generator=generator))
+    bench.jobs = {variant: replace(item, parameters=parameters) for variant, item in bench.jobs.items()}

@@ -1,0 +1,168 @@
+"""Seconds, calls and FLOPs of an iteration, every variant interleaved in one run after a warm-up."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from statistics import median
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from sdo_cli.bench.bench_job import Workbench
+from sdo_cli.bench.parts import Parts, counts, make_parts, total, without_recomputation
+from sdo_cli.bench.variants import Variant
+from sdo_cli.finetune.loop import plan_step
+from sdo_cli.progress import Reporter
+
+# a bare part is much shorter than an iteration: the mean of a few in a row has the same share of noise
+PART_SECONDS = 0.3
+# plans are free to draw: their mean cost is counted over many
+PLANS = 256
+
+
+@dataclass
+class Cost:
+    """One variant. Seconds and calls are per iteration (one global batch).
+
+    Attributes:
+        seconds: of every round; ``by_stage`` likewise.
+        calls: network calls with and without a graph, per sample, mean over the measured rounds.
+        flops: torch's counter over one iteration (step 0).
+        predicted_flops: the same iteration put together from the counted parts.
+        mean_flops: put together from parts, mean over many draws of the plan.
+        floor_flops, floor_seconds: the counted floor: the same calls with nothing computed twice; the seconds are
+            of every round, from the bare parts timed right after the iteration.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    by_stage: list[dict[str, float]] = field(default_factory=list)
+    calls: dict[str, float] = field(default_factory=dict)
+    flops: float = 0.0
+    predicted_flops: float = 0.0
+    mean_flops: float = 0.0
+    floor_flops: float = 0.0
+    floor_seconds: list[float] = field(default_factory=list)
+
+    @property
+    def median_seconds(self) -> float:
+        return median(self.seconds)
+
+    def ratio(self, other: "Cost") -> float:
+        """Median over the rounds of time against another variant's of the same round."""
+        return median(a / b for a, b in zip(self.seconds, other.seconds, strict=True))
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Median seconds by stage; a rule may need one graph in one round and stages in another."""
+        names = dict.fromkeys(name for stages in self.by_stage for name in stages)
+        return {name: median(stages.get(name, 0.0) for stages in self.by_stage) for name in names}
+
+    @property
+    def over_floor(self) -> float:
+        return median(a / b for a, b in zip(self.seconds, self.floor_seconds, strict=True))
+
+
+@dataclass
+class CostTable:
+    """Attributes:
+    part_seconds: by part, every time it was timed. part_flops: by part, torch's counter.
+    """
+
+    variants: dict[Variant, Cost]
+    part_seconds: dict[str, list[float]]
+    part_flops: dict[str, float]
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(run: Callable[[], object], device: torch.device) -> float:
+    """Wall-clock seconds of one run."""
+    _synchronise(device)
+    start = time.perf_counter()
+    run()
+    _synchronise(device)
+    return time.perf_counter() - start
+
+
+def _mean_seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Mean over as many runs in a row as take about ``PART_SECONDS``."""
+    repeats = max(1, round(PART_SECONDS / max(1e-9, timed(run, device))))
+    return timed(lambda: [run() for _ in range(repeats)], device) / repeats
+
+
+def count_flops(run: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops())
+
+
+def measure_cost(bench: Workbench, *, rounds: int, reporter: Reporter) -> CostTable:
+    """One warm-up round, then ``rounds`` in which every variant and every bare part has its turn."""
+    device, parts = bench.any_job.family.device, make_parts(bench)
+    table = CostTable({variant: Cost() for variant in bench.jobs}, {name: [] for name in parts.run}, {})
+    slices = bench.any_job.recipe.gradient_accumulation_steps
+    _count(bench, table, parts, reporter)
+    reporter.phase("timing", (rounds + 1) * len(bench.jobs))
+    for number in range(rounds + 1):
+        for variant, cost in table.variants.items():
+            keep = number > 0
+            _one_iteration(bench, variant, cost, step=number, keep=keep, device=device)
+            floor = without_recomputation(counts(plan_step(bench.jobs[variant], number), variant.checkpointing))
+            # right after the iteration they are held against: a shared machine changes its pace by the minute
+            bare = {name: _mean_seconds(parts.run[name], device) for name, count in floor.items() if count}
+            if keep:
+                for name, seconds in bare.items():
+                    table.part_seconds[name].append(seconds)
+                cost.floor_seconds.append(slices * total(floor, bare))
+            reporter.advance(1, variant.name)
+    return table
+
+
+def _one_iteration(
+    bench: Workbench, variant: Variant, cost: Cost, *, step: int, keep: bool, device: torch.device
+) -> None:
+    """Everything from noise to the optimizer's step (with learning rate 0, so that all variants see one adapter)."""
+    optimizer = torch.optim.AdamW(bench.parameters, lr=0.0, weight_decay=0.0)
+    outcomes = []
+
+    def iteration() -> None:
+        outcomes.extend(bench.gradient(variant, step))
+        torch.nn.utils.clip_grad_norm_(bench.parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    seconds = timed(iteration, device)
+    if not keep:
+        return
+    cost.seconds.append(seconds)
+    stages = {name: sum(outcome.seconds[name] for outcome in outcomes) for name in outcomes[0].seconds}
+    cost.by_stage.append(stages)
+    batch = bench.jobs[variant].global_batch
+    for kind in outcomes[0].calls:
+        calls = sum(outcome.calls[kind] for outcome in outcomes) / batch
+        seen = len(cost.seconds)
+        cost.calls[kind] = (cost.calls.get(kind, 0.0) * (seen - 1) + calls) / seen
+
+
+def _count(bench: Workbench, table: CostTable, parts: Parts, reporter: Reporter) -> None:
+    """FLOPs of the parts and of one iteration of every variant."""
+    reporter.phase("counting FLOPs", len(parts.run) + len(bench.jobs))
+    for name, run in parts.run.items():
+        table.part_flops[name] = count_flops(run)
+        reporter.advance(1, name)
+    slices = bench.any_job.recipe.gradient_accumulation_steps
+    for variant, cost in table.variants.items():
+        job = bench.jobs[variant]
+        plan = plan_step(job, 0)
+        cost.flops = count_flops(partial(bench.gradient, variant, 0, plan=plan))
+        bench.flat_gradient()
+        count = counts(plan, variant.checkpointing)
+        cost.predicted_flops = slices * total(count, table.part_flops)
+        cost.floor_flops = slices * total(without_recomputation(count), table.part_flops)
+        drawn = (counts(plan_step(job, step), variant.checkpointing) for step in range(PLANS))
+        cost.mean_flops = slices * sum(total(c, table.part_flops) for c in drawn) / PLANS
+        reporter.advance(1, variant.name)

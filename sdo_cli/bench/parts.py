@@ -1,0 +1,122 @@
+"""The bare parts an iteration is made of, without sdo's engines: what its cost is counted from and held against."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from sdo_cli.bench.bench_job import Workbench
+from sdo_cli.drawing.draw import draw_noise, make_path
+from sdo_cli.finetune.objective import RewardObjective
+from sdo_cli.gradients.plan import Mode, Plan
+from sdo_cli.sampling.loop import Path
+from sdo_cli.seeding import keyed_generator
+
+# (through, checkpointing) of a live call to the name of its part
+LIVE = {
+    (False, "none"): "live call",
+    (True, "none"): "live call, through",
+    (False, "calls"): "live call, recomputed",
+    (True, "calls"): "live call, through, recomputed",
+    (False, "blocks"): "live call, blocks recomputed",
+    (True, "blocks"): "live call, through, blocks recomputed",
+}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Callables, each doing one part once for the whole batch.
+
+    ``call`` is one guided network call without a graph; the ``live`` ones are a guided call and its backward, with
+    the input held or followed; ``score`` is decoder and reward, forward and backward.
+    """
+
+    run: dict[str, Callable[[], None]]
+
+
+def make_parts(bench: Workbench) -> Parts:
+    """Parts at the recipe's batch, on one fixed input."""
+    job = bench.any_job
+    recipe, settings = job.recipe, job.draw_settings
+    rows = range(recipe.train_batch_size)
+    noise = draw_noise(job.family, settings, [keyed_generator(recipe.seed, "bench-parts", 0, row) for row in rows])
+    prompts = [bench.order.at(row) for row in rows]
+    negative = bench.embed([recipe.negative_prompt] * len(rows)) if recipe.guidance_scale != 1.0 else None
+    path = make_path(job.family, settings, noise, bench.embed(prompts), negative, recipe.gradient.negative_gradient)
+    level, t = path.route.levels[0], path.route.begin()[1][0].to(path.x_0.device).expand(len(rows))
+    x = level.scale * path.x_0
+    objective = RewardObjective(job.family, job.rewards, prompts)
+
+    def score() -> None:
+        leaf = noise.initial.detach().requires_grad_()
+        torch.autograd.grad(objective(leaf, path.rows).losses.sum(), leaf)
+
+    @torch.no_grad()
+    def call() -> None:
+        path.denoise(x, t, path.rows)
+
+    run = {"call": call, "score": score}
+    for (through, checkpointing), name in LIVE.items():
+        run[name] = _live(bench, path, x, t, through, checkpointing)
+    return Parts(run)
+
+
+def _live(bench: Workbench, path: Path, x: Tensor, t: Tensor, through: bool, checkpointing: str) -> Callable[[], None]:
+    denoiser = bench.any_job.family.denoiser
+
+    def live() -> None:
+        if checkpointing == "blocks":
+            denoiser.enable_gradient_checkpointing()
+        else:
+            denoiser.disable_gradient_checkpointing()
+        leaf = x.detach().requires_grad_(through)
+        if checkpointing == "calls":
+            e = checkpoint(path.denoise, leaf, t, path.rows, use_reentrant=False)
+        else:
+            e = path.denoise(leaf, t, path.rows)
+        e.sum().backward()
+        for parameter in bench.parameters:
+            parameter.grad = None
+
+    return live
+
+
+def counts(plan: Plan, checkpointing: str) -> dict[str, float]:
+    """How often each part runs for a plan, in batches of all samples.
+
+    Three stages run every call without a graph and the live ones again with one; one graph runs each call once.
+    """
+    batch = plan.batch
+    repeats = 0 if plan.repeats is None else len(plan.repeats)
+    if plan.is_one_step_deep():
+        live = plan.live.sum().item() / batch
+        return {"call": plan.calls_run + repeats, LIVE[False, "none"]: live + repeats, "score": 1.0 + repeats}
+    live_calls = plan.live.any(1)
+    through = (plan.mode == Mode.THROUGH).any(1)
+    # what comes first has an input without a graph
+    first = int(live_calls.long().argmax())
+    followed = int(through[first + 1 :].sum())
+    held = int(live_calls.sum()) - followed
+    return {
+        "call": plan.calls_run - int(live_calls.sum()),
+        LIVE[False, checkpointing]: held,
+        LIVE[True, checkpointing]: followed,
+        "score": 1.0,
+    }
+
+
+def total(count: dict[str, float], of_part: dict[str, float]) -> float:
+    """Σ count · cost."""
+    return sum(number * of_part[name] for name, number in count.items() if number)
+
+
+def without_recomputation(count: dict[str, float]) -> dict[str, float]:
+    """The counted floor: the same calls, each live one forward and backward once."""
+    floor: dict[str, float] = {}
+    plain = {name: LIVE[through, "none"] for (through, _), name in LIVE.items()}
+    for name, number in count.items():
+        bare = plain.get(name, name)
+        floor[bare] = floor.get(bare, 0.0) + number
+    return floor

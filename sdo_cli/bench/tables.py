@@ -1,0 +1,124 @@
+"""The bench as text: Markdown tables, for the terminal and for pages."""
+
+from collections.abc import Sequence
+from statistics import median
+from typing import TYPE_CHECKING
+
+from sdo_cli.bench.record import full_costs
+
+if TYPE_CHECKING:
+    from sdo_cli.bench.run import BenchResult
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns line up."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return "| " + " | ".join(padded) + " |"
+
+    ruler = "|" + "|".join("-" * (w + 1) + ("-" if i == 0 else ":") for i, w in enumerate(widths)) + "|"
+    return "\n".join([line(header), ruler, *(line(row) for row in rows)])
+
+
+def cost_table(result: "BenchResult") -> str:
+    """Calls, FLOPs, time and memory; ratios against full backpropagation of each kind that was run."""
+    full = full_costs(result.cost)
+    kinds = {"none": "full", "blocks": "full, blocks", "calls": "full, calls"}
+    against = [kind for kind in kinds if kind in full]
+    header = ["rule", "calls", "with graph", "GFLOPs", "floor", *(f"/ {kinds[kind]}" for kind in against)]
+    header += ["seconds", "/ floor", *(f"/ {kinds[kind]}" for kind in against), "peak MB", "tensors MB"]
+    rows = []
+    for variant, cost in result.cost.variants.items():
+        memory = result.memory.get(variant)
+        rows.append(
+            [
+                variant.name,
+                f"{cost.calls['no_grad']:.1f}",
+                f"{cost.calls['grad']:.1f}",
+                f"{cost.mean_flops / 1e9:.1f}",
+                f"{cost.floor_flops / 1e9:.1f}",
+                *(f"{cost.mean_flops / full[kind].mean_flops:.2f}" for kind in against),
+                f"{cost.median_seconds:.2f}",
+                f"{cost.over_floor:.2f}",
+                *(f"{cost.ratio(full[kind]):.2f}" for kind in against),
+                f"{memory.peak / 1e6:.0f}" if memory else "",
+                f"{memory.tensors / 1e6:.0f}" if memory else "",
+            ]
+        )
+    return markdown(header, rows)
+
+
+def stage_table(result: "BenchResult") -> str:
+    """Median seconds by stage."""
+    rows = []
+    for variant, cost in result.cost.variants.items():
+        rows.append([variant.name, ", ".join(f"{name} {seconds:.3f}" for name, seconds in cost.stages.items())])
+    return markdown(["rule", "median seconds by stage"], rows)
+
+
+def nearness_table(result: "BenchResult") -> str:
+    rows, seen = [], set()
+    for variant, found in result.nearness.items():
+        if variant.plan_name in seen:
+            continue
+        seen.add(variant.plan_name)
+        spread = f" ± {found.cosine.standard_error:.3f}" if found.cosine.n > 1 else ""
+        rows.append(
+            [
+                variant.plan_name,
+                f"{found.cosine.mean:.3f}{spread}",
+                f"{found.cosine_of_mean.mean:.3f}",
+                f"{found.variance:.3f}",
+                f"{found.error:.2f}",
+                str(found.draws),
+            ]
+        )
+    return markdown(["rule", "cosine, one draw", "of the mean", "variance", "error", "draws"], rows)
+
+
+def training_table(result: "BenchResult") -> str:
+    assert result.training is not None
+    names = list(result.training.before)
+    rows = []
+    for variant, trained in result.training.rules.items():
+        steps = [run.steps for run in trained.runs]
+        cells = [variant.plan_name, f"{sum(steps) / len(steps):.0f}", f"{median(r.seconds for r in trained.runs):.0f}"]
+        for name in names:
+            gain = trained.gains[name]
+            cells += [f"{gain.difference.mean:+.4f} ± {gain.difference.standard_error:.4f}"]
+            cells += [" ".join(f"{value:+.4f}" for value in trained.by_seed[name])]
+        rows.append(cells)
+    header = ["rule", "steps", "seconds"]
+    for name in names:
+        header += [f"{name} gain", "by seed"]
+    return markdown(header, rows)
+
+
+def all_tables(result: "BenchResult") -> str:
+    """What there is, with a line above each table."""
+    parts = []
+    if any(cost.seconds for cost in result.cost.variants.values()):
+        parts += [
+            "Cost of one iteration (GFLOPs are means over plans; `floor`: the same calls, nothing computed twice;"
+            " `/`: against that kind of full backpropagation, median over rounds):",
+            cost_table(result),
+            stage_table(result),
+        ]
+    if result.nearness:
+        parts += [
+            "Nearness to the full gradient on the same noise and prompts (variance relative to the mean gradient,"
+            " error relative to the full one, scale included):",
+            nearness_table(result),
+        ]
+    if result.training:
+        pairs = next(iter(result.training.before.values())).numel()
+        parts += [
+            f"Gain on {pairs} held-out images for {result.training.budget_flops / 1e12:.2f} TFLOPs each"
+            " (± over prompts, training seeds averaged):",
+            training_table(result),
+        ]
+    return "\n\n".join(parts)

@@ -1,0 +1,97 @@
+"""What is compared: gradient rules with options, written ``rule`` or ``rule:option=value,…``."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sdo_cli.errors import RecipeFault
+from sdo_cli.gradients.rules import RULES
+from sdo_cli.recipe.load import LoadedRecipe, load_recipe
+from sdo_cli.recipe.typed import suggestion
+
+# Every rule for weights; SDO's relatives: one step per batch, the last step, more steps per sample.
+STANDARD_RULES = (
+    "full:checkpointing=none",
+    "full:checkpointing=blocks",
+    "full",
+    "draft-k:k=1",
+    "draft-k:k=5",
+    "draft-lv",
+    "alignprop",
+    "refl",
+    "drtune",
+    "flowbp-sparse",
+    "sdo",
+    "sdo:steps_per_sample=2",
+    "sdo:steps_per_sample=4",
+    "sdo:step_choice=per-batch",
+    "sdo:step_choice=weight-proportional",
+    "sdo:step_choice=late-biased",
+)
+QUICK_RULES = ("full:checkpointing=blocks", "draft-k:k=1", "refl", "drtune", "sdo", "sdo:steps_per_sample=2")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One line of the tables.
+
+    Attributes:
+        name: as the user wrote it.
+        overrides: recipe overrides that select it.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+
+    @property
+    def rule(self) -> str:
+        return self.name.partition(":")[0]
+
+    @property
+    def checkpointing(self) -> str:
+        words = dict(word.split("=", 1) for word in self.name.partition(":")[2].split(",") if "=" in word)
+        return words.get("checkpointing", "calls") if RULES[self.rule].chained else "none"
+
+    @property
+    def plan_name(self) -> str:
+        """The name without what does not change the gradient."""
+        rule, _, options = self.name.partition(":")
+        kept = [word for word in options.split(",") if word and not word.startswith("checkpointing=")]
+        return f"{rule}:{','.join(kept)}" if kept else rule
+
+
+def parse_variant(text: str) -> Variant:
+    """``sdo:steps_per_sample=2`` to a variant; options are checked when its recipe is loaded.
+
+    Raises:
+        RecipeFault: no such rule, or not ``option=value``.
+    """
+    rule, _, options = text.partition(":")
+    if rule not in RULES:
+        raise RecipeFault([f"--rule {text}: unknown gradient rule {rule!r}; {suggestion(rule, list(RULES))}"])
+    overrides = [f"gradient.rule={rule}", "gradient.options={}"]
+    if RULES[rule].chained:
+        overrides += [f"gradient.{stage}_micro_batch=0" for stage in ("rollout", "score", "shortcut")]
+    else:
+        overrides.append("gradient.checkpointing=calls")
+    for word in filter(None, options.split(",")):
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise RecipeFault(
+                [f"--rule {text}: {word!r} is not option=value; write for example sdo:steps_per_sample=2"]
+            )
+        where = "gradient" if key == "checkpointing" else "gradient.options"
+        overrides.append(f"{where}.{key}={value}")
+    return Variant(text, tuple(overrides))
+
+
+def load_variants(recipe: str, overrides: Iterable[str], names: Iterable[str]) -> dict[Variant, LoadedRecipe]:
+    """Every variant with its checked recipe.
+
+    Raises:
+        RecipeFault: an unknown rule or option, a rule that trains no weights, the same line twice.
+    """
+    names = list(names)
+    if twice := [name for index, name in enumerate(names) if name in names[:index]]:
+        raise RecipeFault([f"--rule {twice[0]}: is in the list twice; give it once"])
+    variants = [parse_variant(name) for name in names]
+    return {variant: load_recipe(recipe, [*overrides, *variant.overrides]) for variant in variants}

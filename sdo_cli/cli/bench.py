@@ -1,0 +1,79 @@
+"""`sdo bench`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdo_cli.bench.variants import QUICK_RULES, STANDARD_RULES, load_variants
+from sdo_cli.cli.output import make_reporter
+from sdo_cli.errors import Interrupted, RecipeFault
+from sdo_cli.plugins import load_plugins
+
+QUICK = ("num_inference_steps=10", "train_batch_size=2", "gradient_accumulation_steps=1")
+PARTS = ("cost", "nearness", "training")
+# number of … by default, and with --quick
+DEFAULTS = {"rounds": (5, 3), "batches": (4, 2), "draws": (16, 8), "iterations": (60, 10), "seeds": (3, 1)}
+
+
+def bench(
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe overrides.")] = None,
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="The job: a recipe file or shipped name.")] = "bench",
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Instead of the recipe's model.")] = None,
+    rule: Annotated[
+        list[str] | None, typer.Option(help="A rule, with options: sdo:steps_per_sample=2. Again for more.")
+    ] = None,
+    part: Annotated[list[str] | None, typer.Option(help=f"{', '.join(PARTS)}; default all. Again for more.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="10 steps, batch 2, six rules, no training: minutes.")] = False,
+    rounds: Annotated[int | None, typer.Option(help="Timed rounds after the warm-up; 5.")] = None,
+    batches: Annotated[int | None, typer.Option(help="Batches on which gradients are compared; 4.")] = None,
+    draws: Annotated[int | None, typer.Option(help="Plans drawn per rule and batch; 16.")] = None,
+    iterations: Annotated[int | None, typer.Option(help="Training budget in iterations of sdo; 60.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Training runs per rule; 3.")] = None,
+    plugin: Annotated[list[Path] | None, typer.Option(help="A Python file with gradient rules of your own.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for bench.json and plots; default bench/<time>.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines for machines.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Measure gradient rules side by side: cost, nearness to the full gradient, gain for equal computation."""
+    load_plugins(plugin or ())
+    given = {"rounds": rounds, "batches": batches, "draws": draws, "iterations": iterations, "seeds": seeds}
+    numbers = {name: DEFAULTS[name][quick] if value is None else value for name, value in given.items()}
+    parts = tuple(part or (PARTS[:2] if quick else PARTS))
+    names = tuple(rule or (QUICK_RULES if quick else STANDARD_RULES))
+    check(numbers, parts, names)
+    words = (*(QUICK if quick else ()), *(overrides or ()), *([f"model={model}"] if model else []))
+    # mistakes are told before torch loads
+    loaded = load_variants(recipe, words, names)
+    from sdo_cli.bench.run import BenchSettings, new_bench_folder, run_bench
+    from sdo_cli.bench.tables import all_tables
+
+    settings = BenchSettings(recipe, words, names, parts, **numbers)
+    try:
+        folder = new_bench_folder(out)
+    except FileExistsError as fault:
+        raise RecipeFault([f"--out {fault}: holds a bench; give another folder"], what="command line") from fault
+    reporter = make_reporter(as_json=as_json, quiet=quiet)
+    try:
+        result = run_bench(settings, loaded, folder, reporter)
+    except KeyboardInterrupt:
+        whole = "holds the parts that were finished" if (folder / "bench.json").exists() else "was not written"
+        raise Interrupted(f"interrupted; {folder}/ {whole}", remedy="start it again, into another folder") from None
+    finally:
+        reporter.close()
+    if as_json:
+        typer.echo(json.dumps({"bench": str(folder / "bench.json")}))
+    else:
+        typer.echo(f"{all_tables(result)}\n\n{folder}/: bench.json and plots")
+
+
+def check(numbers: dict[str, int], parts: tuple[str, ...], names: tuple[str, ...]) -> None:
+    """Raises RecipeFault with everything that is wrong with the command line."""
+    wrong = [f"--{name}: must be at least 1, not {value}" for name, value in numbers.items() if value < 1]
+    unknown = [word for word in parts if word not in PARTS]
+    wrong += [f"--part {word}: there is no such part; choose from {', '.join(PARTS)}" for word in unknown]
+    if "nearness" in parts and not any(name.partition(":")[0] == "full" for name in names):
+        wrong.append("--part nearness compares with full: add --rule full, or choose --part cost")
+    if wrong:
+        raise RecipeFault(wrong, what="command line")
