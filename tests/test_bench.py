@@ -10,7 +10,7 @@ from PIL import Image
 
 from sdo_cli.bench.bench_job import new_adapter, open_workbench
 from sdo_cli.bench.cost import count_flops, measure_cost
-from sdo_cli.bench.memory import measure_here, peak_of_tensors
+from sdo_cli.bench.memory import measure_here, measure_memory, peak_of_tensors
 from sdo_cli.bench.nearness import _compare, draw_plan, measure_nearness
 from sdo_cli.bench.parts import counts, make_parts, total, without_recomputation
 from sdo_cli.bench.run import distinct
@@ -31,9 +31,11 @@ def names_of(variants):
 
 @pytest.fixture(scope="module")
 def bench():
-    """Every standard rule on the embedded model, four steps."""
+    """Every standard rule on the embedded model, four steps; one of SDO's with its blocks recomputed."""
     names = [name.replace("k=5", "k=3") for name in STANDARD_RULES if "steps_per_sample=4" not in name]
-    found = open_workbench(load_variants("bench", SMALL, [*names, "sdo:step_choice=last"]))
+    loaded = load_variants("bench", SMALL, [*names, "sdo:step_choice=last"])
+    loaded |= load_variants("bench", [*SMALL, "gradient_checkpointing=true"], ["sdo:step_choice=first"])
+    found = open_workbench(loaded)
     new_adapter(found, seed=0, moved=0.02)
     return found
 
@@ -50,11 +52,12 @@ def test_flops_put_together_from_parts_are_what_the_counter_says(bench):
         plan = plan_step(job, 0)
         measured = count_flops(lambda v=variant, p=plan: bench.gradient(v, 0, plan=p))
         bench.flat_gradient()
-        count = counts(plan, variant.checkpointing)
+        recomputed = variant.checkpointing(job.recipe)
+        count = counts(plan, recomputed)
         assert total(count, parts) == pytest.approx(measured, rel=5e-3), variant.name
         floor = total(without_recomputation(count), parts)
-        again = RULES[variant.rule].chained and variant.checkpointing != "none" and not plan.is_one_step_deep()
-        assert (floor < 0.9 * measured) if again else floor == pytest.approx(measured, rel=5e-3), variant.name
+        again = recomputed == "blocks" or (recomputed == "calls" and not plan.is_one_step_deep())
+        assert (floor < 0.97 * measured) if again else floor == pytest.approx(measured, rel=5e-3), variant.name
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +130,7 @@ def test_steps_stay_within_the_budget(few, table):
 
 def test_training_starts_every_rule_from_the_same_adapter(bench, table):
     few = load_and_pick(bench, ("draft-k:k=1", "sdo:step_choice=last", "sdo"))
-    result = compare_training(few, table, list(few.jobs), iterations=2, seeds=2, reporter=Silent())
+    *_, result = compare_training(few, table, list(few.jobs), iterations=2, seeds=2, reporter=Silent())
     by_name = {variant.name: rule for variant, rule in result.rules.items()}
     same, other = by_name["draft-k:k=1"], by_name["sdo"]
     # the same gradient from the same adapter, noise and prompts: the same model after it
@@ -141,7 +144,7 @@ def test_training_starts_every_rule_from_the_same_adapter(bench, table):
 def test_budget_too_small_for_a_rule_is_refused(bench, table):
     few = load_and_pick(bench, ("full:checkpointing=none", "sdo"))
     with pytest.raises(RecipeFault, match="full:checkpointing=none cannot afford one step"):
-        compare_training(few, table, list(few.jobs), iterations=1, seeds=1, reporter=Silent())
+        list(compare_training(few, table, list(few.jobs), iterations=1, seeds=1, reporter=Silent()))
 
 
 def test_peak_of_tensors_counts_bytes():
@@ -166,6 +169,20 @@ def test_sdo_memory_does_not_grow_with_steps_and_full_does():
     assert found["full:checkpointing=none", 12].tensors > 2 * found["full:checkpointing=none", 4].tensors
     # the process's resident memory sees it too
     assert found["full:checkpointing=none", 12].peak > 2 * found["sdo", 12].peak
+
+
+def test_a_rule_whose_memory_cannot_be_measured_is_noted_and_left_out(few, monkeypatch):
+    """A child process that dies, for example of memory, costs one figure and not the bench."""
+    notes = []
+
+    class Noting(Silent):
+        def note(self, text):
+            notes.append(text)
+
+    dying = {variant: None for variant in few.jobs if variant.name == "sdo"}
+    monkeypatch.setattr("sdo_cli.bench.memory.sys.executable", "/bin/false")
+    assert measure_memory(few, dying, "bench", SMALL, Noting()) == {}
+    assert "measuring the memory of sdo ended with code 1" in notes[0] and "train_batch_size" in notes[0]
 
 
 def test_variants_that_only_recompute_train_once():

@@ -55,7 +55,7 @@ class Workbench:
 
 def set_block_checkpointing(job: Job, variant: Variant) -> None:
     """diffusers' block checkpointing on for the variant that asks for it (or the recipe), off for the others."""
-    wanted = variant.checkpointing == "blocks" or job.recipe.gradient_checkpointing
+    wanted = variant.checkpointing(job.recipe) == "blocks"
     if wanted and not job.family.denoiser.is_gradient_checkpointing:
         job.family.denoiser.enable_gradient_checkpointing()
     if not wanted and job.family.denoiser.is_gradient_checkpointing:

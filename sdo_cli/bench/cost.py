@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sdo_cli.bench.bench_job import Workbench
 from sdo_cli.bench.parts import Parts, counts, make_parts, total, without_recomputation
 from sdo_cli.bench.variants import Variant
-from sdo_cli.finetune.loop import plan_step
+from sdo_cli.finetune.loop import Job, plan_step
 from sdo_cli.progress import Reporter
 
 # a bare part is much shorter than an iteration: the mean of a few in a row has the same share of noise
@@ -101,17 +101,19 @@ def count_flops(run: Callable[[], object]) -> float:
 
 
 def measure_cost(bench: Workbench, *, rounds: int, reporter: Reporter) -> CostTable:
-    """One warm-up round, then ``rounds`` in which every variant and every bare part has its turn."""
+    """Count FLOPs; then one warm-up round and ``rounds`` in which every variant has its turn (0: no timing)."""
     device, parts = bench.any_job.family.device, make_parts(bench)
     table = CostTable({variant: Cost() for variant in bench.jobs}, {name: [] for name in parts.run}, {})
     slices = bench.any_job.recipe.gradient_accumulation_steps
     _count(bench, table, parts, reporter)
+    if rounds == 0:
+        return table
     reporter.phase("timing", (rounds + 1) * len(bench.jobs))
     for number in range(rounds + 1):
         for variant, cost in table.variants.items():
             keep = number > 0
             _one_iteration(bench, variant, cost, step=number, keep=keep, device=device)
-            floor = without_recomputation(counts(plan_step(bench.jobs[variant], number), variant.checkpointing))
+            floor = without_recomputation(_counts(bench.jobs[variant], variant, number))
             # right after the iteration they are held against: a shared machine changes its pace by the minute
             bare = {name: _mean_seconds(parts.run[name], device) for name, count in floor.items() if count}
             if keep:
@@ -148,6 +150,10 @@ def _one_iteration(
         cost.calls[kind] = (cost.calls.get(kind, 0.0) * (seen - 1) + calls) / seen
 
 
+def _counts(job: Job, variant: Variant, step: int) -> dict[str, float]:
+    return counts(plan_step(job, step), variant.checkpointing(job.recipe))
+
+
 def _count(bench: Workbench, table: CostTable, parts: Parts, reporter: Reporter) -> None:
     """FLOPs of the parts and of one iteration of every variant."""
     reporter.phase("counting FLOPs", len(parts.run) + len(bench.jobs))
@@ -160,9 +166,9 @@ def _count(bench: Workbench, table: CostTable, parts: Parts, reporter: Reporter)
         plan = plan_step(job, 0)
         cost.flops = count_flops(partial(bench.gradient, variant, 0, plan=plan))
         bench.flat_gradient()
-        count = counts(plan, variant.checkpointing)
+        count = counts(plan, variant.checkpointing(job.recipe))
         cost.predicted_flops = slices * total(count, table.part_flops)
         cost.floor_flops = slices * total(without_recomputation(count), table.part_flops)
-        drawn = (counts(plan_step(job, step), variant.checkpointing) for step in range(PLANS))
+        drawn = (_counts(job, variant, step) for step in range(PLANS))
         cost.mean_flops = slices * sum(total(c, table.part_flops) for c in drawn) / PLANS
         reporter.advance(1, variant.name)

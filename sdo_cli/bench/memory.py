@@ -86,14 +86,20 @@ def measure_here(bench: Workbench, variant: Variant) -> Memory:
 def measure_memory(
     bench: Workbench, loaded: dict[Variant, LoadedRecipe], recipe: str, overrides: list[str], reporter: Reporter
 ) -> dict[Variant, Memory]:
-    """Peak memory of every variant; on a CPU in a child process each, whose heap no other variant has touched."""
+    """Peak memory of every variant; on a CPU in a child process each, whose heap no other variant has touched.
+
+    A variant whose process fails (most likely for want of memory) is noted and left out.
+    """
     reporter.phase("memory", len(loaded))
     found = {}
     for variant in loaded:
         if bench.any_job.family.device.type == "cuda":
             found[variant] = measure_here(bench, variant)
         else:
-            found[variant] = _in_child(variant, recipe, overrides)
+            try:
+                found[variant] = _in_child(variant, recipe, overrides)
+            except EnvironmentFault as fault:
+                reporter.note(f"{fault.message}; {fault.remedy}")
         reporter.advance(1, variant.name)
     return found
 

@@ -92,7 +92,8 @@ def counts(plan: Plan, checkpointing: str) -> dict[str, float]:
     repeats = 0 if plan.repeats is None else len(plan.repeats)
     if plan.is_one_step_deep():
         live = plan.live.sum().item() / batch
-        return {"call": plan.calls_run + repeats, LIVE[False, "none"]: live + repeats, "score": 1.0 + repeats}
+        kind = LIVE[False, "blocks" if checkpointing == "blocks" else "none"]
+        return {"call": plan.calls_run + repeats, kind: live + repeats, "score": 1.0 + repeats}
     live_calls = plan.live.any(1)
     through = (plan.mode == Mode.THROUGH).any(1)
     # what comes first has an input without a graph

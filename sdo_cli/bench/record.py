@@ -22,7 +22,8 @@ def number(estimate: Estimate) -> dict[str, float | int | None]:
 
 def full_costs(table: CostTable) -> dict[str, Cost]:
     """Full backpropagation by what it recomputes: what every ratio is against."""
-    return {variant.checkpointing: cost for variant, cost in table.variants.items() if variant.rule == "full"}
+    full = {variant: cost for variant, cost in table.variants.items() if variant.rule == "full"}
+    return {variant.name.partition("checkpointing=")[2] or "calls": cost for variant, cost in full.items()}
 
 
 def cost_record(table: CostTable, memory: dict[Variant, Memory]) -> dict[str, Any]:

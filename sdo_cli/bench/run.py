@@ -58,13 +58,14 @@ class BenchResult:
 def run_bench(
     settings: BenchSettings, loaded: dict[Variant, LoadedRecipe], folder: Path, reporter: Reporter
 ) -> BenchResult:
-    """Measure and write ``bench.json`` and the plots into ``folder``; the file is complete after every part."""
+    """Measure and write ``bench.json`` and the plots into ``folder``, anew after every part and training seed."""
     started = now()
     bench = open_workbench(loaded)
     new_adapter(bench, seed=0, moved=MOVED)
     timed = "cost" in settings.parts
     result = BenchResult(measure_cost(bench, rounds=settings.rounds if timed else 0, reporter=reporter), {}, {}, None)
     if timed:
+        _write(settings, bench, result, folder, started)
         result.memory = measure_memory(bench, loaded, settings.recipe, list(settings.overrides), reporter)
         _write(settings, bench, result, folder, started)
     if "nearness" in settings.parts:
@@ -74,15 +75,12 @@ def run_bench(
         )
         _write(settings, bench, result, folder, started)
     if "training" in settings.parts:
-        result.training = compare_training(
-            bench,
-            result.cost,
-            distinct(loaded),
-            iterations=settings.iterations,
-            seeds=settings.seeds,
-            reporter=reporter,
-        )
-    _write(settings, bench, result, folder, started)
+        seeds, variants = settings.seeds, distinct(loaded)
+        for so_far in compare_training(
+            bench, result.cost, variants, iterations=settings.iterations, seeds=seeds, reporter=reporter
+        ):
+            result.training = so_far
+            _write(settings, bench, result, folder, started)
     return result
 
 

@@ -1,6 +1,7 @@
 """Reward and judge gain on held-out prompts when every rule gets the same counted FLOPs."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -53,10 +54,10 @@ class Comparison:
 
 def affordable_steps(job: Job, variant: Variant, table: CostTable, budget: float) -> tuple[int, float]:
     """Optimizer steps whose counted FLOPs stay within ``budget``, and those FLOPs."""
-    spent, steps = 0.0, 0
+    spent, steps, checkpointing = 0.0, 0, variant.checkpointing(job.recipe)
     while True:
         plan = plan_step(job, steps)
-        cost = job.recipe.gradient_accumulation_steps * total(counts(plan, variant.checkpointing), table.part_flops)
+        cost = job.recipe.gradient_accumulation_steps * total(counts(plan, checkpointing), table.part_flops)
         if spent + cost > budget:
             return steps, spent
         spent, steps = spent + cost, steps + 1
@@ -64,8 +65,11 @@ def affordable_steps(job: Job, variant: Variant, table: CostTable, budget: float
 
 def compare_training(
     bench: Workbench, table: CostTable, variants: list[Variant], *, iterations: int, seeds: int, reporter: Reporter
-) -> Comparison:
-    """Train every rule ``seeds`` times with the FLOPs of ``iterations`` steps of the cheapest of the rules named sdo.
+) -> Iterator[Comparison]:
+    """Train every rule ``seeds`` times with the FLOPs of ``iterations`` steps of ``sdo`` (else of the first rule).
+
+    Yields:
+        The comparison so far, after every seed.
 
     Raises:
         RecipeFault: the recipe has no held-out prompts, or a rule cannot afford a single step.
@@ -81,7 +85,7 @@ def compare_training(
     for seed in range(seeds):
         for variant in variants:
             runs[variant].append(_train_once(bench, table, variant, seed, budget, reporter))
-    return Comparison(budget, before, {v: _summarise(before, found) for v, found in runs.items()})
+        yield Comparison(budget, before, {v: _summarise(before, found) for v, found in runs.items()})
 
 
 def _train_once(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sdo_cli.errors import RecipeFault
 from sdo_cli.gradients.rules import RULES
 from sdo_cli.recipe.load import LoadedRecipe, load_recipe
+from sdo_cli.recipe.schema import Recipe
 from sdo_cli.recipe.typed import suggestion
 
 # Every rule for weights; SDO's relatives: one step per batch, the last step, more steps per sample.
@@ -46,10 +47,11 @@ class Variant:
     def rule(self) -> str:
         return self.name.partition(":")[0]
 
-    @property
-    def checkpointing(self) -> str:
-        words = dict(word.split("=", 1) for word in self.name.partition(":")[2].split(",") if "=" in word)
-        return words.get("checkpointing", "calls") if RULES[self.rule].chained else "none"
+    def checkpointing(self, recipe: Recipe) -> str:
+        """What its live calls recompute: ``none``, ``blocks`` or ``calls``."""
+        if RULES[self.rule].chained:
+            return recipe.gradient.checkpointing
+        return "blocks" if recipe.gradient_checkpointing else "none"
 
     @property
     def plan_name(self) -> str:
@@ -71,6 +73,8 @@ def parse_variant(text: str) -> Variant:
     overrides = [f"gradient.rule={rule}", "gradient.options={}"]
     if RULES[rule].chained:
         overrides += [f"gradient.{stage}_micro_batch=0" for stage in ("rollout", "score", "shortcut")]
+        # its own `checkpointing` says what is recomputed
+        overrides.append("gradient_checkpointing=false")
     else:
         overrides.append("gradient.checkpointing=calls")
     for word in filter(None, options.split(",")):
