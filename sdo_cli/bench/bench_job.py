@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sdo_cli.bench.variants import Variant
+from sdo_cli.errors import EnvironmentFault
 from sdo_cli.finetune.batches import PromptEmbeddings, PromptOrder
 from sdo_cli.finetune.loop import Job, accumulate
 from sdo_cli.finetune.lora import ADAPTER, add_lora
@@ -14,6 +15,7 @@ from sdo_cli.finetune.run import prepare
 from sdo_cli.finetune.validate import Validation
 from sdo_cli.gradients.outcome import Outcome
 from sdo_cli.gradients.plan import Plan
+from sdo_cli.progress import Reporter
 from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.seeding import keyed_generator
 
@@ -32,6 +34,7 @@ class Workbench:
 
     @property
     def any_job(self) -> Job:
+        """Any of them: what they share is the same in all."""
         return next(iter(self.jobs.values()))
 
     @property
@@ -43,6 +46,17 @@ class Workbench:
         job = self.jobs[variant]
         set_block_checkpointing(job, variant)
         return accumulate(job, self.order, self.embed, step, plan=plan)
+
+    def leave_out(self, variant: Variant, reporter: Reporter) -> None:
+        """A variant ran out of the GPU's memory: the others go on without it."""
+        self.flat_gradient()
+        torch.cuda.empty_cache()
+        self.jobs = {other: job for other, job in self.jobs.items() if other != variant}
+        reporter.note(
+            f"{variant.name} does not fit into the GPU's memory: left out; lower train_batch_size to include it"
+        )
+        if not self.jobs:
+            raise EnvironmentFault("no rule fits into the GPU's memory", remedy="lower train_batch_size")
 
     def flat_gradient(self) -> Tensor:
         """The parameters' gradients as one vector in float64 on the CPU; they are cleared."""

@@ -13,6 +13,7 @@ from sdo_cli.bench.bench_job import Workbench
 from sdo_cli.bench.parts import Parts, counts, make_parts, total, without_recomputation
 from sdo_cli.bench.variants import Variant
 from sdo_cli.finetune.loop import Job, plan_step
+from sdo_cli.gradients.outcome import added
 from sdo_cli.progress import Reporter
 
 # a bare part is much shorter than an iteration: the mean of a few in a row has the same share of noise
@@ -31,8 +32,9 @@ class Cost:
         flops: torch's counter over one iteration (step 0).
         predicted_flops: the same iteration put together from the counted parts.
         mean_flops: put together from parts, mean over many draws of the plan.
-        floor_flops, floor_seconds: the counted floor: the same calls with nothing computed twice; the seconds are
-            of every round, from the bare parts timed right after the iteration.
+        bare_flops, bare_seconds: of the same number of bare parts, no live call's forward run again; the seconds are
+            of every round, timed right after the iteration.
+        recomputed: what its live calls recompute: ``none``, ``blocks`` or ``calls``.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -41,8 +43,9 @@ class Cost:
     flops: float = 0.0
     predicted_flops: float = 0.0
     mean_flops: float = 0.0
-    floor_flops: float = 0.0
-    floor_seconds: list[float] = field(default_factory=list)
+    bare_flops: float = 0.0
+    bare_seconds: list[float] = field(default_factory=list)
+    recomputed: str = "none"
 
     @property
     def median_seconds(self) -> float:
@@ -59,8 +62,8 @@ class Cost:
         return {name: median(stages.get(name, 0.0) for stages in self.by_stage) for name in names}
 
     @property
-    def over_floor(self) -> float:
-        return median(a / b for a, b in zip(self.seconds, self.floor_seconds, strict=True))
+    def over_bare(self) -> float:
+        return median(a / b for a, b in zip(self.seconds, self.bare_seconds, strict=True))
 
 
 @dataclass
@@ -101,27 +104,53 @@ def count_flops(run: Callable[[], object]) -> float:
 
 
 def measure_cost(bench: Workbench, *, rounds: int, reporter: Reporter) -> CostTable:
-    """Count FLOPs; then one warm-up round and ``rounds`` in which every variant has its turn (0: no timing)."""
-    device, parts = bench.any_job.family.device, make_parts(bench)
-    table = CostTable({variant: Cost() for variant in bench.jobs}, {name: [] for name in parts.run}, {})
-    slices = bench.any_job.recipe.gradient_accumulation_steps
-    _count(bench, table, parts, reporter)
+    """Count FLOPs; then one warm-up round and ``rounds`` in which every variant has its turn (0: no timing).
+
+    A variant that does not fit into the GPU's memory is noted and left out, of the workbench too.
+    """
+    parts = make_parts(bench)
+    table = CostTable(
+        {variant: Cost(recomputed=variant.checkpointing(job.recipe)) for variant, job in bench.jobs.items()},
+        {name: [] for name in parts.run},
+        {},
+    )
+    reporter.phase("counting FLOPs", len(parts.run) + len(bench.jobs))
+    for name, run in parts.run.items():
+        table.part_flops[name] = count_flops(run)
+        reporter.advance(1, name)
+    for variant in list(table.variants):
+        _where_it_fits(bench, table, variant, partial(_count, bench, table, variant), reporter)
     if rounds == 0:
         return table
-    reporter.phase("timing", (rounds + 1) * len(bench.jobs))
+    reporter.phase("timing", (rounds + 1) * len(table.variants))
     for number in range(rounds + 1):
-        for variant, cost in table.variants.items():
-            keep = number > 0
-            _one_iteration(bench, variant, cost, step=number, keep=keep, device=device)
-            floor = without_recomputation(_counts(bench.jobs[variant], variant, number))
-            # right after the iteration they are held against: a shared machine changes its pace by the minute
-            bare = {name: _mean_seconds(parts.run[name], device) for name, count in floor.items() if count}
-            if keep:
-                for name, seconds in bare.items():
-                    table.part_seconds[name].append(seconds)
-                cost.floor_seconds.append(slices * total(floor, bare))
-            reporter.advance(1, variant.name)
+        for variant in list(table.variants):
+            run = partial(_one_round, bench, table, parts, variant, number)
+            _where_it_fits(bench, table, variant, run, reporter)
     return table
+
+
+def _where_it_fits(
+    bench: Workbench, table: CostTable, variant: Variant, run: Callable[[], object], reporter: Reporter
+) -> None:
+    try:
+        run()
+    except torch.OutOfMemoryError:
+        del table.variants[variant]
+        bench.leave_out(variant, reporter)
+    reporter.advance(1, variant.name)
+
+
+def _one_round(bench: Workbench, table: CostTable, parts: Parts, variant: Variant, number: int) -> None:
+    """One iteration, and its bare parts right after it: a shared machine changes its pace by the minute."""
+    cost, device, keep = table.variants[variant], bench.any_job.family.device, number > 0
+    _one_iteration(bench, variant, cost, step=number, keep=keep, device=device)
+    bare_counts = without_recomputation(_counts(bench.jobs[variant], variant, number))
+    bare = {name: _mean_seconds(parts.run[name], device) for name in bare_counts}
+    if keep:
+        for name, seconds in bare.items():
+            table.part_seconds[name].append(seconds)
+        cost.bare_seconds.append(total(bare_counts, bare))
 
 
 def _one_iteration(
@@ -141,8 +170,7 @@ def _one_iteration(
     if not keep:
         return
     cost.seconds.append(seconds)
-    stages = {name: sum(outcome.seconds[name] for outcome in outcomes) for name in outcomes[0].seconds}
-    cost.by_stage.append(stages)
+    cost.by_stage.append(added([outcome.seconds for outcome in outcomes]))
     batch = bench.jobs[variant].global_batch
     for kind in outcomes[0].calls:
         calls = sum(outcome.calls[kind] for outcome in outcomes) / batch
@@ -151,24 +179,17 @@ def _one_iteration(
 
 
 def _counts(job: Job, variant: Variant, step: int) -> dict[str, float]:
-    return counts(plan_step(job, step), variant.checkpointing(job.recipe))
+    return counts(job, plan_step(job, step), variant.checkpointing(job.recipe))
 
 
-def _count(bench: Workbench, table: CostTable, parts: Parts, reporter: Reporter) -> None:
-    """FLOPs of the parts and of one iteration of every variant."""
-    reporter.phase("counting FLOPs", len(parts.run) + len(bench.jobs))
-    for name, run in parts.run.items():
-        table.part_flops[name] = count_flops(run)
-        reporter.advance(1, name)
-    slices = bench.any_job.recipe.gradient_accumulation_steps
-    for variant, cost in table.variants.items():
-        job = bench.jobs[variant]
-        plan = plan_step(job, 0)
-        cost.flops = count_flops(partial(bench.gradient, variant, 0, plan=plan))
-        bench.flat_gradient()
-        count = counts(plan, variant.checkpointing(job.recipe))
-        cost.predicted_flops = slices * total(count, table.part_flops)
-        cost.floor_flops = slices * total(without_recomputation(count), table.part_flops)
-        drawn = (_counts(job, variant, step) for step in range(PLANS))
-        cost.mean_flops = slices * sum(total(c, table.part_flops) for c in drawn) / PLANS
-        reporter.advance(1, variant.name)
+def _count(bench: Workbench, table: CostTable, variant: Variant) -> None:
+    """FLOPs of one iteration, and the mean over many plans put together from the counted parts."""
+    job, cost = bench.jobs[variant], table.variants[variant]
+    plan = plan_step(job, 0)
+    cost.flops = count_flops(partial(bench.gradient, variant, 0, plan=plan))
+    bench.flat_gradient()
+    count = counts(job, plan, cost.recomputed)
+    cost.predicted_flops = total(count, table.part_flops)
+    cost.bare_flops = total(without_recomputation(count), table.part_flops)
+    drawn = (_counts(job, variant, step) for step in range(PLANS))
+    cost.mean_flops = sum(total(c, table.part_flops) for c in drawn) / PLANS

@@ -7,12 +7,9 @@ from torch import Tensor
 
 from sdo_cli.bench.bench_job import Workbench
 from sdo_cli.bench.variants import Variant
-from sdo_cli.drawing.draw import make_route
-from sdo_cli.finetune.loop import Job
+from sdo_cli.finetune.loop import Job, make_plan
 from sdo_cli.gradients.plan import Plan
-from sdo_cli.gradients.rules import find_rule
 from sdo_cli.progress import Reporter
-from sdo_cli.sampling.coefficients import coefficients_of
 from sdo_cli.scoring.statistics import Estimate, estimate
 from sdo_cli.seeding import keyed_generator
 
@@ -24,23 +21,22 @@ class Nearness:
     Attributes:
         cosine: of a single draw's gradient to the full one, mean over batches and its standard error.
         cosine_of_mean: of the mean over the draws.
-        variance: E|g - E g|² / |E g|², averaged over batches: 0 for rules without chance.
+        variance: Σ E|g - E g|² / Σ |E g|², sums over batches: 0 for rules without chance, None where too few draws
+            cannot tell.
         error: E|g - full|² / |full|²: variance and bias together, scale included.
         draws: plans per batch.
     """
 
     cosine: Estimate
     cosine_of_mean: Estimate
-    variance: float
+    variance: float | None
     error: float
     draws: int
 
 
 def draw_plan(job: Job, draw: int) -> Plan:
     """The rule's plan number ``draw``, of a stream that training does not use."""
-    c = coefficients_of(make_route(job.family, job.draw_settings))
-    spec, generator = job.recipe.gradient, keyed_generator(job.recipe.seed, "bench-plan", draw)
-    return find_rule(spec.rule)(c.calls, job.global_batch, c, generator, **spec.options)
+    return make_plan(job, keyed_generator(job.recipe.seed, "bench-plan", draw))
 
 
 def same_plan(a: Plan, b: Plan) -> bool:
@@ -51,6 +47,11 @@ def same_plan(a: Plan, b: Plan) -> bool:
         and (a.repeats is None) == (b.repeats is None)
         and (a.repeats is None or b.repeats is None or torch.equal(a.repeats, b.repeats))
     )
+
+
+def _always_the_same(job: Job) -> bool:
+    first, *others = (draw_plan(job, draw) for draw in range(16))
+    return all(same_plan(first, other) for other in others)
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -65,38 +66,42 @@ def measure_nearness(
     Variants that differ only in what they recompute share a gradient and are measured once.
     """
     rules = {variant.plan_name: variant for variant in bench.jobs}
-    plans = {variant: [draw_plan(bench.jobs[variant], d) for d in range(draws)] for variant in rules.values()}
-    for variant, drawn in plans.items():
-        if all(same_plan(drawn[0], other) for other in drawn[1:]):
-            plans[variant] = drawn[:1]
-    reporter.phase("nearness to full", batches * (1 + sum(len(drawn) for drawn in plans.values())))
-    found: dict[Variant, list[tuple[float, float, float, float]]] = {variant: [] for variant in rules.values()}
+    without_chance = {variant for variant in rules.values() if _always_the_same(bench.jobs[variant])}
+    count = {variant: 1 if variant in without_chance else draws for variant in rules.values()}
+    reporter.phase("nearness to full", batches * (1 + sum(count.values())))
+    found: dict[Variant, list[tuple[float, float, float, float, float]]] = {variant: [] for variant in rules.values()}
     for batch in range(batches):
         bench.gradient(full, batch, plan=draw_plan(bench.jobs[full], 0))
         reference = bench.flat_gradient()
         reporter.advance(1, "full")
-        for variant, drawn in plans.items():
+        for variant, number in count.items():
             gradients = []
-            for plan in drawn:
+            # other plans on every batch, so that batches are independent
+            for draw in range(batch * number, (batch + 1) * number):
+                plan = draw_plan(bench.jobs[variant], draw)
                 bench.gradient(variant, batch, plan=plan)
                 gradients.append(bench.flat_gradient())
                 reporter.advance(1, variant.plan_name)
             found[variant].append(_compare(torch.stack(gradients), reference))
     result = {}
     for variant in bench.jobs:
-        rows = torch.tensor(found[rules[variant.plan_name]], dtype=torch.float64)
-        count = len(plans[rules[variant.plan_name]])
-        means = rows.mean(0).tolist()
-        result[variant] = Nearness(estimate(rows[:, 0]), estimate(rows[:, 1]), means[2], means[3], count)
+        first = rules[variant.plan_name]
+        rows = torch.tensor(found[first], dtype=torch.float64)
+        spread, size, error = rows[:, 2].sum().item(), rows[:, 3].sum().item(), rows[:, 4].mean().item()
+        # one draw tells nothing of a rule with chance in it
+        known = size > 0 and (draws > 1 or first in without_chance)
+        result[variant] = Nearness(
+            estimate(rows[:, 0]), estimate(rows[:, 1]), spread / size if known else None, error, count[first]
+        )
     return result
 
 
-def _compare(gradients: Tensor, reference: Tensor) -> tuple[float, float, float, float]:
-    """Single cosine, cosine of the mean, relative variance (unbiased), relative error; one batch ``[draws, P]``."""
+def _compare(gradients: Tensor, reference: Tensor) -> tuple[float, float, float, float, float]:
+    """One batch ``[draws, P]``: single cosine, cosine of the mean, E|g - E g|², |E g|² (unbiased), relative error."""
     mean, count = gradients.mean(0), len(gradients)
     spread = (gradients - mean).square().sum().item() / max(1, count - 1)
     # |mean of n|² overestimates |E g|² by its own variance
-    size = max(mean.square().sum().item() - spread / count, 1e-300)
+    size = mean.square().sum().item() - spread / count
     single = sum(cosine(g, reference) for g in gradients) / count
     error = (gradients - reference).square().sum(1).mean().item() / reference.square().sum().item()
-    return single, cosine(mean, reference), spread / size, error
+    return single, cosine(mean, reference), spread, size, error

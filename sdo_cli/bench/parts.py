@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sdo_cli.bench.bench_job import Workbench
 from sdo_cli.drawing.draw import draw_noise, make_path
+from sdo_cli.finetune.loop import Job
 from sdo_cli.finetune.objective import RewardObjective
 from sdo_cli.gradients.plan import Mode, Plan
 from sdo_cli.sampling.loop import Path
@@ -83,29 +84,40 @@ def _live(bench: Workbench, path: Path, x: Tensor, t: Tensor, through: bool, che
     return live
 
 
-def counts(plan: Plan, checkpointing: str) -> dict[str, float]:
-    """How often each part runs for a plan, in batches of all samples.
+def counts(job: Job, plan: Plan, checkpointing: str) -> dict[str, float]:
+    """How often each part runs in one step of a job, slice by slice of its global batch.
 
     Three stages run every call without a graph and the live ones again with one; one graph runs each call once.
     """
-    batch = plan.batch
+    size, found = job.recipe.train_batch_size, dict.fromkeys(("call", "score", *LIVE.values()), 0.0)
+    for part in range(job.recipe.gradient_accumulation_steps):
+        for name, number in _slice_counts(plan.rows(slice(part * size, (part + 1) * size)), checkpointing).items():
+            found[name] += number
+    # the regulariser asks the base network once for every live call
+    if job.recipe.kl_weight:
+        found["call"] += sum(found[name] for name in LIVE.values())
+    return {name: number for name, number in found.items() if number}
+
+
+def _slice_counts(plan: Plan, checkpointing: str) -> dict[str, float]:
     repeats = 0 if plan.repeats is None else len(plan.repeats)
+    held = LIVE[False, "blocks" if checkpointing == "blocks" else "none"]
     if plan.is_one_step_deep():
-        live = plan.live.sum().item() / batch
-        kind = LIVE[False, "blocks" if checkpointing == "blocks" else "none"]
-        return {"call": plan.calls_run + repeats, kind: live + repeats, "score": 1.0 + repeats}
+        live = plan.live.sum().item() / plan.batch
+        return {"call": plan.calls_run + repeats, held: live + repeats, "score": 1.0 + repeats}
     live_calls = plan.live.any(1)
     through = (plan.mode == Mode.THROUGH).any(1)
     # what comes first has an input without a graph
     first = int(live_calls.long().argmax())
     followed = int(through[first + 1 :].sum())
-    held = int(live_calls.sum()) - followed
-    return {
-        "call": plan.calls_run - int(live_calls.sum()),
-        LIVE[False, checkpointing]: held,
-        LIVE[True, checkpointing]: followed,
-        "score": 1.0,
-    }
+    found = {"call": float(plan.calls_run - int(live_calls.sum()) + repeats), "score": 1.0 + repeats}
+    for name, number in (
+        (LIVE[False, checkpointing], int(live_calls.sum()) - followed),
+        (LIVE[True, checkpointing], followed),
+        (held, repeats),
+    ):
+        found[name] = found.get(name, 0.0) + number
+    return found
 
 
 def total(count: dict[str, float], of_part: dict[str, float]) -> float:
@@ -114,7 +126,7 @@ def total(count: dict[str, float], of_part: dict[str, float]) -> float:
 
 
 def without_recomputation(count: dict[str, float]) -> dict[str, float]:
-    """The counted floor: the same calls, each live one forward and backward once."""
+    """The bare parts: the same calls, the forward of a live one not run again in its backward pass."""
     floor: dict[str, float] = {}
     plain = {name: LIVE[through, "none"] for (through, _), name in LIVE.items()}
     for name, number in count.items():

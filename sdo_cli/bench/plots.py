@@ -55,9 +55,9 @@ def cost_figure(result: "BenchResult") -> Any:
             left.barh(y, width, left=start, color=STAGES[stage])
             start += width
         right.barh(y, cost.mean_flops / 1e9, color="#9db8d9")
-        right.plot([cost.floor_flops / 1e9] * 2, [y - 0.4, y + 0.4], color="black", linewidth=1)
+        right.plot([cost.bare_flops / 1e9] * 2, [y - 0.4, y + 0.4], color="black", linewidth=1)
     left.set_xlabel("seconds: network without graph or forward, score, backward")
-    right.set_xlabel("GFLOPs per iteration; line: nothing computed twice")
+    right.set_xlabel("GFLOPs per iteration; line: no forward run again")
     _label_rows(left, [variant.name for variant in rows])
     right.grid(axis="x", alpha=0.3)
     return figure

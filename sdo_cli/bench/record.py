@@ -22,8 +22,7 @@ def number(estimate: Estimate) -> dict[str, float | int | None]:
 
 def full_costs(table: CostTable) -> dict[str, Cost]:
     """Full backpropagation by what it recomputes: what every ratio is against."""
-    full = {variant: cost for variant, cost in table.variants.items() if variant.rule == "full"}
-    return {variant.name.partition("checkpointing=")[2] or "calls": cost for variant, cost in full.items()}
+    return {cost.recomputed: cost for variant, cost in table.variants.items() if variant.rule == "full"}
 
 
 def cost_record(table: CostTable, memory: dict[Variant, Memory]) -> dict[str, Any]:
@@ -34,7 +33,7 @@ def cost_record(table: CostTable, memory: dict[Variant, Memory]) -> dict[str, An
             "flops": cost.flops,
             "predicted_flops": cost.predicted_flops,
             "mean_flops": cost.mean_flops,
-            "floor_flops": cost.floor_flops,
+            "bare_flops": cost.bare_flops,
             "flops_against_full": {kind: cost.mean_flops / other.mean_flops for kind, other in full.items()},
         }
         if cost.seconds:
@@ -43,8 +42,8 @@ def cost_record(table: CostTable, memory: dict[Variant, Memory]) -> dict[str, An
                 "seconds": cost.seconds,
                 "median_seconds": cost.median_seconds,
                 "seconds_by_stage": cost.by_stage,
-                "floor_seconds": cost.floor_seconds,
-                "seconds_over_floor": cost.over_floor,
+                "bare_seconds": cost.bare_seconds,
+                "seconds_over_bare": cost.over_bare,
                 "seconds_against_full": {kind: cost.ratio(other) for kind, other in full.items()},
             }
         if variant in memory:
@@ -63,6 +62,17 @@ def nearness_record(nearness: dict[Variant, Nearness]) -> dict[str, Any]:
             "draws": found.draws,
         }
         for variant, found in nearness.items()
+    }
+
+
+def training_scores(comparison: Comparison) -> dict[str, Any]:
+    """Every held-out score, ``[training seed][prompt][image]``, so that any two rules can be paired."""
+    return {
+        "before": {name: scores.tolist() for name, scores in comparison.before.items()},
+        "after": {
+            variant.plan_name: {name: [run.scores[name].tolist() for run in trained.runs] for name in comparison.before}
+            for variant, trained in comparison.rules.items()
+        },
     }
 
 

@@ -14,9 +14,10 @@ from sdo_cli.bench.bench_job import Workbench, new_adapter, open_workbench
 from sdo_cli.bench.cost import CostTable, measure_cost
 from sdo_cli.bench.memory import Memory, measure_memory
 from sdo_cli.bench.nearness import Nearness, measure_nearness
-from sdo_cli.bench.record import cost_record, nearness_record, training_record
+from sdo_cli.bench.record import cost_record, nearness_record, training_record, training_scores
 from sdo_cli.bench.training import Comparison, compare_training
 from sdo_cli.bench.variants import Variant
+from sdo_cli.errors import EnvironmentFault
 from sdo_cli.files import write_json
 from sdo_cli.finetune.run import now, versions
 from sdo_cli.progress import Reporter
@@ -58,18 +59,22 @@ class BenchResult:
 def run_bench(
     settings: BenchSettings, loaded: dict[Variant, LoadedRecipe], folder: Path, reporter: Reporter
 ) -> BenchResult:
-    """Measure and write ``bench.json`` and the plots into ``folder``, anew after every part and training seed."""
+    """Measure and write ``bench.json`` and the plots into ``folder``, anew after every part and training run."""
     started = now()
     bench = open_workbench(loaded)
     new_adapter(bench, seed=0, moved=MOVED)
     timed = "cost" in settings.parts
     result = BenchResult(measure_cost(bench, rounds=settings.rounds if timed else 0, reporter=reporter), {}, {}, None)
+    # without those that did not fit
+    loaded = {variant: item for variant, item in loaded.items() if variant in bench.jobs}
     if timed:
         _write(settings, bench, result, folder, started)
         result.memory = measure_memory(bench, loaded, settings.recipe, list(settings.overrides), reporter)
         _write(settings, bench, result, folder, started)
     if "nearness" in settings.parts:
-        full = next(variant for variant in loaded if variant.rule == "full")
+        full = next((variant for variant in loaded if variant.rule == "full"), None)
+        if full is None:
+            raise EnvironmentFault("full did not fit: there is nothing to compare with", remedy="choose --part cost")
         result.nearness = measure_nearness(
             bench, full, batches=settings.batches, draws=settings.draws, reporter=reporter
         )
@@ -114,6 +119,7 @@ def _write(settings: BenchSettings, bench: Workbench, result: BenchResult, folde
         record["nearness"] = nearness_record(result.nearness)
     if result.training:
         record["training"] = training_record(result.training)
+        write_json(folder / "training_scores.json", training_scores(result.training))
     write_json(folder / "bench.json", record)
     plots.draw_all(result, folder)
 

@@ -29,8 +29,8 @@ def cost_table(result: "BenchResult") -> str:
     full = full_costs(result.cost)
     kinds = {"none": "full", "blocks": "full, blocks", "calls": "full, calls"}
     against = [kind for kind in kinds if kind in full]
-    header = ["rule", "calls", "with graph", "GFLOPs", "floor", *(f"/ {kinds[kind]}" for kind in against)]
-    header += ["seconds", "/ floor", *(f"/ {kinds[kind]}" for kind in against), "peak MB", "tensors MB"]
+    header = ["rule", "calls", "with graph", "GFLOPs", "bare", *(f"/ {kinds[kind]}" for kind in against)]
+    header += ["seconds", "/ bare", *(f"/ {kinds[kind]}" for kind in against), "peak MB", "tensors MB"]
     rows = []
     for variant, cost in result.cost.variants.items():
         memory = result.memory.get(variant)
@@ -40,10 +40,10 @@ def cost_table(result: "BenchResult") -> str:
                 f"{cost.calls['no_grad']:.1f}",
                 f"{cost.calls['grad']:.1f}",
                 f"{cost.mean_flops / 1e9:.1f}",
-                f"{cost.floor_flops / 1e9:.1f}",
+                f"{cost.bare_flops / 1e9:.1f}",
                 *(f"{cost.mean_flops / full[kind].mean_flops:.2f}" for kind in against),
                 f"{cost.median_seconds:.2f}",
-                f"{cost.over_floor:.2f}",
+                f"{cost.over_bare:.2f}",
                 *(f"{cost.ratio(full[kind]):.2f}" for kind in against),
                 f"{memory.peak / 1e6:.0f}" if memory else "",
                 f"{memory.tensors / 1e6:.0f}" if memory else "",
@@ -72,7 +72,7 @@ def nearness_table(result: "BenchResult") -> str:
                 variant.plan_name,
                 f"{found.cosine.mean:.3f}{spread}",
                 f"{found.cosine_of_mean.mean:.3f}",
-                f"{found.variance:.3f}",
+                "" if found.variance is None else f"{found.variance:.3f}",
                 f"{found.error:.2f}",
                 str(found.draws),
             ]
@@ -83,6 +83,7 @@ def nearness_table(result: "BenchResult") -> str:
 def training_table(result: "BenchResult") -> str:
     assert result.training is not None
     names = list(result.training.before)
+    reference = next((v for v in result.training.rules if v.name == "sdo"), None)
     rows = []
     for variant, trained in result.training.rules.items():
         steps = [run.steps for run in trained.runs]
@@ -91,10 +92,13 @@ def training_table(result: "BenchResult") -> str:
             gain = trained.gains[name]
             cells += [f"{gain.difference.mean:+.4f} ± {gain.difference.standard_error:.4f}"]
             cells += [" ".join(f"{value:+.4f}" for value in trained.by_seed[name])]
+            if reference is not None:
+                paired = result.training.against(variant, reference, name)
+                cells += [f"{paired.mean:+.4f} ± {paired.standard_error:.4f}" if variant != reference else ""]
         rows.append(cells)
     header = ["rule", "steps", "seconds"]
     for name in names:
-        header += [f"{name} gain", "by seed"]
+        header += [f"{name} gain", "by seed", *(["less sdo's"] if reference is not None else [])]
     return markdown(header, rows)
 
 
@@ -103,7 +107,7 @@ def all_tables(result: "BenchResult") -> str:
     parts = []
     if any(cost.seconds for cost in result.cost.variants.values()):
         parts += [
-            "Cost of one iteration (GFLOPs are means over plans; `floor`: the same calls, nothing computed twice;"
+            "Cost of one iteration (GFLOPs are means over plans; `bare`: as many bare parts;"
             " `/`: against that kind of full backpropagation, median over rounds):",
             cost_table(result),
             stage_table(result),

@@ -14,7 +14,9 @@ from sdo_cli.bench.variants import Variant
 from sdo_cli.errors import RecipeFault
 from sdo_cli.finetune.loop import Job, plan_step, train
 from sdo_cli.progress import Reporter
-from sdo_cli.scoring.statistics import Gain, paired_gain
+from sdo_cli.scoring.statistics import Estimate, Gain, paired_gain
+
+NO_PROMPTS = "validation.prompts: the training part needs held-out prompts; add them, or choose --part cost"
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,18 @@ class TrainedRule:
 
 @dataclass(frozen=True)
 class Comparison:
+    """Attributes:
+    before: scores of the model without an adapter, by reward, ``[prompts, seeds]``.
+    """
+
     budget_flops: float
     before: dict[str, Tensor]
     rules: dict[Variant, TrainedRule]
+
+    def against(self, variant: Variant, other: Variant, reward: str) -> Estimate:
+        """Mean difference of two rules on the same prompts, training seeds averaged, with its error over prompts."""
+        scores = [torch.stack([run.scores[reward] for run in self.rules[v].runs]).mean(0) for v in (other, variant)]
+        return paired_gain(*scores).difference
 
 
 def affordable_steps(job: Job, variant: Variant, table: CostTable, budget: float) -> tuple[int, float]:
@@ -57,7 +68,7 @@ def affordable_steps(job: Job, variant: Variant, table: CostTable, budget: float
     spent, steps, checkpointing = 0.0, 0, variant.checkpointing(job.recipe)
     while True:
         plan = plan_step(job, steps)
-        cost = job.recipe.gradient_accumulation_steps * total(counts(plan, checkpointing), table.part_flops)
+        cost = total(counts(job, plan, checkpointing), table.part_flops)
         if spent + cost > budget:
             return steps, spent
         spent, steps = spent + cost, steps + 1
@@ -69,23 +80,28 @@ def compare_training(
     """Train every rule ``seeds`` times with the FLOPs of ``iterations`` steps of ``sdo`` (else of the first rule).
 
     Yields:
-        The comparison so far, after every seed.
+        The comparison so far, after every run.
 
     Raises:
         RecipeFault: the recipe has no held-out prompts, or a rule cannot afford a single step.
     """
     if bench.validation is None:
-        raise RecipeFault(["validation.prompts: the training part needs held-out prompts; add them, or --part cost"])
+        raise RecipeFault([NO_PROMPTS])
     reference = next((v for v in variants if v.name == "sdo"), variants[0])
     budget = iterations * table.variants[reference].mean_flops
-    runs: dict[Variant, list[TrainedRun]] = {variant: [] for variant in variants}
-    pairs = len(bench.validation.pairs)
-    reporter.phase("held-out, before", pairs)
+    poor = [v.name for v in variants if not affordable_steps(bench.jobs[v], v, table, budget)[0]]
+    if poor:
+        raise RecipeFault([f"--iterations: {', '.join(poor)} cannot afford one step with this budget; give more"])
+    # without an adapter that was moved for the other parts: a fresh one changes nothing
+    new_adapter(bench, 0)
+    reporter.phase("held-out, before", len(bench.validation.pairs))
     before = bench.validation.measure(bench.any_job.family, reporter)
+    runs: dict[Variant, list[TrainedRun]] = {}
     for seed in range(seeds):
         for variant in variants:
-            runs[variant].append(_train_once(bench, table, variant, seed, budget, reporter))
-        yield Comparison(budget, before, {v: _summarise(before, found) for v, found in runs.items()})
+            run = _train_once(bench, table, variant, seed, budget, reporter)
+            runs.setdefault(variant, []).append(run)
+            yield Comparison(budget, before, {v: _summarise(before, found) for v, found in runs.items()})
 
 
 def _train_once(
@@ -96,8 +112,8 @@ def _train_once(
     job = bench.jobs[variant]
     job = replace(job, recipe=replace(job.recipe, seed=seed))
     steps, flops = affordable_steps(job, variant, table, budget)
-    if steps == 0:
-        raise RecipeFault([f"--iterations: {variant.name} cannot afford one step with this budget; give more"])
+    # another seed may draw dearer plans
+    steps = max(1, steps)
     # the learning rate's schedule spans the steps this rule can afford
     job = replace(job, recipe=replace(job.recipe, max_train_steps=steps))
     set_block_checkpointing(job, variant)

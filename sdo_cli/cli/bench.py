@@ -10,6 +10,7 @@ from sdo_cli.bench.variants import QUICK_RULES, STANDARD_RULES, load_variants
 from sdo_cli.cli.output import make_reporter
 from sdo_cli.errors import Interrupted, RecipeFault
 from sdo_cli.plugins import load_plugins
+from sdo_cli.recipe.schema import PromptSource
 
 QUICK = ("num_inference_steps=10", "train_batch_size=2", "gradient_accumulation_steps=1")
 PARTS = ("cost", "nearness", "training")
@@ -46,6 +47,8 @@ def bench(
     words = (*(QUICK if quick else ()), *(overrides or ()), *([f"model={model}"] if model else []))
     # mistakes are told before torch loads
     loaded = load_variants(recipe, words, names)
+    if "training" in parts and next(iter(loaded.values())).recipe.validation.prompts == PromptSource():
+        raise RecipeFault(["validation.prompts: the training part needs held-out prompts; add them, or --part cost"])
     from sdo_cli.bench.run import BenchSettings, new_bench_folder, run_bench
     from sdo_cli.bench.tables import all_tables
 

@@ -10,7 +10,7 @@ from sdo_cli.drawing.draw import DrawSettings, draw_noise, make_path, make_route
 from sdo_cli.errors import PluginFault, TrainingFault
 from sdo_cli.finetune.batches import PromptEmbeddings, PromptOrder
 from sdo_cli.finetune.objective import RewardObjective, WeightedReward
-from sdo_cli.gradients.outcome import Outcome, Terms
+from sdo_cli.gradients.outcome import Outcome, Terms, added
 from sdo_cli.gradients.plan import Plan
 from sdo_cli.gradients.rules import RULES, find_rule
 from sdo_cli.gradients.run import run_plan
@@ -105,14 +105,23 @@ def train(job: Job, *, change_g: Callable[[Tensor, int], Tensor] | None = None) 
 
 def plan_step(job: Job, step: int) -> Plan:
     """The plan of the whole global batch at one step."""
+    return make_plan(job, keyed_generator(job.recipe.seed, "plan", step))
+
+
+def make_plan(job: Job, generator: torch.Generator) -> Plan:
+    """What the recipe's rule draws for the global batch; the fault of a plug-in's rule is said to be the plug-in's.
+
+    Raises:
+        PluginFault: the rule of a plug-in failed or did not keep its contract.
+    """
     spec = job.recipe.gradient
     c = coefficients_of(make_route(job.family, job.draw_settings))
-    rule, generator = find_rule(spec.rule), keyed_generator(job.recipe.seed, "plan", step)
-    if RULES[spec.rule].function is None:
+    rule, info = find_rule(spec.rule), RULES[spec.rule]
+    if info.function is None:
         return rule(c.calls, job.global_batch, c, generator, **spec.options)
     try:
         plan = rule(c.calls, job.global_batch, c, generator, **spec.options)
-    # a plug-in's rule may raise anything
+    # it may raise anything
     except Exception as fault:
         text = f"the plug-in's rule {spec.rule} failed: {type(fault).__name__}: {fault}"
         raise PluginFault(text, remedy="run it with --debug to see where") from fault
@@ -120,6 +129,9 @@ def plan_step(job: Job, step: int) -> Plan:
         got = f"a plan of {tuple(plan.mode.shape)}" if isinstance(plan, Plan) else f"a {type(plan).__name__}"
         text = f"the plug-in's rule {spec.rule} returned {got}, not a Plan of ({c.calls}, {job.global_batch})"
         raise PluginFault(text, remedy="return Plan(mode, weight), both [calls, batch]; see docs/plugins.md")
+    if not plan.is_one_step_deep() and not info.chained:
+        text = f"the plug-in's rule {spec.rule} chains live calls and does not say so"
+        raise PluginFault(text, remedy="write chained=True in its @gradient_rule(…); see docs/plugins.md")
     return plan
 
 
@@ -194,7 +206,7 @@ def _summarise(step: int, outcomes: list[Outcome], norm: float, rate: float) -> 
     losses = torch.cat([outcome.losses for outcome in outcomes])
     names = outcomes[0].rewards
     rewards = {name: torch.cat([o.rewards[name] for o in outcomes]).mean().item() for name in names}
-    seconds = {name: sum(o.seconds[name] for o in outcomes) for name in outcomes[0].seconds}
+    seconds = added([outcome.seconds for outcome in outcomes])
     calls = {name: sum(o.calls[name] for o in outcomes) for name in outcomes[0].calls}
     penalties = [outcome.penalties for outcome in outcomes if outcome.penalties is not None]
     penalty = torch.cat(penalties).mean().item() if penalties else None

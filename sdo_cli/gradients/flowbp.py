@@ -25,7 +25,9 @@ def flowbp_sparse(
     odds = (torch.arange(calls, dtype=torch.float64) + 1) ** late_bias
     chosen = torch.multinomial(odds, min(k, calls), replacement=False, generator=generator)
     size = torch.tensor(coefficients.w, dtype=torch.float64).abs()
-    factor = 1 + rescale * ((size.sum() / size[chosen].sum()).item() - 1)
+    live = size[chosen].sum().item()
+    # a last call may have no weight at all
+    factor = 1 + rescale * (size.sum().item() / live - 1) if live > 0 else 1.0
     mode, weight = empty(calls, batch)
     mode[chosen], weight[chosen] = Mode.WEIGHTS, factor
     return Plan(mode, weight)

@@ -1,7 +1,7 @@
 """What engines take and give."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -72,6 +72,12 @@ class Stopwatch:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def added(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Sums by name; passes of one step may have run on different engines, with other stages."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
 
 
 def micro_batches(rows: Tensor, size: int | None) -> Iterator[Tensor]:

@@ -38,10 +38,17 @@ class Plan:
     def __post_init__(self) -> None:
         if self.mode.shape != self.weight.shape or self.mode.dim() != 2:
             raise ValueError(f"mode {tuple(self.mode.shape)} and weight {tuple(self.weight.shape)} must be [calls, B]")
+        # rules may be written by users: whatever number types they chose become ours
+        object.__setattr__(self, "mode", self.mode.long())
+        object.__setattr__(self, "weight", self.weight.double())
+        if not bool(torch.isfinite(self.weight).all()):
+            raise ValueError("a weight of the plan is not a finite number")
         if self.endpoint is not None and self.endpoint.shape != self.mode.shape[1:]:
             raise ValueError(f"endpoint {tuple(self.endpoint.shape)} must be [B] = [{self.batch}]")
         if self.repeats is not None and self.repeats.shape[1:] != self.mode.shape[1:]:
             raise ValueError(f"repeats {tuple(self.repeats.shape)} must be [n, B] with B = {self.batch}")
+        if bool(((self.ends < 0) | (self.ends > self.calls)).any()):
+            raise ValueError(f"endpoint must be in 0 … {self.calls}, which means x_N")
         after = torch.arange(self.calls)[:, None] > self.ends[None]
         if bool((self.live & after).any()):
             raise ValueError("a call after a sample's endpoint cannot be live: nothing it does reaches the reward")

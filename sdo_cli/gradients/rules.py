@@ -86,7 +86,7 @@ RULES: dict[str, RuleInfo] = {
             ),
             "steps_per_sample": int,
             "step": int,
-            "weights": ("true/p", "true", "unit"),
+            "weights": ("true/p", "plain", "unit"),
             "as_epsilon": bool,
         },
         problem=_sdo_problem,
@@ -205,5 +205,10 @@ def _options_of(name: str, function: "Rule") -> dict[str, Option]:
 
 def option_problem(rule: str, options: Options, calls: int) -> str | None:
     """Why these options cannot be carried out together, or None; single values are checked by type before."""
-    problem = RULES[rule].problem
-    return problem(options, calls) if problem else None
+    problem, foreign = RULES[rule].problem, RULES[rule].function is not None
+    try:
+        return problem(options, calls) if problem else None
+    except Exception as fault:
+        if not foreign:
+            raise
+        return f"the plug-in's own check failed: {type(fault).__name__}: {fault}"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sdo_cli.gradients.one_graph import one_graph
-from sdo_cli.gradients.outcome import Objective, Outcome, Terms
+from sdo_cli.gradients.outcome import Objective, Outcome, Terms, added
 from sdo_cli.gradients.plan import Plan
 from sdo_cli.gradients.repeats import repeated
 from sdo_cli.gradients.three_stage import MicroBatches, three_stage
@@ -58,7 +58,7 @@ def with_repeats(engine: Engine, path: Path, plan: Plan, objective: Objective, t
     return replace(
         first,
         losses=torch.stack([part.losses for part in parts]).mean(0),
-        seconds={stage: sum(part.seconds[stage] for part in parts) for stage in first.seconds},
+        seconds=added([part.seconds for part in parts]),
         calls={kind: sum(part.calls[kind] for part in parts) for kind in first.calls},
         penalties=None
         if first.penalties is None

@@ -35,7 +35,7 @@ def sdo(
             ``weight-proportional`` (p ∝ |w_i|), ``late-biased`` (p ∝ i + 1), ``first``, ``last`` or ``fixed``.
         steps_per_sample: K; each sample's K calls are distinct, K = ``calls`` is the full sum.
         step: the call of ``fixed``.
-        weights: ``true/p`` multiplies w_i by 1/p_i, ``true`` leaves w_i, ``unit`` makes every w_i as large as
+        weights: ``true/p`` multiplies w_i by 1/p_i, ``plain`` leaves w_i, ``unit`` makes every w_i as large as
             their mean (and multiplies by 1/p_i).
         as_epsilon: hold ε constant along the linear path instead of the native output (v- networks).
     """
@@ -72,7 +72,7 @@ def sdo(
 def _factor(weights: str, p: Tensor, coefficients: Coefficients) -> Tensor:
     """What each call's gradient is multiplied with when it is chosen, ``[calls]``."""
     inverse = torch.where(p > 0, 1 / p, 0.0)
-    if weights == "true":
+    if weights == "plain":
         return torch.ones_like(p)
     if weights == "true/p":
         return inverse

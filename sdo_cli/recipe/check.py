@@ -12,7 +12,7 @@ from sdo_cli.recipe.document import Key
 from sdo_cli.recipe.prompts import read_prompts
 from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
 from sdo_cli.recipe.typed import suggestion
-from sdo_cli.sampling.solvers import MOST_STEPS, SOLVERS, STOCHASTIC
+from sdo_cli.sampling.solvers import MOST_STEPS, SOLVERS, STOCHASTIC, calls_of
 
 Problem = Callable[[Key, str], Any]
 
@@ -164,7 +164,7 @@ def check_gradient(recipe: Recipe, problem: Problem) -> None:
     if (
         not wrong
         and recipe.num_inference_steps >= 1
-        and (text := option_problem(spec.rule, spec.options, recipe.num_inference_steps))
+        and (text := option_problem(spec.rule, spec.options, calls_of(recipe.solver, recipe.num_inference_steps)))
     ):
         problem(("gradient", "options"), text)
 
@@ -176,7 +176,7 @@ def wrong_option(name: str, value: Any, rule: str) -> str | None:
         return f"unknown option; {suggestion(name, list(allowed)) if allowed else f'{rule} takes none'}"
     expected = allowed[name]
     if isinstance(expected, tuple):
-        return None if value in expected else f"{value!r} is not one of {', '.join(expected)}"
+        return None if value in expected else f"{value!r} is not one of {', '.join(map(str, expected))}"
     # YAML's 1 is as good a number as 1.0
     fits = type(value) is expected or (expected is float and type(value) is int)
     wanted = {int: "a whole number", float: "a number", bool: "true or false"}[expected]

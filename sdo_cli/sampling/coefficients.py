@@ -78,7 +78,8 @@ def affine_coefficients(route: Route, *, endpoint: int | None = None, as_epsilon
     gradients = torch.autograd.grad(x.sum(), inputs, allow_unused=True)
     parts = [torch.zeros_like(value) if g is None else g for g, value in zip(gradients, inputs, strict=True)]
     rebuilt = sum((g * value).sum().item() for g, value in zip(parts, inputs, strict=True))
-    if abs(rebuilt - x.item()) > 1e-4 * max(1.0, abs(x.item())):
+    # `not <=` also catches NaN
+    if not abs(rebuilt - x.item()) <= 1e-4 * max(1.0, abs(x.item())):
         raise SolverFault(
             f"{type(route.scheduler).__name__} is not affine in the network's outputs",
             remedy="choose another solver",

@@ -47,6 +47,11 @@ MOST_STEPS = 999
 BREAKS_IDENTITY = ("thresholding", "clip_sample")
 
 
+def calls_of(solver: str, num_inference_steps: int) -> int:
+    """Network calls of a trajectory: PNDM takes two for its first step."""
+    return num_inference_steps + (solver == "pndm" and num_inference_steps > 1)
+
+
 def make_scheduler(name: str, config: Mapping[str, Any], num_inference_steps: int) -> "SchedulerMixin":
     """The stock scheduler, set to ``num_inference_steps``.
 
