@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -69,6 +70,25 @@ def few(bench):
 @pytest.fixture(scope="module")
 def table(few):
     return measure_cost(few, rounds=1, reporter=Silent())
+
+
+def test_counts_follow_slices_and_the_regulariser(bench):
+    """Two slices of the global batch cost twice one; kl_weight asks the base network once per live call."""
+    variant = names_of(bench.jobs)["full:checkpointing=none"]
+    job = bench.jobs[variant]
+    once = counts(job, plan_step(job, 0), "none")
+    double = replace(job, recipe=replace(job.recipe, gradient_accumulation_steps=2))
+    assert counts(double, plan_step(double, 0), "none") == {name: 2 * number for name, number in once.items()}
+    kept = replace(job, recipe=replace(job.recipe, kl_weight=0.1))
+    assert counts(kept, plan_step(kept, 0), "none")["call"] == 4 and "call" not in once
+    measured = {}
+    for name, other in (("plain", job), ("kept", kept)):
+        one = type(bench)({variant: other}, None, bench.embed, bench.order)
+        measured[name] = count_flops(lambda one=one: one.gradient(variant, 0))
+        bench.flat_gradient()
+    call = count_flops(make_parts(bench).run["call"])
+    # the base network has no LoRA to multiply with
+    assert measured["kept"] - measured["plain"] == pytest.approx(4 * call, rel=0.05)
 
 
 def test_calls_are_what_the_rules_promise(table):
@@ -254,6 +274,7 @@ def test_the_whole_command(tmp_path):
 
 
 WRONG = {
+    "nothing held out": (["--part", "training", "validation={}"], "the training part needs held-out prompts"),
     "unknown rule": (["--part", "cost", "--rule", "sod"], "unknown gradient rule 'sod'; did you mean sdo?"),
     "unknown option": (["--part", "cost", "--rule", "sdo:steps=2"], "gradient.options.steps: unknown option"),
     "not an option": (["--part", "cost", "--rule", "sdo:2"], "'2' is not option=value"),

@@ -501,6 +501,17 @@ def test_a_plan_cut_in_two_is_the_whole_plan(variant):
     assert whole is None or close(grads(net), whole, 1e-9)
 
 
+def test_passes_of_one_step_may_need_different_engines():
+    """A chain in some samples only, and repeats after a chain: their times are added by name."""
+    _, path = toy_path("ddim")
+    mode, weight = empty(8, 4)
+    mode[-1], weight[-1] = Mode.THROUGH, 1.0
+    mode[-2, :2] = Mode.WEIGHTS
+    plan = Plan(mode, weight, repeats=torch.arange(4)[None])
+    outcome = run_plan(path, plan, objective)
+    assert set(outcome.seconds) == {"forward", "backward", "rollout", "score", "shortcut"}
+
+
 def test_early_ends_cost_fewer_calls():
     _, path = toy_path("ddim", steps=20)
     for seed in range(20):

@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from sdo_cli.errors import PluginFault
 from sdo_cli.finetune.loop import plan_step
 from sdo_cli.finetune.run import prepare
-from sdo_cli.gradients.rules import RULES, gradient_rule
+from sdo_cli.gradients.plan import Plan
+from sdo_cli.gradients.rules import RULES, gradient_rule, option_problem
 from sdo_cli.plugins import load_plugins
 from sdo_cli.recipe.load import load_recipe
 from sdo_cli.recipe.schema import GradientSpec
@@ -99,6 +101,16 @@ def job():
 UNFIT = {
     "raises": ("width = ", "width = 1 / 0 + ", "rule mine failed: ZeroDivisionError"),
     "no plan": ("return Plan(mode, weight)", "return mode", "rule mine returned a Tensor, not a Plan of"),
+    "chains and does not say so": (
+        "mode, weight = empty(calls, batch)",
+        "return Plan(empty(calls, batch)[0] + 2, torch.ones(calls, batch))",
+        "chains live calls and does not say so",
+    ),
+    "endless weights": (
+        "float(width)",
+        "float('inf')",
+        "rule mine failed: ValueError: a weight of the plan is not a finite",
+    ),
     "wrong shape": ("empty(calls, batch)", "empty(calls + 1, batch)", r"rule mine returned a plan of \(5, 2\)"),
 }
 
@@ -115,6 +127,24 @@ def test_a_rule_that_does_not_keep_the_contract_is_named(kind, job, tmp_path):
             plan_step(dataclasses.replace(job, recipe=recipe), 0)
     finally:
         RULES.pop("mine", None)
+
+
+def test_number_types_of_a_plugin_do_not_matter():
+    plan = Plan(torch.ones(3, 2, dtype=torch.int32), torch.ones(3, 2))
+    assert plan.mode.dtype == torch.int64 and plan.weight.dtype == torch.float64
+    with pytest.raises(ValueError, match="endpoint must be in 0 … 3"):
+        Plan(plan.mode * 0, plan.weight, endpoint=torch.tensor([4, 0]))
+
+
+def test_a_plugins_own_check_that_fails_is_named():
+    def check(options, calls):
+        return options["gone"]
+
+    try:
+        gradient_rule("checked", summary="", problem=check)(lambda calls, batch, coefficients, generator: None)
+        assert option_problem("checked", {}, 5) == "the plug-in's own check failed: KeyError: 'gone'"
+    finally:
+        RULES.pop("checked")
 
 
 def test_missing_file():

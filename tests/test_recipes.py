@@ -115,6 +115,11 @@ BAD = {
         ["gradient={rule: draft-k, options: {k: 51}}"],
         "k must be between 1 and 50, not 51",
     ),
+    "more steps than PNDM's calls": (
+        GOOD + "solver: pndm\n",
+        ["gradient={rule: draft-k, options: {k: 52}}"],
+        "k must be between 1 and 51, not 52",
+    ),
     "truncation without step": (
         GOOD,
         ["gradient={rule: alignprop, options: {truncation: fixed}}"],
