@@ -32,8 +32,8 @@ class Cost:
         flops: torch's counter over one iteration (step 0).
         predicted_flops: the same iteration put together from the counted parts.
         mean_flops: put together from parts, mean over many draws of the plan.
-        bare_flops, bare_seconds: of the same number of bare parts, no live call's forward run again; the seconds are
-            of every round, timed right after the iteration.
+        bare_flops, bare_seconds: of the same number of bare parts, no live call's forward run again; FLOPs are means
+            over the same plans, seconds of every round, timed right after the iteration.
         recomputed: what its live calls recompute: ``none``, ``blocks`` or ``calls``.
     """
 
@@ -188,8 +188,7 @@ def _count(bench: Workbench, table: CostTable, variant: Variant) -> None:
     plan = plan_step(job, 0)
     cost.flops = count_flops(partial(bench.gradient, variant, 0, plan=plan))
     bench.flat_gradient()
-    count = counts(job, plan, cost.recomputed)
-    cost.predicted_flops = total(count, table.part_flops)
-    cost.bare_flops = total(without_recomputation(count), table.part_flops)
-    drawn = (_counts(job, variant, step) for step in range(PLANS))
+    cost.predicted_flops = total(counts(job, plan, cost.recomputed), table.part_flops)
+    drawn = [_counts(job, variant, step) for step in range(PLANS)]
     cost.mean_flops = sum(total(c, table.part_flops) for c in drawn) / PLANS
+    cost.bare_flops = sum(total(without_recomputation(c), table.part_flops) for c in drawn) / PLANS
