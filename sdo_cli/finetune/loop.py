@@ -151,7 +151,7 @@ def accumulate(
     """
     plan = plan or plan_step(job, step)
     slices = range(job.recipe.gradient_accumulation_steps)
-    return [_pass(job, order, embed, step, part, plan, change_g) for part in slices]
+    return [_pass(job, order, embed, step, part=part, plan=plan, change_g=change_g) for part in slices]
 
 
 def _pass(
@@ -159,6 +159,7 @@ def _pass(
     order: PromptOrder,
     embed: PromptEmbeddings,
     step: int,
+    *,
     part: int,
     plan: Plan,
     change_g: Callable[[Tensor, int], Tensor] | None,
