@@ -276,7 +276,7 @@ def test_the_whole_command(tmp_path):
 WRONG = {
     "nothing held out": (["--part", "training", "validation={}"], "the training part needs held-out prompts"),
     "unknown rule": (["--part", "cost", "--rule", "sod"], "unknown gradient rule 'sod'; did you mean sdo?"),
-    "unknown option": (["--part", "cost", "--rule", "sdo:steps=2"], "gradient.options.steps: unknown option"),
+    "unknown option": (["--part", "cost", "--rule", "sdo:steps=2"], "recipe with --rule sdo:steps=2:\n  argument"),
     "not an option": (["--part", "cost", "--rule", "sdo:2"], "'2' is not option=value"),
     "twice": (["--part", "cost", "--rule", "sdo", "--rule", "sdo"], "is in the list twice"),
     "for latents": (["--part", "cost", "--rule", "sdo-0"], "sdo-0 has no gradient for weights"),

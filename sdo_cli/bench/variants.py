@@ -98,4 +98,10 @@ def load_variants(recipe: str, overrides: Iterable[str], names: Iterable[str]) -
     if twice := [name for index, name in enumerate(names) if name in names[:index]]:
         raise RecipeFault([f"--rule {twice[0]}: is in the list twice; give it once"])
     variants = [parse_variant(name) for name in names]
-    return {variant: load_recipe(recipe, [*overrides, *variant.overrides]) for variant in variants}
+    loaded = {}
+    for variant in variants:
+        try:
+            loaded[variant] = load_recipe(recipe, [*overrides, *variant.overrides])
+        except RecipeFault as fault:
+            raise RecipeFault(fault.problems, what=f"recipe with --rule {variant.name}") from fault
+    return loaded
