@@ -39,15 +39,22 @@ def _between(name: str, value: float, low: float, high: float) -> str | None:
     return None if low <= value <= high else f"{name} must be between {low} and {high}, not {value}"
 
 
+def _step_problem(name: str, word: str, step: int | None, calls: int) -> str | None:
+    """``step`` belongs to the word ``fixed`` of the option ``name``, and ``fixed`` needs it."""
+    if word == "fixed" and (step is None or not 0 <= step < calls):
+        return f"{name} fixed needs step between 0 and {calls - 1}, not {step}"
+    if word != "fixed" and step is not None:
+        return f"step is for {name} fixed; {name} is {word}"
+    return None
+
+
 def _sdo_problem(options: Options, calls: int) -> str | None:
     choice, k, step = options.get("step_choice", "stratified"), options.get("steps_per_sample", 1), options.get("step")
     single = choice in ("first", "last", "fixed")
     if text := _between("steps_per_sample", k, 1, calls):
         return text
-    if choice == "fixed" and (step is None or not 0 <= step < calls):
-        return f"step_choice fixed needs step between 0 and {calls - 1}, not {step}"
-    if choice != "fixed" and step is not None:
-        return f"step is for step_choice fixed; step_choice is {choice}"
+    if text := _step_problem("step_choice", choice, step, calls):
+        return text
     if single and k != 1:
         return f"step_choice {choice} takes one step per sample, not {k}"
     if single and options.get("weights") == "unit":
@@ -56,12 +63,7 @@ def _sdo_problem(options: Options, calls: int) -> str | None:
 
 
 def _alignprop_problem(options: Options, calls: int) -> str | None:
-    truncation, step = options.get("truncation", "gaussian"), options.get("step")
-    if truncation == "fixed" and (step is None or not 0 <= step < calls):
-        return f"truncation fixed needs step between 0 and {calls - 1}, not {step}"
-    if truncation != "fixed" and step is not None:
-        return f"step is for truncation fixed; truncation is {truncation}"
-    return None
+    return _step_problem("truncation", options.get("truncation", "gaussian"), options.get("step"), calls)
 
 
 def _k_problem(options: Options, calls: int) -> str | None:
