@@ -1,9 +1,12 @@
-"""Which device a job runs on."""
+"""Which device a job runs on, and in which precision."""
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
+# accelerate's names of mixed precision
+PRECISIONS = ("no", "fp16", "bf16")
 
 
 def pick_device() -> "torch.device":
@@ -11,3 +14,10 @@ def pick_device() -> "torch.device":
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def dtype_of(precision: str) -> "torch.dtype":
+    """``no``, ``fp16`` or ``bf16`` to the type of floating-point numbers."""
+    import torch
+
+    return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]

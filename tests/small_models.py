@@ -1,4 +1,4 @@
-"""Small random pipelines of every family in the real folder layout: real classes, configs, tokenizers and file names."""
+"""Small random pipelines of every family in the real folder layout: real classes, configs, tokenizers, file names."""
 
 from pathlib import Path
 

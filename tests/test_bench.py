@@ -83,7 +83,7 @@ def test_counts_follow_slices_and_the_regulariser(bench):
     assert counts(kept, plan_step(kept, 0), "none")["call"] == 4 and "call" not in once
     measured = {}
     for name, other in (("plain", job), ("kept", kept)):
-        one = type(bench)({variant: other}, None, bench.embed, bench.order)
+        one = type(bench)({variant: other}, None, bench.order)
         measured[name] = count_flops(lambda one=one: one.gradient(variant, 0))
         bench.flat_gradient()
     call = count_flops(make_parts(bench).run["call"])
@@ -107,7 +107,7 @@ def test_calls_are_what_the_rules_promise(table):
 def load_and_pick(bench, names):
     picked = {v: job for v, job in bench.jobs.items() if v.name in names}
     assert len(picked) == len(names)
-    return type(bench)(picked, bench.validation, bench.embed, bench.order)
+    return type(bench)(picked, bench.validation, bench.order)
 
 
 def test_nearness_of_full_and_of_the_last_step(few):

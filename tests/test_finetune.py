@@ -16,7 +16,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sdo_cli.drawing.draw import draw_noise, make_path
-from sdo_cli.finetune.batches import PromptEmbeddings
 from sdo_cli.finetune.loop import plan_step, train
 from sdo_cli.finetune.objective import RewardObjective, WeightedReward
 from sdo_cli.finetune.run import prepare
@@ -179,7 +178,7 @@ def test_the_saved_adapter_is_the_trained_one(tmp_path):
     assert (seen - plain).abs().max() > 0.05
     job.family.save_lora(tmp_path)
     loaded = load_family("embedded")
-    loaded.load_lora(str(tmp_path), 1.0)
+    loaded.load_lora(str(tmp_path), scale=1.0)
     assert (validation.draw(loaded, range(2)) - seen).abs().max() < 1 / 255
 
 
@@ -211,8 +210,7 @@ def test_three_stages_equal_one_graph_on_the_embedded_model():
     list(train(job))  # an adapter that has moved: both halves have a gradient
     settings = job.draw_settings
     noise = draw_noise(job.family, settings, [torch.Generator().manual_seed(s) for s in range(3)])
-    embed = PromptEmbeddings(job.family)
-    path = make_path(job.family, settings, noise, embed(job.prompts[:3]), embed([""] * 3))
+    path = make_path(job.family, settings, noise, job.embed(job.prompts[:3]), job.embed.negative("", 3))
     objective = RewardObjective(job.family, job.rewards, job.prompts[:3])
     for rule, options in (("sdo", {"steps_per_sample": 2}), ("refl", {}), ("draft-lv", {}), ("sdo", {})):
         plan = find_rule(rule)(4, 3, path.coefficients, torch.Generator().manual_seed(1), **options)

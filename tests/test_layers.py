@@ -11,11 +11,11 @@ ROOT = Path(__file__).parent.parent
 ROWS = [
     {"cli"},
     {"bench"},
-    {"finetune", "optimize", "evaluate", "prune"},
-    {"gradients", "scoring", "skipping", "drawing"},
+    {"finetune", "optimize", "evaluate", "prune", "doctor", "exporting"},
+    {"gradients", "scoring", "skipping", "drawing", "weights", "estimate"},
     {"sampling", "models", "rewards"},
     {"recipe", "plugins"},
-    {"embedded", "errors", "files", "seeding", "progress", "device"},
+    {"embedded", "errors", "files", "seeding", "progress", "device", "hub"},
 ]
 LEVEL = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}
 # the schema is checked against literal tables that import no torch

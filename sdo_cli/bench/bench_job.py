@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sdo_cli.bench.variants import Variant
 from sdo_cli.errors import EnvironmentFault
-from sdo_cli.finetune.batches import PromptEmbeddings, PromptOrder
+from sdo_cli.finetune.batches import PromptOrder
 from sdo_cli.finetune.loop import Job, accumulate
 from sdo_cli.finetune.lora import ADAPTER, add_lora
 from sdo_cli.finetune.run import prepare
@@ -29,7 +29,6 @@ class Workbench:
 
     jobs: dict[Variant, Job]
     validation: Validation | None
-    embed: PromptEmbeddings
     order: PromptOrder
 
     @property
@@ -45,7 +44,7 @@ class Workbench:
         """One backward pass of a variant on the noise and prompts of ``step``; gradients are added up."""
         job = self.jobs[variant]
         set_block_checkpointing(job, variant)
-        return accumulate(job, self.order, self.embed, step, plan=plan)
+        return accumulate(job, self.order, step, plan=plan)
 
     def leave_out(self, variant: Variant, reporter: Reporter) -> None:
         """A variant ran out of the GPU's memory: the others go on without it."""
@@ -81,7 +80,7 @@ def open_workbench(loaded: Mapping[Variant, LoadedRecipe]) -> Workbench:
     first = next(iter(loaded.values()))
     job, validation = prepare(first)
     jobs = {variant: replace(job, recipe=item.recipe) for variant, item in loaded.items()}
-    return Workbench(jobs, validation, PromptEmbeddings(job.family), PromptOrder(job.prompts, first.recipe.seed))
+    return Workbench(jobs, validation, PromptOrder(job.prompts, first.recipe.seed))
 
 
 def new_adapter(bench: Workbench, seed: int, *, moved: float = 0.0) -> None:

@@ -78,8 +78,6 @@ def measure_here(bench: Workbench, variant: Variant) -> Memory:
         torch.cuda.synchronize(device)
         peak = torch.cuda.max_memory_allocated(device) - before
         return Memory(peak, peak)
-    # prompts are encoded once and kept: not part of an iteration
-    bench.embed([bench.order.at(row) for row in range(bench.any_job.global_batch)] + [""])
     return Memory(_peak_resident(iteration), peak_of_tensors(iteration))
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sdo_cli.bench.bench_job import Workbench
-from sdo_cli.drawing.draw import draw_noise, make_path
+from sdo_cli.drawing.draw import draw_noise, encode_pair, make_path
 from sdo_cli.finetune.loop import Job
 from sdo_cli.finetune.objective import RewardObjective
 from sdo_cli.gradients.plan import Mode, Plan
@@ -44,8 +44,8 @@ def make_parts(bench: Workbench) -> Parts:
     rows = range(recipe.train_batch_size)
     noise = draw_noise(job.family, settings, [keyed_generator(recipe.seed, "bench-parts", 0, row) for row in rows])
     prompts = [bench.order.at(row) for row in rows]
-    negative = bench.embed([recipe.negative_prompt] * len(rows)) if recipe.guidance_scale != 1.0 else None
-    path = make_path(job.family, settings, noise, bench.embed(prompts), negative, recipe.gradient.negative_gradient)
+    condition, negative = encode_pair(job.embed, settings, prompts)
+    path = make_path(job.family, settings, noise, condition, negative, recipe.gradient.negative_gradient)
     level, t = path.route.levels[0], path.route.begin()[1][0].to(path.x_0.device).expand(len(rows))
     x = level.scale * path.x_0
     objective = RewardObjective(job.family, job.rewards, prompts)

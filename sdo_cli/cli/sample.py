@@ -8,22 +8,29 @@ from typing import Annotated
 import typer
 
 from sdo_cli.cli.output import make_reporter
+from sdo_cli.device import PRECISIONS
 from sdo_cli.errors import RecipeFault
-from sdo_cli.sampling.solvers import MOST_STEPS, SOLVERS, STOCHASTIC
+from sdo_cli.sampling.solvers import AUTO, MOST_STEPS, SOLVERS, STOCHASTIC
 
 
 def sample(
     prompts: Annotated[list[str] | None, typer.Argument(help="Prompts, each in quotes.")] = None,
     prompts_file: Annotated[str | None, typer.Option(help="A file with a prompt a line, or a shipped list.")] = None,
-    model: Annotated[str, typer.Option("--model", "-m", help="embedded, a diffusers folder, a hub id.")] = "embedded",
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="embedded, a diffusers folder, a .safetensors checkpoint, a hub id.")
+    ] = "embedded",
     revision: Annotated[str | None, typer.Option(help="Revision of a model on the hub.")] = None,
+    variant: Annotated[str | None, typer.Option(help="fp16: weight files of that name.")] = None,
+    vae: Annotated[str | None, typer.Option(help="Another VAE: a folder or hub id.")] = None,
+    t5: Annotated[bool, typer.Option(help="The third text encoder of SD 3.")] = True,
+    precision: Annotated[str, typer.Option(help=f"What the model computes in: {', '.join(PRECISIONS)}.")] = "no",
     lora: Annotated[str | None, typer.Option(help="A run folder or a LoRA file.")] = None,
     lora_scale: Annotated[float, typer.Option(help="Weight of the LoRA; 0 is without.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Image j starts from torch.Generator('cpu').manual_seed(seed + j).")] = 0,
     num_images: Annotated[int, typer.Option("--num-images", "-n", help="Images per prompt.")] = 1,
     steps: Annotated[int, typer.Option("--steps", help="num_inference_steps.")] = 50,
     guidance: Annotated[float, typer.Option("--guidance", help="guidance_scale; 1 is without.")] = 7.5,
-    solver: Annotated[str, typer.Option(help=f"One of {', '.join(SOLVERS)}.")] = "ddim",
+    solver: Annotated[str, typer.Option(help=f"{AUTO}, or {', '.join(SOLVERS)}.")] = AUTO,
     eta: Annotated[float, typer.Option(help="DDIM's noise, 0 to 1.")] = 0.0,
     negative_prompt: Annotated[str, typer.Option(help="What guidance moves away from.")] = "",
     height: Annotated[int | None, typer.Option(help="Pixels; the model's own by default.")] = None,
@@ -52,9 +59,11 @@ def sample(
         # also catches NaN
         if not least <= value <= most
     ]
-    if solver not in SOLVERS:
-        wrong.append(f"--solver: unknown solver {solver!r}; choose one of {', '.join(SOLVERS)}")
-    elif eta > 0 and solver not in STOCHASTIC:
+    if precision not in PRECISIONS:
+        wrong.append(f"--precision: {precision!r} is not one of {', '.join(PRECISIONS)}")
+    if solver not in (AUTO, *SOLVERS):
+        wrong.append(f"--solver: unknown solver {solver!r}; choose one of {', '.join((AUTO, *SOLVERS))}")
+    elif eta > 0 and solver not in (AUTO, *STOCHASTIC):
         wrong.append(f"--eta: is the noise of {', '.join(STOCHASTIC)}; solver {solver} takes none")
     for side, pixels in (("height", height), ("width", width)):
         if pixels is not None and (pixels < 8 or pixels % 8):
@@ -67,9 +76,11 @@ def sample(
 
     from sdo_cli.drawing.draw import DrawSettings
     from sdo_cli.drawing.sample import SampleJob, draw_to_folder
+    from sdo_cli.models.load import ModelSource
 
     settings = DrawSettings(solver, eta, steps, guidance, negative_prompt, height, width)
-    job = SampleJob(model, revision, lora, lora_scale, lines, num_images, seed, batch_size, settings)
+    source = ModelSource(model, revision, variant, vae, t5)
+    job = SampleJob(source, lora, lora_scale, lines, num_images, seed, batch_size, settings, precision)
     reporter = make_reporter(as_json=as_json, quiet=quiet)
     try:
         files = draw_to_folder(job, folder, grid=grid, reporter=reporter)

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sdo_cli.drawing.prompts import PromptEmbeddings
+from sdo_cli.errors import RecipeFault
 from sdo_cli.models.base import Family
 from sdo_cli.sampling.guidance import Condition, Guided
 from sdo_cli.sampling.loop import Path, sample_latents
 from sdo_cli.sampling.route import Route
-from sdo_cli.sampling.solvers import make_scheduler
+from sdo_cli.sampling.solvers import AUTO, STOCHASTIC, make_scheduler, native_solver
 
+# a decoder works at full resolution, with far more memory per pixel than the denoiser
+DECODE_PIXELS = 4 * 512 * 512
 DECODE_BATCH = 4
 
 
@@ -19,7 +23,7 @@ DECODE_BATCH = 4
 class DrawSettings:
     """How images are drawn; names as in diffusers."""
 
-    solver: str = "ddim"
+    solver: str = AUTO
     eta: float = 0.0
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
@@ -57,7 +61,11 @@ def draw_noise(family: Family, settings: DrawSettings, generators: list[torch.Ge
 
 
 def make_route(family: Family, settings: DrawSettings) -> Route:
-    scheduler = make_scheduler(settings.solver, family.scheduler_config, settings.num_inference_steps)
+    """The solver's route; raises RecipeFault for noise a model's own solver does not take."""
+    solver = native_solver(family.scheduler_config) if settings.solver == AUTO else settings.solver
+    if settings.eta > 0 and solver not in STOCHASTIC:
+        raise RecipeFault([f"eta: solver {solver} of {family.source} takes no noise; write 0"], what="settings")
+    scheduler = make_scheduler(solver, family.scheduler_config, settings.num_inference_steps)
     return Route(scheduler, settings.num_inference_steps, eta=settings.eta)
 
 
@@ -77,13 +85,13 @@ def make_path(
     return Path(route, denoise, x_0, noise.injected, base)
 
 
-def encode_pair(family: Family, settings: DrawSettings, prompts: list[str]) -> tuple[Condition, Condition | None]:
+def encode_pair(
+    embed: PromptEmbeddings, settings: DrawSettings, prompts: list[str]
+) -> tuple[Condition, Condition | None]:
     """Conditions of the prompts and, when guidance needs it, of the negative prompt."""
-    negative = None
-    if settings.guidance_scale != 1.0:
-        single = family.encode([settings.negative_prompt])
-        negative = {key: value.expand(len(prompts), *value.shape[1:]) for key, value in single.items()}
-    return family.encode(prompts), negative
+    if settings.guidance_scale == 1.0:
+        return embed(prompts), None
+    return embed(prompts), embed.negative(settings.negative_prompt, len(prompts))
 
 
 @torch.no_grad()
@@ -94,12 +102,23 @@ def draw_images(
     settings: DrawSettings,
     *,
     batch_size: int = 16,
+    embed: PromptEmbeddings | None = None,
 ) -> Iterator[Tensor]:
-    """Images in pieces ``[≤ batch_size, 3, H, W]`` on the CPU; image j belongs to ``prompts[j]``."""
+    """Images in pieces ``[≤ batch_size, 3, H, W]`` on the CPU; image j belongs to ``prompts[j]``.
+
+    Args:
+        embed: conditions encoded before, needed once the text encoders are freed.
+    """
+    embed = embed or PromptEmbeddings(family)
     for start in range(0, len(prompts), batch_size):
         part = prompts[start : start + batch_size]
         noise = draw_noise(family, settings, [generator_for(start + j) for j in range(len(part))])
-        condition, negative = encode_pair(family, settings, part)
+        condition, negative = encode_pair(embed, settings, part)
         latents = sample_latents(make_path(family, settings, noise, condition, negative))
-        # a decoder works at full resolution: far more memory per image than the denoiser
-        yield torch.cat([family.decode(few).cpu() for few in latents.split(DECODE_BATCH)])
+        yield torch.cat([family.decode(few).cpu() for few in latents.split(decode_batch(family, latents))])
+
+
+def decode_batch(family: Family, latents: Tensor) -> int:
+    """Images decoded at a time: four of 512 pixels, one of 1024."""
+    pixels = latents.shape[-1] * latents.shape[-2] * family.vae_factor**2
+    return max(1, min(DECODE_BATCH, DECODE_PIXELS // pixels))

@@ -5,22 +5,23 @@ from pathlib import Path
 
 import torch
 
-from sdo_cli.device import pick_device
+from sdo_cli.device import dtype_of, pick_device
 from sdo_cli.drawing.draw import DrawSettings, draw_images
 from sdo_cli.drawing.pictures import save_grid, save_image
-from sdo_cli.models.load import load_family
+from sdo_cli.drawing.prompts import PromptEmbeddings
+from sdo_cli.models.load import ModelSource, load_family
 from sdo_cli.progress import Reporter
 
 
 @dataclass(frozen=True)
 class SampleJob:
     """Attributes:
+    model: weights to draw with.
     lora: run folder or file, None for the plain model.
     seed: image j (over all prompts and copies) starts from ``manual_seed(seed + j)``.
     """
 
-    model: str
-    revision: str | None
+    model: ModelSource
     lora: str | None
     lora_scale: float
     prompts: list[str]
@@ -28,14 +29,18 @@ class SampleJob:
     seed: int
     batch_size: int
     settings: DrawSettings
+    precision: str = "no"
 
 
 def draw_to_folder(job: SampleJob, out: Path, *, grid: bool, reporter: Reporter) -> list[Path]:
     """Write ``00000.png`` … (prompts outermost) and, with ``grid``, ``grid.png``; returns the image files."""
-    family = load_family(job.model, revision=job.revision)
+    device, dtype = pick_device(), dtype_of(job.precision)
+    family = load_family(job.model, dtype=dtype)
     if job.lora is not None:
-        family.load_lora(job.lora, job.lora_scale)
-    family.to(pick_device(), torch.float32)
+        family.load_lora(job.lora, scale=job.lora_scale)
+    embed = PromptEmbeddings(family)
+    embed.prepare(job.prompts, job.settings.negative_prompt, device)
+    family.to(device, dtype)
     pairs = [prompt for prompt in job.prompts for _ in range(job.num_images)]
     reporter.phase("images", len(pairs))
 
@@ -44,7 +49,7 @@ def draw_to_folder(job: SampleJob, out: Path, *, grid: bool, reporter: Reporter)
 
     files: list[Path] = []
     kept = []
-    for images in draw_images(family, pairs, generator_for, job.settings, batch_size=job.batch_size):
+    for images in draw_images(family, pairs, generator_for, job.settings, batch_size=job.batch_size, embed=embed):
         for image in images:
             files.append(out / f"{len(files):05d}.png")
             save_image(image, files[-1])

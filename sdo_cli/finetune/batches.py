@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 import torch
 
-from sdo_cli.models.base import Family
-from sdo_cli.sampling.guidance import Condition
 from sdo_cli.seeding import keyed_generator
 
 
@@ -21,21 +19,3 @@ class PromptOrder:
         epoch, place = divmod(position, len(self.prompts))
         order = torch.randperm(len(self.prompts), generator=keyed_generator(self.seed, "prompt-order", epoch))
         return self.prompts[int(order[place])]
-
-
-class PromptEmbeddings:
-    """Conditions of prompts, computed once each and kept."""
-
-    def __init__(self, family: Family) -> None:
-        self.family = family
-        self._kept: dict[str, Condition] = {}
-
-    def __call__(self, prompts: list[str]) -> Condition:
-        """``[B, …]`` for each entry of the condition."""
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._kept]
-        if missing:
-            fresh = self.family.encode(missing)
-            for row, prompt in enumerate(missing):
-                self._kept[prompt] = {key: value[row] for key, value in fresh.items()}
-        keys = self._kept[prompts[0]].keys()
-        return {key: torch.stack([self._kept[prompt][key] for prompt in prompts]) for key in keys}

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sdo_cli.drawing.draw import DrawSettings, draw_noise, make_path, make_route
+from sdo_cli.drawing.draw import DrawSettings, draw_noise, encode_pair, make_path, make_route
+from sdo_cli.drawing.prompts import PromptEmbeddings
 from sdo_cli.errors import PluginFault, TrainingFault
-from sdo_cli.finetune.batches import PromptEmbeddings, PromptOrder
+from sdo_cli.finetune.batches import PromptOrder
 from sdo_cli.finetune.objective import RewardObjective, WeightedReward
+from sdo_cli.finetune.optimizer import Step, Stepper
 from sdo_cli.gradients.outcome import Outcome, Terms, added
 from sdo_cli.gradients.plan import Plan
 from sdo_cli.gradients.rules import RULES, find_rule
@@ -25,7 +27,8 @@ from sdo_cli.seeding import keyed_generator
 class StepResult:
     """One optimizer step. ``rewards`` are means over the global batch; ``calls`` count network calls per sample.
 
-    ``penalty`` is the mean of (ε_θ - ε_base)² over the live calls when the recipe has a ``kl_weight``.
+    ``penalty`` is the mean of (ε_θ - ε_base)² over the live calls when the recipe has a ``kl_weight``; ``skipped`` is True
+    when an fp16 gradient overflowed and nothing was changed.
     """
 
     step: int
@@ -36,6 +39,7 @@ class StepResult:
     seconds: dict[str, float]
     calls: dict[str, int]
     penalty: float | None = None
+    skipped: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Job:
     rewards: list[WeightedReward]
     prompts: list[str]
     parameters: list[nn.Parameter]
+    embed: PromptEmbeddings
 
     @property
     def global_batch(self) -> int:
@@ -75,32 +80,15 @@ def train(job: Job, *, change_g: Callable[[Tensor, int], Tensor] | None = None) 
     Args:
         change_g: for control experiments: replaces the gradient at the image side, given (g, step).
     """
-    from diffusers.optimization import get_scheduler
-
-    recipe = job.recipe
-    optimizer = torch.optim.AdamW(
-        job.parameters,
-        lr=recipe.learning_rate,
-        betas=(recipe.adam_beta1, recipe.adam_beta2),
-        eps=recipe.adam_epsilon,
-        weight_decay=recipe.adam_weight_decay,
-    )
-    rate = get_scheduler(
-        "constant_with_warmup" if recipe.lr_scheduler == "constant" else recipe.lr_scheduler,
-        optimizer,
-        num_warmup_steps=recipe.lr_warmup_steps,
-        num_training_steps=recipe.max_train_steps,
-    )
-    order, embed = PromptOrder(job.prompts, recipe.seed), PromptEmbeddings(job.family)
+    recipe, stepper = job.recipe, Stepper(job.recipe, job.parameters)
+    order = PromptOrder(job.prompts, recipe.seed)
     for step in range(recipe.max_train_steps):
-        outcomes = accumulate(job, order, embed, step, change_g=change_g)
-        norm = torch.nn.utils.clip_grad_norm_(job.parameters, recipe.max_grad_norm)
-        _refuse_non_finite(step + 1, outcomes, norm)
-        used_rate = rate.get_last_lr()[0]
-        optimizer.step()
-        rate.step()
-        optimizer.zero_grad(set_to_none=True)
-        yield _summarise(step + 1, outcomes, float(norm), used_rate)
+        outcomes = accumulate(job, order, step, scale=stepper.scale, change_g=change_g)
+        _refuse_non_finite(step + 1, outcomes)
+        taken = stepper.step(step + 1)
+        if step + 1 == recipe.max_train_steps:
+            stepper.finish()
+        yield _summarise(step + 1, outcomes, taken)
 
 
 def plan_step(job: Job, step: int) -> Plan:
@@ -138,30 +126,32 @@ def make_plan(job: Job, generator: torch.Generator) -> Plan:
 def accumulate(
     job: Job,
     order: PromptOrder,
-    embed: PromptEmbeddings,
     step: int,
     *,
     plan: Plan | None = None,
+    scale: float = 1.0,
     change_g: Callable[[Tensor, int], Tensor] | None = None,
 ) -> list[Outcome]:
     """Gradients of the global batch of one step, slice by slice, added into the parameters.
 
     Args:
         plan: instead of the one the recipe's rule draws for this step; the noise and prompts stay the step's.
+        scale: gradients come out multiplied with it (the loss scaler of fp16).
     """
     plan = plan or plan_step(job, step)
     slices = range(job.recipe.gradient_accumulation_steps)
-    return [_pass(job, order, embed, step, part=part, plan=plan, change_g=change_g) for part in slices]
+    terms = Terms(job.global_batch, job.recipe.kl_weight, scale)
+    return [_pass(job, order, step, part=part, plan=plan, terms=terms, change_g=change_g) for part in slices]
 
 
 def _pass(
     job: Job,
     order: PromptOrder,
-    embed: PromptEmbeddings,
     step: int,
     *,
     part: int,
     plan: Plan,
+    terms: Terms,
     change_g: Callable[[Tensor, int], Tensor] | None,
 ) -> Outcome:
     """Gradients of one slice of the global batch, accumulated into the parameters."""
@@ -170,8 +160,8 @@ def _pass(
     prompts = [order.at(step * job.global_batch + sample) for sample in mine]
     settings = job.draw_settings
     noise = draw_noise(job.family, settings, [keyed_generator(recipe.seed, "noise", step, s) for s in mine])
-    negative = embed([recipe.negative_prompt] * size) if recipe.guidance_scale != 1.0 else None
-    path = make_path(job.family, settings, noise, embed(prompts), negative, recipe.gradient.negative_gradient)
+    condition, negative = encode_pair(job.embed, settings, prompts)
+    path = make_path(job.family, settings, noise, condition, negative, recipe.gradient.negative_gradient)
     objective = RewardObjective(job.family, job.rewards, prompts)
     spec = recipe.gradient
     micro = MicroBatches(
@@ -182,14 +172,14 @@ def _pass(
         path,
         plan.rows(slice(mine.start, mine.stop)),
         objective,
-        terms=Terms(job.global_batch, recipe.kl_weight),
+        terms=terms,
         micro=micro,
         checkpointing=spec.checkpointing == "calls",
         change_g=change,
     )
 
 
-def _refuse_non_finite(step: int, outcomes: list[Outcome], norm: Tensor) -> None:
+def _refuse_non_finite(step: int, outcomes: list[Outcome]) -> None:
     for outcome in outcomes:
         for name, scores in outcome.rewards.items():
             if not bool(torch.isfinite(scores).all()):
@@ -197,13 +187,9 @@ def _refuse_non_finite(step: int, outcomes: list[Outcome], norm: Tensor) -> None
                     f"step {step}: the reward {name} is not a finite number",
                     remedy="lower learning_rate, or look at the last grid under samples/: the model may have collapsed",
                 )
-    if not bool(torch.isfinite(norm)):
-        raise TrainingFault(
-            f"step {step}: the gradient is not finite", remedy="lower learning_rate, or set mixed_precision=no"
-        )
 
 
-def _summarise(step: int, outcomes: list[Outcome], norm: float, rate: float) -> StepResult:
+def _summarise(step: int, outcomes: list[Outcome], taken: Step) -> StepResult:
     losses = torch.cat([outcome.losses for outcome in outcomes])
     names = outcomes[0].rewards
     rewards = {name: torch.cat([o.rewards[name] for o in outcomes]).mean().item() for name in names}
@@ -211,4 +197,6 @@ def _summarise(step: int, outcomes: list[Outcome], norm: float, rate: float) -> 
     calls = {name: sum(o.calls[name] for o in outcomes) for name in outcomes[0].calls}
     penalties = [outcome.penalties for outcome in outcomes if outcome.penalties is not None]
     penalty = torch.cat(penalties).mean().item() if penalties else None
-    return StepResult(step, losses.mean().item(), rewards, norm, rate, seconds, calls, penalty)
+    return StepResult(
+        step, losses.mean().item(), rewards, taken.norm, taken.rate, seconds, calls, penalty, taken.skipped
+    )

@@ -1,9 +1,9 @@
-"""The adapter that is trained."""
+"""What is trained: a fresh adapter, one to go on with, or every weight of the denoiser."""
 
 import torch
 from torch import nn
 
-from sdo_cli.errors import RecipeFault
+from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.models.base import Family
 from sdo_cli.recipe.schema import LoraSpec
 from sdo_cli.seeding import key_to_seed
@@ -12,17 +12,39 @@ ADAPTER = "default"
 
 
 def add_lora(family: Family, spec: LoraSpec, *, seed: int) -> list[nn.Parameter]:
-    """Put a fresh LoRA into the family's denoiser and return its parameters, in fp32.
+    """Put a LoRA into the family's denoiser (and text encoders) and return its parameters, in fp32.
 
-    The denoiser stays in evaluation mode: dropout off is a condition of the three-stage engine.
+    Every part stays in evaluation mode: dropout off is a condition of the three-stage engine.
 
     Raises:
-        RecipeFault: ``target_modules`` name nothing in this model.
+        RecipeFault: ``target_modules`` name nothing in this model, or it has no text encoder that can carry a LoRA.
+        EnvironmentFault: ``start_from`` cannot be loaded.
     """
+    if spec.text_encoder and not family.text_encoders:
+        raise RecipeFault([f"lora.text_encoder: {family.source} has no text encoder; take it out"])
+    if spec.start_from is not None:
+        family.load_lora(spec.start_from, adapter=ADAPTER)
+        _require_layers(family, spec)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key_to_seed(seed, "lora-init"))
+            _add_fresh(family, family.denoiser, list(spec.target_modules or family.lora_targets), spec)
+            for encoder in family.text_encoders.values() if spec.text_encoder else ():
+                _add_fresh(family, encoder, list(family.text_lora_targets), spec)
+    if spec.text_encoder:
+        family.train_text_encoders()
+    trained = [family.denoiser, *(family.text_encoders.values() if spec.text_encoder else ())]
+    parameters = [p for part in trained for name, p in part.named_parameters() if "lora_" in name]
+    for parameter in parameters:
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_()
+    return parameters
+
+
+def _add_fresh(family: Family, part: nn.Module, targets: list[str], spec: LoraSpec) -> None:
     from peft import LoraConfig
 
-    targets = list(spec.target_modules or family.lora_targets)
-    layers = [name for name, _ in family.denoiser.named_modules()]
+    layers = [name for name, _ in part.named_modules()]
     nowhere = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in layers)]
     if nowhere:
         known = ", ".join(family.lora_targets)
@@ -30,10 +52,26 @@ def add_lora(family: Family, spec: LoraSpec, *, seed: int) -> list[nn.Parameter]
     config = LoraConfig(
         r=spec.rank, lora_alpha=spec.alpha or spec.rank, target_modules=targets, init_lora_weights="gaussian"
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key_to_seed(seed, "lora-init"))
-        family.denoiser.add_adapter(config, adapter_name=ADAPTER)
-    parameters = [p for p in family.denoiser.parameters() if p.requires_grad]
-    for parameter in parameters:
-        parameter.data = parameter.data.float()
-    return parameters
+    part.add_adapter(config, adapter_name=ADAPTER)  # type: ignore[operator]
+    for name, parameter in part.named_parameters():
+        if "lora_" not in name:
+            parameter.requires_grad_(False)
+
+
+def _require_layers(family: Family, spec: LoraSpec) -> None:
+    """What is to be trained must be in the file that was loaded."""
+    wanted = {"the denoiser": family.denoiser}
+    if spec.text_encoder:
+        wanted |= family.text_encoders
+    missing = [name for name, part in wanted.items() if part not in family.adapted(ADAPTER).values()]
+    if missing:
+        raise EnvironmentFault(
+            f"the LoRA {spec.start_from} has no layers for {' and '.join(missing)}",
+            remedy="set lora.text_encoder to false, or start from another LoRA",
+        )
+
+
+def train_everything(family: Family) -> list[nn.Parameter]:
+    """All weights of the denoiser, in fp32."""
+    family.denoiser.requires_grad_(True)
+    return list(family.denoiser.parameters())

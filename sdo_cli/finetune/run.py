@@ -1,6 +1,7 @@
 """One fine-tuning job from recipe to run folder. All I/O of a run is here."""
 
 import shlex
+import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -12,22 +13,24 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from rewards import full_name
+import rewards
 from rewards.base import Reward
-from sdo_cli.device import pick_device
+from sdo_cli.device import dtype_of, pick_device
 from sdo_cli.drawing.pictures import save_grid
+from sdo_cli.drawing.prompts import PromptEmbeddings
+from sdo_cli.embedded import is_embedded
 from sdo_cli.files import append_json_line, write_json, write_text
 from sdo_cli.finetune.card import curve_png, model_card
 from sdo_cli.finetune.loop import Job, StepResult, draw_settings, train
-from sdo_cli.finetune.lora import add_lora
+from sdo_cli.finetune.lora import add_lora, train_everything
 from sdo_cli.finetune.objective import WeightedReward
 from sdo_cli.finetune.validate import Validation
 from sdo_cli.models.base import Family
-from sdo_cli.models.load import load_family
+from sdo_cli.models.load import ModelSource, load_family
 from sdo_cli.plugins import loaded_plugins
 from sdo_cli.progress import Reporter
 from sdo_cli.recipe.load import LoadedRecipe
-from sdo_cli.recipe.schema import PromptSource
+from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
 from sdo_cli.scoring.rewards import build_reward
 from sdo_cli.scoring.statistics import Gain, paired_gain
 
@@ -46,39 +49,79 @@ class RunSummary:
 
 
 def prepare(loaded: LoadedRecipe) -> tuple[Job, Validation | None]:
-    """Load models and rewards and put the adapter in; nothing is written."""
+    """Load models and rewards and put the adapter in; nothing is written.
+
+    Prompts are encoded first and the text encoders freed, unless they are trained.
+    """
     recipe, device = loaded.recipe, pick_device()
-    family = load_family(recipe.model, revision=recipe.revision)
-    family.to(device, torch.bfloat16 if recipe.mixed_precision == "bf16" else torch.float32)
+    prompts, held_out = loaded.prompts(recipe.prompts), _held_out(loaded)
+    family = _load_family(recipe)
+    parameters = train_everything(family) if recipe.train == "full" else add_lora(family, recipe.lora, seed=recipe.seed)
+    embed = PromptEmbeddings(family)
+    if not recipe.lora.text_encoder:
+        embed.prepare([*prompts, *held_out], recipe.negative_prompt, device)
+    family.to(device, dtype_of(recipe.mixed_precision), train_all=recipe.train == "full")
+    _save_memory(family, recipe)
     trained = [
-        WeightedReward(
-            spec.name, build_reward(spec.name, spec.options, device), spec.weight, spec.loss, spec.target or 0.0
-        )
+        WeightedReward(spec.name, _build_reward(spec, recipe, device), spec.weight, spec.loss, spec.target or 0.0)
         for spec in recipe.rewards
     ]
-    validation = _prepare_validation(loaded, {item.name: item.reward for item in trained}, device)
-    parameters = add_lora(family, recipe.lora, seed=recipe.seed)
+    validation = _prepare_validation(loaded, held_out, trained, embed)
+    return Job(recipe, family, trained, prompts, parameters, embed), validation
+
+
+def _held_out(loaded: LoadedRecipe) -> list[str]:
+    spec = loaded.recipe.validation
+    return [] if spec.prompts == PromptSource() else loaded.prompts(spec.prompts)[: spec.num_prompts]
+
+
+def _load_family(recipe: Recipe) -> Family:
+    source = ModelSource(recipe.model, recipe.revision, recipe.variant, recipe.vae, recipe.t5)
+    # weights that are all trained stay in fp32
+    return load_family(source, dtype=dtype_of("no" if recipe.train == "full" else recipe.mixed_precision))
+
+
+def _save_memory(family: Family, recipe: Recipe) -> None:
+    """What is recomputed or cut into tiles so that a step fits."""
     if recipe.gradient_checkpointing or recipe.gradient.checkpointing == "blocks":
         family.denoiser.enable_gradient_checkpointing()
-    return Job(recipe, family, trained, loaded.prompts(recipe.prompts), parameters), validation
+    if recipe.vae_tiling:
+        family.vae.enable_tiling()
+    if recipe.vae_checkpointing:
+        family.checkpoint_vae()
 
 
-def _prepare_validation(loaded: LoadedRecipe, trained: dict[str, Reward], device: torch.device) -> Validation | None:
-    spec = loaded.recipe.validation
-    if spec.prompts == PromptSource():
+def _build_reward(spec: RewardSpec, recipe: Recipe, device: torch.device) -> Reward:
+    """A reward as the recipe means it: an embedded model goes with embedded rewards."""
+    options = dict(spec.options)
+    if is_embedded(recipe.model) and "model" not in options:
+        options = rewards.embedded_options(spec.name) | options
+    reward = build_reward(spec.name, options, device, dtype_of(recipe.reward_precision))
+    if recipe.reward_checkpointing and hasattr(reward, "gradient_checkpointing"):
+        reward.gradient_checkpointing()
+    return reward
+
+
+def _prepare_validation(
+    loaded: LoadedRecipe, held_out: list[str], trained: list[WeightedReward], embed: PromptEmbeddings
+) -> Validation | None:
+    if not held_out:
         return None
+    recipe, spec = loaded.recipe, loaded.recipe.validation
+    known = {item.name: item.reward for item in trained}
     measured = {
-        item.name: build_reward(item.name, item.options, device)
+        item.name: _build_reward(item, recipe, pick_device())
         for item in spec.rewards
-        if full_name(item.name) not in {full_name(name) for name in trained}
+        if rewards.full_name(item.name) not in {rewards.full_name(name) for name in known}
     }
     return Validation(
-        prompts=loaded.prompts(spec.prompts)[: spec.num_prompts],
+        prompts=held_out,
         seeds=spec.seeds,
-        run_seed=loaded.recipe.seed,
-        rewards=trained | measured,
-        settings=draw_settings(loaded.recipe),
+        run_seed=recipe.seed,
+        rewards=known | measured,
+        settings=draw_settings(recipe),
         batch_size=spec.batch_size,
+        embed=embed,
     )
 
 
@@ -216,9 +259,19 @@ def _write_results(
         table = {when: {name: value.tolist() for name, value in rows.items()} for when, rows in scores.items()}
         write_json(folder / "validation.json", {"prompts": validation.prompts, **table})
     write_text(folder / "README.md", model_card(loaded, job.family, summary))
+    if job.recipe.train == "full":
+        _save_pipeline(job, folder / "pipeline")
+        return
     partial = folder / ".partial-lora"
     job.family.save_lora(partial)
     (partial / "pytorch_lora_weights.safetensors").replace(folder / "pytorch_lora_weights.safetensors")
-    for leftover in partial.iterdir():
-        leftover.unlink()
-    partial.rmdir()
+    shutil.rmtree(partial)
+
+
+def _save_pipeline(job: Job, folder: Path) -> None:
+    """A whole pipeline with the trained denoiser; the parts that were freed are read again."""
+    fresh = _load_family(job.recipe)
+    fresh.denoiser.load_state_dict(job.family.denoiser.state_dict())
+    partial = folder.with_name(".partial-pipeline")
+    fresh.pipeline.save_pretrained(partial)
+    partial.replace(folder)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rewards.base import Reward
 from sdo_cli.drawing.draw import DrawSettings, draw_images
+from sdo_cli.drawing.prompts import PromptEmbeddings
 from sdo_cli.models.base import Family
 from sdo_cli.progress import Reporter
 from sdo_cli.scoring.rewards import score_images
@@ -19,6 +20,7 @@ class Validation:
     prompts: held-out prompts, one entry each.
     seeds: images per prompt.
     rewards: by name; the trained ones and those that only measure.
+        embed: conditions encoded before; None encodes them when they are drawn.
     """
 
     prompts: list[str]
@@ -27,6 +29,7 @@ class Validation:
     rewards: dict[str, Reward]
     settings: DrawSettings
     batch_size: int
+    embed: PromptEmbeddings | None = None
 
     @property
     def pairs(self) -> list[str]:
@@ -40,7 +43,9 @@ class Validation:
         def generator_for(j: int) -> torch.Generator:
             return keyed_generator(self.run_seed, "validation", sample=which[j])
 
-        for images in draw_images(family, prompts, generator_for, self.settings, batch_size=self.batch_size):
+        for images in draw_images(
+            family, prompts, generator_for, self.settings, batch_size=self.batch_size, embed=self.embed
+        ):
             parts.append(images)
             if reporter is not None:
                 reporter.advance(len(images))

@@ -76,8 +76,10 @@ def one_graph(
         if call.penalties is not None:
             total = total + terms.kl_weight * call.penalties.sum() / divisor
     with watch.stage("backward"):
-        total.backward()
-    g = x_N.grad if x_N.grad is not None else torch.zeros_like(x_N)
+        (terms.scale * total).backward()
+    g = x_N.grad / terms.scale if x_N.grad is not None else torch.zeros_like(x_N)
+    if terms.scale != 1 and path.x_0.grad is not None:
+        path.x_0.grad /= terms.scale
     run = plan.calls_run * plan.batch
     calls = {"no_grad": run - call.live_calls, "grad": call.live_calls}
     penalties = None if call.penalties is None else call.penalties.detach()

@@ -31,10 +31,13 @@ class Terms:
     Attributes:
         divisor: the batch size when None.
         kl_weight: of the penalty mean (ε_θ - ε_base)², per sample the mean over its live calls (DRaFT+).
+        scale: what every backward pass is multiplied with, so that fp16 gradients do not vanish; parameters' gradients
+            come out multiplied with it, everything else does not.
     """
 
     divisor: float | None = None
     kl_weight: float = 0.0
+    scale: float = 1.0
 
 
 @dataclass
@@ -86,16 +89,16 @@ def micro_batches(rows: Tensor, size: int | None) -> Iterator[Tensor]:
 
 
 def score_and_differentiate(
-    objective: Objective, x_N: Tensor, *, divisor: float, micro: int | None
+    objective: Objective, x_N: Tensor, *, divisor: float, micro: int | None, scale: float = 1.0
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Losses ``[B]``, ``g = ∂(Σ losses / divisor)/∂x_N`` and rewards; the graph holds decoder and reward only."""
     losses, gradients, rewards = [], [], []
     for rows in micro_batches(torch.arange(len(x_N), device=x_N.device), micro):
         leaf = x_N[rows].detach().requires_grad_()
         scored = objective(leaf, rows)
-        (g,) = torch.autograd.grad(scored.losses.sum() / divisor, leaf)
+        (g,) = torch.autograd.grad(scale * (scored.losses.sum() / divisor), leaf)
         losses.append(scored.losses.detach())
-        gradients.append(g)
+        gradients.append(g / scale)
         rewards.append(scored.rewards)
     merged = {name: torch.cat([part[name] for part in rewards]) for name in rewards[0]}
     return torch.cat(losses), torch.cat(gradients), merged

@@ -87,9 +87,9 @@ def shortcut(path: Path, kept: list[LiveCall], g: Tensor, terms: Terms, *, micro
             share = torch.tensor([live.share for live in part], device=g.device, dtype=exact)
             penalties.index_add_(0, rows, (share * penalty).detach().to(penalties.dtype))
             total = total + terms.kl_weight * (share * penalty).sum() / (terms.divisor or len(g))
-        total.backward()
+        (terms.scale * total).backward()
         if wants_x0 and path.x_0.grad is not None and x.grad is not None:
-            _pass_on(path, part, x.grad)
+            _pass_on(path, part, x.grad / terms.scale)
     return penalties
 
 
@@ -127,7 +127,9 @@ def three_stage(
         x_N, kept = rollout(path, plan, linear, micro=micro.rollout)
     with watch.stage("score"):
         divisor = terms.divisor or plan.batch
-        losses, g, rewards = score_and_differentiate(objective, x_N, divisor=divisor, micro=micro.score)
+        losses, g, rewards = score_and_differentiate(
+            objective, x_N, divisor=divisor, micro=micro.score, scale=terms.scale
+        )
         if change_g is not None:
             g = change_g(g)
     with watch.stage("shortcut"):

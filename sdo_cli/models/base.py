@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdo_cli.sampling.guidance import Condition
 
@@ -14,26 +14,58 @@ class Family(Protocol):
     """A text-to-image model: prompts in, native network outputs and images out.
 
     Attributes:
-        name: ``sd``, later ``sdxl``, ``sd3``.
+        name: ``sd``, ``sdxl`` or ``sd3``.
         source: where it was loaded from.
-        denoiser: the ``nn.Module`` adapters are put into (with diffusers' ``add_adapter``).
+        pipeline: the diffusers pipeline its parts come from.
+        denoiser: the ``nn.Module`` that is trained or carries the adapter.
+        vae: decodes latents; its weights are never trained.
         scheduler_config: the model's own, of any diffusers class.
-        lora_targets: module names that carry adapters by default.
+        lora_targets, text_lora_targets: module names that carry adapters by default.
         pipeline_class: the diffusers pipeline that loads the same folder.
     """
 
     name: str
     source: str
+    pipeline: Any
     denoiser: Any
+    vae: Any
     scheduler_config: Mapping[str, Any]
     lora_targets: tuple[str, ...]
+    text_lora_targets: tuple[str, ...]
     pipeline_class: str
 
     @property
     def device(self) -> torch.device: ...
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move every part; adapters stay in fp32."""
+    @property
+    def vae_factor(self) -> int:
+        """Pixels per latent, along one side."""
+        ...
+
+    @property
+    def text_encoders(self) -> dict[str, Any]:
+        """Those that may carry adapters, by diffusers' component name; empty once freed."""
+        ...
+
+    def adapted(self, adapter: str) -> dict[str, nn.Module]:
+        """The parts that carry this adapter, by diffusers' component name."""
+        ...
+
+    def to(self, device: torch.device, dtype: torch.dtype, *, train_all: bool = False) -> None:
+        """Move every part and compute in ``dtype``; adapters stay in fp32, and so does the denoiser with
+        ``train_all`` (it then computes under autocast)."""
+        ...
+
+    def text_to(self, device: torch.device) -> None:
+        """Move the text encoders only: prompts can be encoded before anything else takes memory."""
+        ...
+
+    def free_text_encoders(self) -> None:
+        """Drop them; prompts can no longer be encoded."""
+        ...
+
+    def train_text_encoders(self) -> None:
+        """From now on conditions name prompts, and :meth:`network` encodes them (with gradients where enabled)."""
         ...
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
@@ -44,20 +76,28 @@ class Family(Protocol):
         """Everything the network needs beside latent and time, ``[B, …]`` each; no gradient."""
         ...
 
+    def encode_negative(self, prompt: str) -> Condition:
+        """The unconditional side of guidance, ``[1, …]`` each; no gradient."""
+        ...
+
     def network(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Native output (ε, v or velocity) for latents ``[B, C, h, w]`` and a timestep per sample ``[B]``."""
         ...
 
     def base_network(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """Like :meth:`network`, with the adapter switched off; no gradient."""
+        """Like :meth:`network`, with the adapters switched off; no gradient."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]``, RGB in [0, 1], with gradients; the one place where the range is decided."""
         ...
 
-    def load_lora(self, path: str, scale: float) -> None:
-        """Put a LoRA file or run folder in, at ``scale``."""
+    def checkpoint_vae(self) -> None:
+        """Recompute the decoder's blocks (with tiling: each tile) in its backward pass."""
+        ...
+
+    def load_lora(self, path: str, *, adapter: str = "lora", scale: float | None = None) -> None:
+        """Put a LoRA file (diffusers' or kohya's names) or run folder in."""
         ...
 
     def save_lora(self, folder: Path, adapter: str = "default") -> None:

@@ -4,24 +4,52 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdo_cli import embedded
 from sdo_cli.errors import EnvironmentFault
 
 if TYPE_CHECKING:
+    import torch
+
     from sdo_cli.models.base import Family
 
 # pipeline class in model_index.json -> family
-PIPELINES = {"StableDiffusionPipeline": "sd"}
+PIPELINES = {
+    "StableDiffusionPipeline": "sd",
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusion3Pipeline": "sd3",
+}
+# what a folder's weights may be called, by variant
+DENOISERS = ("unet", "transformer")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Which weights to load.
+
+    Attributes:
+        model: ``embedded``, a diffusers folder, a single ``.safetensors`` file, or a hub id.
+        revision: of a hub id.
+        variant: ``fp16`` loads files named so; found out for folders that hold nothing else.
+        vae: folder or hub id of another VAE, for example the repaired fp16 one of SDXL.
+        t5: False leaves the third text encoder of SD 3 out.
+    """
+
+    model: str
+    revision: str | None = None
+    variant: str | None = None
+    vae: str | None = None
+    t5: bool = True
 
 
 def locate(model: str) -> str:
-    """Folder or hub id behind ``model`` (``embedded``, a path, a hub id).
+    """Folder, file or hub id behind ``model``.
 
     Raises:
-        EnvironmentFault: a path that holds no diffusers model.
+        EnvironmentFault: a path that holds no model.
     """
     if embedded.is_embedded(model):
         try:
@@ -36,9 +64,12 @@ def locate(model: str) -> str:
                 f"{model} is a folder without model_index.json", remedy="give the folder of a diffusers pipeline"
             )
         return str(path)
-    if model.startswith((".", "/", "~")) or path.suffix or model.count("/") != 1:
+    if path.is_file():
+        return str(path)
+    if model.startswith((".", "/", "~")) or path.suffix in (".safetensors", ".ckpt") or model.count("/") != 1:
         raise EnvironmentFault(
-            f"no model at {model}", remedy="give `embedded`, the folder of a diffusers pipeline, or a hub id"
+            f"no model at {model}",
+            remedy="give `embedded`, the folder of a diffusers pipeline, a .safetensors checkpoint, or a hub id",
         )
     return model
 
@@ -59,36 +90,115 @@ def _no_loading_bars() -> Iterator[None]:
             module.enable_progress_bar()
 
 
-def load_family(model: str, *, revision: str | None = None) -> "Family":
-    """Load every part of ``model`` in fp32 on the CPU.
+def load_family(source: ModelSource | str, *, dtype: "torch.dtype | None" = None) -> "Family":
+    """Load every part on the CPU.
+
+    Args:
+        dtype: of the weights in memory, float32 by default.
 
     Raises:
         EnvironmentFault: not found, not reachable, or a pipeline no family serves.
     """
-    from diffusers import DiffusionPipeline, StableDiffusionPipeline
+    import torch
 
+    wanted = ModelSource(source) if isinstance(source, str) else source
+    with _sentences(wanted.model), _no_loading_bars():
+        pipeline = _load_pipeline(wanted, dtype or torch.float32)
+    return family_of(pipeline, wanted.model)
+
+
+def family_of(pipeline: Any, source: str) -> "Family":
+    """The family that serves a loaded diffusers pipeline.
+
+    Raises:
+        EnvironmentFault: none does.
+    """
     from sdo_cli.models.sd import StableDiffusion
+    from sdo_cli.models.sd3 import StableDiffusion3
+    from sdo_cli.models.sdxl import StableDiffusionXL
 
-    source = locate(model)
+    classes = {"sd": StableDiffusion, "sdxl": StableDiffusionXL, "sd3": StableDiffusion3}
+    kind = type(pipeline).__name__
+    return classes[_family_name(kind, source)](pipeline, source)
+
+
+def _family_name(kind: Any, source: str) -> str:
+    if kind not in PIPELINES:
+        raise EnvironmentFault(
+            f"{source} is a {kind}, which no model family serves yet",
+            remedy=f"use a model of one of: {', '.join(PIPELINES)}",
+        )
+    return PIPELINES[kind]
+
+
+@contextmanager
+def _sentences(model: str) -> Iterator[None]:
+    """What the libraries say when weights are missing, as one sentence."""
     try:
-        if Path(source).is_dir():
-            index = json.loads((Path(source) / "model_index.json").read_text())
-        else:
-            index = DiffusionPipeline.load_config(source, revision=revision)
-        kind = index.get("_class_name") if isinstance(index, dict) else None
-        if kind not in PIPELINES:
-            raise EnvironmentFault(
-                f"{model} is a {kind}, which no model family serves yet",
-                remedy=f"use a model of one of: {', '.join(PIPELINES)}",
-            )
-        with _no_loading_bars():
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                source, revision=revision, safety_checker=None, requires_safety_checker=False
-            )
+        yield
     except (OSError, ValueError) as fault:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
         raise EnvironmentFault(
             f"cannot load {model}{offline}: {str(fault).strip().splitlines()[0]}",
-            remedy="download it on a machine with network, or try the same job with `model=embedded`",
+            remedy="get the files with `sdo fetch RECIPE` on a machine with network, or try `model=embedded`",
         ) from fault
-    return StableDiffusion(pipeline, source=model)
+
+
+def _load_pipeline(wanted: ModelSource, dtype: "torch.dtype") -> Any:
+    import diffusers
+
+    from sdo_cli.models.single_file import is_single_file, load_single_file
+
+    place = locate(wanted.model)
+    vae = {} if wanted.vae is None else {"vae": _load_vae(wanted.vae, dtype)}
+    if is_single_file(place):
+        pipeline = load_single_file(Path(place), dtype=dtype)
+        for name, part in vae.items():
+            setattr(pipeline, name, part)
+        return pipeline
+    index = _index(place, wanted.revision)
+    kind = index.get("_class_name") if isinstance(index, dict) else None
+    family = _family_name(kind, wanted.model)
+    options: dict[str, Any] = dict(vae)
+    if "safety_checker" in index:
+        options |= {"safety_checker": None, "requires_safety_checker": False}
+    no_third = not wanted.t5 or not (index.get("text_encoder_3") or [None])[0]
+    if family == "sd3" and no_third:
+        options |= {"text_encoder_3": None, "tokenizer_3": None}
+    return getattr(diffusers, str(kind)).from_pretrained(
+        place,
+        revision=wanted.revision,
+        variant=wanted.variant or _only_variant(place),
+        torch_dtype=dtype,
+        use_safetensors=True,
+        **options,
+    )
+
+
+def _index(place: str, revision: str | None) -> Any:
+    """The content of ``model_index.json``."""
+    from diffusers import DiffusionPipeline
+
+    if Path(place).is_dir():
+        return json.loads((Path(place) / "model_index.json").read_text())
+    return DiffusionPipeline.load_config(place, revision=revision)
+
+
+def _only_variant(place: str) -> str | None:
+    """``fp16`` for a folder that holds only files of that name, as people copy them to save space."""
+    for name in DENOISERS:
+        found = [path.name for path in (Path(place) / name).glob("*.safetensors")]
+        if found and all(".fp16." in file for file in found):
+            return "fp16"
+    return None
+
+
+def _load_vae(vae: str, dtype: "torch.dtype") -> Any:
+    from diffusers import AutoencoderKL
+
+    path = Path(vae).expanduser()
+    if path.is_file():
+        raise EnvironmentFault(
+            f"vae {vae} is a file", remedy="give the folder of a diffusers AutoencoderKL, or a hub id"
+        )
+    return AutoencoderKL.from_pretrained(str(path) if path.is_dir() else vae, torch_dtype=dtype)

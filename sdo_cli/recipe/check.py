@@ -12,7 +12,7 @@ from sdo_cli.recipe.document import Key
 from sdo_cli.recipe.prompts import read_prompts
 from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
 from sdo_cli.recipe.typed import suggestion
-from sdo_cli.sampling.solvers import MOST_STEPS, SOLVERS, STOCHASTIC, calls_of
+from sdo_cli.sampling.solvers import AUTO, MOST_STEPS, SOLVERS, STOCHASTIC, calls_of
 
 Problem = Callable[[Key, str], Any]
 
@@ -41,7 +41,7 @@ NOT_NEGATIVE = (
     "gradient.shortcut_micro_batch",
 )
 POSITIVE = ("learning_rate", "adam_epsilon", "max_grad_norm")
-FRACTIONS = ("adam_beta1", "adam_beta2")
+FRACTIONS = ("adam_beta1", "adam_beta2", "ema_decay")
 
 
 def _value(recipe: Recipe, dotted: str) -> Any:
@@ -56,9 +56,10 @@ def check_recipe(recipe: Recipe, beside: Path | None, problem: Problem) -> None:
     check_ranges(recipe, problem)
     check_rewards(recipe, problem)
     check_gradient(recipe, problem)
-    if recipe.solver not in SOLVERS:
-        problem(("solver",), f"unknown solver {recipe.solver!r}; {suggestion(recipe.solver, list(SOLVERS))}")
-    elif recipe.eta > 0 and recipe.solver not in STOCHASTIC:
+    check_training(recipe, problem)
+    if recipe.solver not in (AUTO, *SOLVERS):
+        problem(("solver",), f"unknown solver {recipe.solver!r}; {suggestion(recipe.solver, [AUTO, *SOLVERS])}")
+    elif recipe.eta > 0 and recipe.solver not in (AUTO, *STOCHASTIC):
         problem(("eta",), f"is the noise of {', '.join(STOCHASTIC)}; solver {recipe.solver} takes none, write 0")
     if recipe.eta > 1:
         problem(("eta",), f"must be between 0 and 1, not {recipe.eta}")
@@ -167,6 +168,17 @@ def check_gradient(recipe: Recipe, problem: Problem) -> None:
         and (text := option_problem(spec.rule, spec.options, calls_of(recipe.solver, recipe.num_inference_steps)))
     ):
         problem(("gradient", "options"), text)
+
+
+def check_training(recipe: Recipe, problem: Problem) -> None:
+    """What is trained, and what goes with it."""
+    if recipe.train == "lora":
+        return
+    if recipe.kl_weight:
+        problem(("kl_weight",), "needs the base model beside the trained one; with train: full there is none, write 0")
+    for name in ("text_encoder", "start_from", "target_modules"):
+        if getattr(recipe.lora, name):
+            problem(("lora", name), "belongs to train: lora; with train: full there is no adapter, take it out")
 
 
 def wrong_option(name: str, value: Any, rule: str) -> str | None:

@@ -51,11 +51,17 @@ class GradientSpec:
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """Adapter; ``alpha`` 0 means alpha = rank; no ``target_modules`` means the family's attention projections."""
+    """Adapter; ``alpha`` 0 means alpha = rank; no ``target_modules`` means the family's attention projections.
+
+    ``text_encoder`` trains one in the CLIP text encoders too. ``start_from`` is a LoRA (run folder or file, diffusers'
+    or kohya's names) to go on with; rank and alpha are then the file's.
+    """
 
     rank: int = 8
     alpha: float = 0.0
     target_modules: list[str] | None = None
+    text_encoder: bool = False
+    start_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,12 @@ class ValidationSpec:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One fine-tuning job."""
+    """One fine-tuning job.
+
+    ``vae`` replaces the model's own; ``t5: false`` leaves the third text encoder of SD 3 out. ``train: full`` trains
+    every weight of the denoiser instead of an adapter. ``mixed_precision`` is what frozen parts compute in (adapters
+    and fully trained weights stay in fp32), ``reward_precision`` the same for the rewards.
+    """
 
     model: str
     rewards: list[RewardSpec]
@@ -84,6 +95,9 @@ class Recipe:
     kl_weight: float = 0.0
     description: str = ""
     revision: str | None = None
+    variant: str | None = None
+    vae: str | None = None
+    t5: bool = True
     seed: int = 0
     output_dir: str = "runs"
 
@@ -98,10 +112,18 @@ class Recipe:
     adam_weight_decay: float = 1e-4
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
-    mixed_precision: Literal["no", "bf16"] = "no"
-    gradient_checkpointing: bool = False
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    ema_decay: float = 0.0
+    train: Literal["lora", "full"] = "lora"
 
-    solver: str = "ddim"
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    reward_precision: Literal["no", "fp16", "bf16"] = "no"
+    gradient_checkpointing: bool = False
+    vae_checkpointing: bool = False
+    vae_tiling: bool = False
+    reward_checkpointing: bool = False
+
+    solver: str = "auto"
     eta: float = 0.0
     num_inference_steps: int = 50
     guidance_scale: float = 5.0

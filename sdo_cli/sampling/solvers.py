@@ -37,6 +37,9 @@ SOLVERS: dict[str, Solver] = {
     "flow-euler": Solver("FlowMatchEulerDiscreteScheduler", flow=True),
 }
 
+# stands for the model's own kind: DDIM for ε- and v-networks, Euler for flow matching
+AUTO = "auto"
+
 # only DDIM has a noise level of its own to choose
 STOCHASTIC = ("ddim",)
 
@@ -50,6 +53,16 @@ BREAKS_IDENTITY = ("thresholding", "clip_sample")
 def calls_of(solver: str, num_inference_steps: int) -> int:
     """Network calls of a trajectory: PNDM takes two for its first step."""
     return num_inference_steps + (solver == "pndm" and num_inference_steps > 1)
+
+
+def is_flow(config: Mapping[str, Any]) -> bool:
+    """Whether a scheduler config belongs to a flow-matching network."""
+    return "FlowMatch" in str(config.get("_class_name", "")) or config.get("prediction_type") == "flow_prediction"
+
+
+def native_solver(config: Mapping[str, Any]) -> str:
+    """What ``auto`` stands for with this model."""
+    return "flow-euler" if is_flow(config) else "ddim"
 
 
 def make_scheduler(name: str, config: Mapping[str, Any], num_inference_steps: int) -> "SchedulerMixin":
@@ -76,11 +89,16 @@ def make_scheduler(name: str, config: Mapping[str, Any], num_inference_steps: in
             f"the model's scheduler config sets {' and '.join(set_on)}, which makes steps depend on the values",
             remedy="set it to false in scheduler/scheduler_config.json",
         )
-    is_flow = "FlowMatch" in str(config.get("_class_name", "")) or config.get("prediction_type") == "flow_prediction"
-    if is_flow != solver.flow:
-        kind = "a flow-matching" if is_flow else "an ε- or v-"
-        fitting = ", ".join(key for key, value in SOLVERS.items() if value.flow == is_flow)
+    flow = is_flow(config)
+    if flow != solver.flow:
+        kind = "a flow-matching" if flow else "an ε- or v-"
+        fitting = ", ".join(key for key, value in SOLVERS.items() if value.flow == flow)
         raise SolverFault(f"solver {name!r} does not fit {kind} network", remedy=f"choose one of: {fitting}")
+    if flow and config.get("use_dynamic_shifting"):
+        raise SolverFault(
+            "the model's scheduler config sets use_dynamic_shifting, whose steps depend on the image size",
+            remedy="set it to false, and shift to the value you want, in scheduler/scheduler_config.json",
+        )
     cls = getattr(diffusers, solver.scheduler)
     settings = dict(solver.settings)
     if "clip_sample" in inspect.signature(cls).parameters:

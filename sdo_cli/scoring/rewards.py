@@ -10,11 +10,13 @@ import rewards
 from rewards.base import Reward
 
 
-def build_reward(name: str, options: Mapping[str, Any], device: torch.device) -> Reward:
+def build_reward(
+    name: str, options: Mapping[str, Any], device: torch.device, dtype: torch.dtype = torch.float32
+) -> Reward:
     """The reward called ``name``, on ``device``; raises KeyError for an unknown one."""
     reward = rewards.build(name, options)
     if hasattr(reward, "to"):
-        reward.to(device)
+        reward.to(device, dtype)
     return reward
 
 

@@ -1,0 +1,254 @@
+"""What the families share: parts of a diffusers pipeline, precision, prompts, decoding, LoRA in and out."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sdo_cli.errors import EnvironmentFault, RecipeFault
+from sdo_cli.sampling.guidance import Condition
+
+
+class DiffusersFamily:
+    """Base of every family (see :class:`sdo_cli.models.base.Family`).
+
+    A family says how prompts become a condition (:meth:`_embed`) and how its network is called (:meth:`_call`).
+
+    Args:
+        pipeline: a loaded diffusers pipeline; its parts are used, its prompt encoding and its LoRA loader.
+        source: where it came from, for messages and cards.
+    """
+
+    name: str
+    pipeline_class: str
+    denoiser_name: ClassVar[str] = "unet"
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    text_lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj")
+    # all text encoders, and those among them that may carry adapters
+    encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    adaptable_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    size_multiple: ClassVar[int] = 8
+
+    def __init__(self, pipeline: Any, source: str) -> None:
+        self.source, self.pipeline = source, pipeline
+        self.denoiser: Any = getattr(pipeline, self.denoiser_name)
+        self.vae: Any = pipeline.vae
+        self.scheduler_config: Mapping[str, Any] = dict(pipeline.scheduler.config)
+        for part in (self.denoiser, self.vae, *self._encoders().values()):
+            part.eval().requires_grad_(False)
+        self._dtype, self._autocast = self.denoiser.dtype, False
+        # (prompt, negative?) by index, when the text encoders are trained
+        self._texts: dict[tuple[str, bool], int] | None = None
+
+    def _encoders(self) -> dict[str, Any]:
+        found = {name: getattr(self.pipeline, name, None) for name in self.encoder_names}
+        return {name: module for name, module in found.items() if module is not None}
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.denoiser.parameters()).device
+
+    @property
+    def text_encoders(self) -> dict[str, Any]:
+        return {name: module for name, module in self._encoders().items() if name in self.adaptable_encoders}
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.pipeline.tokenizer
+
+    def adapted(self, adapter: str) -> dict[str, nn.Module]:
+        parts = {self.denoiser_name: self.denoiser, **self.text_encoders}
+        return {name: part for name, part in parts.items() if adapter in getattr(part, "peft_config", {})}
+
+    # precision and memory
+
+    def to(self, device: torch.device, dtype: torch.dtype, *, train_all: bool = False) -> None:
+        self._dtype, self._autocast = dtype, train_all and dtype != torch.float32
+        for part in self._encoders().values():
+            _cast(part, device, dtype)
+        self.vae.to(device=device, dtype=self._vae_dtype(dtype))
+        _cast(self.denoiser, device, torch.float32 if train_all else dtype)
+
+    def _vae_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return dtype
+
+    def text_to(self, device: torch.device) -> None:
+        for part in self._encoders().values():
+            part.to(device)
+
+    def free_text_encoders(self) -> None:
+        for name in self._encoders():
+            setattr(self.pipeline, name, None)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def checkpoint_vae(self) -> None:
+        if self.vae.use_tiling:
+            # block inputs of all tiles would add up to what tiling saves: recompute each tile as a whole
+            decoder = self.vae.decoder
+            decoder.forward = partial(checkpoint, decoder.forward, use_reentrant=False)
+        self.vae.enable_gradient_checkpointing()
+
+    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+        own = self.denoiser.config.sample_size
+        h, w = (own, own) if isinstance(own, int) else own
+        wrong = [
+            f"{side}: must be a multiple of {self.size_multiple} for {self.name} models, not {pixels}"
+            for side, pixels in (("height", height), ("width", width))
+            if pixels and pixels % self.size_multiple
+        ]
+        if wrong:
+            raise RecipeFault(wrong, what="image size")
+        factor = self.vae_factor
+        return self.denoiser.config.in_channels, height // factor if height else h, width // factor if width else w
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels per latent, along one side."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    # prompts
+
+    def train_text_encoders(self) -> None:
+        self._texts = {}
+
+    def encode(self, prompts: list[str]) -> Condition:
+        if self._texts is not None:
+            return self._named([(prompt, False) for prompt in prompts])
+        self._refuse_freed()
+        with torch.no_grad():
+            return self._embed(prompts)
+
+    def encode_negative(self, prompt: str) -> Condition:
+        if self._texts is not None:
+            return self._named([(prompt, True)])
+        self._refuse_freed()
+        with torch.no_grad():
+            return self._embed_negative(prompt)
+
+    def _refuse_freed(self) -> None:
+        if not self._encoders():
+            raise RuntimeError("the text encoders are freed: encode every prompt before")
+
+    def _named(self, keys: list[tuple[str, bool]]) -> Condition:
+        assert self._texts is not None
+        # the index stays on the CPU: looking it up must not wait for the GPU
+        return {"text": torch.tensor([self._texts.setdefault(key, len(self._texts)) for key in keys])}
+
+    def _embed(self, prompts: list[str]) -> Condition:
+        """Embeddings ``[B, …]`` of prompts, gradients flowing where they are enabled."""
+        raise NotImplementedError
+
+    def _embed_negative(self, prompt: str) -> Condition:
+        return self._embed([prompt])
+
+    def _embedded(self, condition: Condition) -> Condition:
+        """Encode now what :meth:`train_text_encoders` left as names."""
+        if "text" not in condition:
+            return condition
+        assert self._texts is not None
+        keys, wanted = list(self._texts), condition["text"].tolist()
+        rows: dict[int, Condition] = {}
+        plain = [index for index in dict.fromkeys(wanted) if not keys[index][1]]
+        if plain:
+            found = self._embed([keys[index][0] for index in plain])
+            rows = {index: {k: v[j] for k, v in found.items()} for j, index in enumerate(plain)}
+        for index in dict.fromkeys(wanted):
+            if keys[index][1]:
+                rows[index] = {k: v[0] for k, v in self._embed_negative(keys[index][0]).items()}
+        return {key: torch.stack([rows[index][key] for index in wanted]) for key in rows[wanted[0]]}
+
+    # network and decoder
+
+    def network(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        with self._computing():
+            e = self._call(x.to(self._dtype), t, self._embedded(condition))
+        return e.to(x.dtype)
+
+    def _computing(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, self._dtype) if self._autocast else nullcontext()
+
+    def _call(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return self.denoiser(x, t, return_dict=False, **condition)[0]
+
+    @torch.no_grad()
+    def base_network(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        parts = [part for part in (self.denoiser, *self.text_encoders.values()) if getattr(part, "peft_config", {})]
+        for part in parts:
+            part.disable_adapters()
+        try:
+            return self.network(x, t, condition)
+        finally:
+            for part in parts:
+                part.enable_adapters()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        z = self._to_vae_scale(latents).to(self.vae.dtype)
+        # clamp stops the gradient of saturated pixels, as the saved image would
+        return (self.vae.decode(z, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+
+    def _to_vae_scale(self, latents: Tensor) -> Tensor:
+        return latents / self.vae.config.scaling_factor
+
+    # LoRA in and out
+
+    def _layers(self, part: nn.Module, adapter: str) -> dict[str, Tensor]:
+        """As this family's ``save_lora_weights`` wants them."""
+        from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
+        from peft import get_peft_model_state_dict
+
+        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(part, adapter_name=adapter))
+        if part is self.denoiser:
+            return layers
+        # the name in every published file; newer transformers drop this level of the text encoder
+        return {k if k.startswith("text_model.") else f"text_model.{k}": v for k, v in layers.items()}
+
+    def save_lora(self, folder: Path, adapter: str = "default") -> None:
+        import diffusers
+
+        arguments: dict[str, Any] = {}
+        for name, part in self.adapted(adapter).items():
+            layers = self._layers(part, adapter)
+            arguments[f"{name}_lora_layers"] = {k: v.detach().cpu().contiguous() for k, v in layers.items()}
+            arguments[f"{name}_lora_adapter_metadata"] = part.peft_config[adapter].to_dict()  # type: ignore[union-attr,index]
+        getattr(diffusers, self.pipeline_class).save_lora_weights(folder, safe_serialization=True, **arguments)
+
+    def load_lora(self, path: str, *, adapter: str = "lora", scale: float | None = None) -> None:
+        """Load a LoRA through diffusers and set its weight.
+
+        Raises:
+            EnvironmentFault: nothing there, or made for another model.
+        """
+        local = Path(path).expanduser()
+        if local.is_dir() and not any(local.glob("*.safetensors")):
+            raise EnvironmentFault(f"{path} holds no LoRA", remedy="the run may not be finished: look at manifest.json")
+        if not local.exists() and (path.count("/") != 1 or local.suffix or path.startswith((".", "/", "~"))):
+            raise EnvironmentFault(
+                f"no LoRA at {path}", remedy="give a run folder or a .safetensors file made for this model"
+            )
+        try:
+            where = str(local) if local.exists() else path
+            self.pipeline.load_lora_weights(where, adapter_name=adapter, use_safetensors=True)
+            if scale is not None:
+                self.pipeline.set_adapters([adapter], [scale])
+        # a hub id can fail in any way a network can
+        except Exception as fault:
+            raise EnvironmentFault(
+                f"cannot load the LoRA {path} into {self.source}: {str(fault).strip().splitlines()[0]}",
+                remedy="give a run folder or LoRA file made for this model (a name like a/b is looked up on the hub)",
+            ) from fault
+        for part in (self.denoiser, *self._encoders().values()):
+            part.eval().requires_grad_(False)
+
+
+def _cast(part: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """Move and cast a part, but keep its adapters as they are, in fp32: a scaler refuses half-precision gradients."""
+    part.to(device=device)
+    for name, tensor in (*part.named_parameters(), *part.named_buffers()):
+        if tensor.is_floating_point() and "lora_" not in name:
+            tensor.data = tensor.data.to(dtype)
