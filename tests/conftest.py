@@ -1,7 +1,24 @@
 import os
 
+import pytest
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: threads only wait for each other
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """small(kind) -> folder, made once."""
+    from small_models import make_small
+
+    root, made = tmp_path_factory.mktemp("small"), {}
+
+    def folder(kind):
+        if kind not in made:
+            made[kind] = make_small(kind, root)
+        return made[kind]
+
+    return folder

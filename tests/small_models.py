@@ -1,11 +1,14 @@
 """Small random pipelines of every family in the real folder layout: real classes, configs, tokenizers, file names."""
 
+import json
+import shutil
 from pathlib import Path
 
 import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DiffusionPipeline,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     PNDMScheduler,
@@ -181,8 +184,6 @@ MAKERS = {
 
 def make_small(kind: str, folder: Path, seed: int = 0) -> Path:
     """Save a small random pipeline of this kind under ``folder/<kind>``; images are 64 pixels wide."""
-    import shutil
-
     target = folder / kind
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -194,3 +195,13 @@ def make_small(kind: str, folder: Path, seed: int = 0) -> Path:
     for leftover in ("work", "work2"):
         shutil.rmtree(folder / leftover, ignore_errors=True)
     return target
+
+
+def plain(folder, **options):
+    """The pipeline as a user of diffusers loads it."""
+    index = json.loads((folder / "model_index.json").read_text())
+    if index["_class_name"] == "StableDiffusion3Pipeline" and not index["text_encoder_3"][0]:
+        options |= {"text_encoder_3": None, "tokenizer_3": None}
+    pipe = DiffusionPipeline.from_pretrained(folder, **options)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

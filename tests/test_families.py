@@ -1,6 +1,5 @@
 """Every family on small random pipelines: the images are plain diffusers', the interface is kept."""
 
-import json
 import os
 import subprocess
 import sys
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_models import FAMILY_OF, KINDS, make_small
+from small_models import FAMILY_OF, KINDS, plain
 
 from sdo_cli.drawing.draw import DrawSettings, draw_images
 from sdo_cli.drawing.prompts import PromptEmbeddings
@@ -22,33 +21,10 @@ PROMPTS = ["a cat on the dog", "the dog"]
 OWN_SOLVER = {"sd15": "pndm", "sdxl": "euler"} | dict.fromkeys(("sd2", "sd2-base"), "ddim")
 
 
-@pytest.fixture(scope="session")
-def small(tmp_path_factory):
-    """small(kind) -> folder, made once."""
-    root, made = tmp_path_factory.mktemp("small"), {}
-
-    def folder(kind):
-        if kind not in made:
-            made[kind] = make_small(kind, root)
-        return made[kind]
-
-    return folder
-
-
 def sdo(*arguments, cwd):
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "sdo_cli", *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
-
-
-def plain(folder, **options):
-    """The pipeline as a user of diffusers loads it."""
-    index = json.loads((folder / "model_index.json").read_text())
-    if index["_class_name"] == "StableDiffusion3Pipeline" and not index["text_encoder_3"][0]:
-        options |= {"text_encoder_3": None, "tokenizer_3": None}
-    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, **options)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def drawn(pipe, seed=5, **options):

@@ -27,8 +27,8 @@ from sdo_cli.seeding import keyed_generator
 class StepResult:
     """One optimizer step. ``rewards`` are means over the global batch; ``calls`` count network calls per sample.
 
-    ``penalty`` is the mean of (ε_θ - ε_base)² over the live calls when the recipe has a ``kl_weight``; ``skipped`` is True
-    when an fp16 gradient overflowed and nothing was changed.
+    ``penalty`` is the mean of (ε_θ - ε_base)² over the live calls when the recipe has a ``kl_weight``; ``skipped`` says
+    that an fp16 gradient overflowed and nothing was changed.
     """
 
     step: int
