@@ -1,8 +1,11 @@
-"""Reward models. ``build("clip")`` makes one; the table below names them all."""
+"""Reward models. ``build("clip")`` makes one; the tables below name them all and import no torch."""
 
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any
+
+from sdo_cli.hub import WeightFile
 
 # Read by sdo at start-up to tell this package from another one called `rewards`.
 BELONGS_TO = "sdo-cli"
@@ -10,18 +13,73 @@ BELONGS_TO = "sdo-cli"
 TABLE = {
     "clip-score": "rewards.clip_score",
     "aesthetic-v2": "rewards.aesthetic",
+    "hps-v2": "rewards.hps",
+    "hps-v2.1": "rewards.hps",
+    "pickscore-v1": "rewards.pickscore",
+    "imagereward-v1": "rewards.imagereward",
     "colorfulness": "rewards.colorfulness",
+    "jpeg-compressibility": "rewards.jpeg",
+    "mixture": "rewards.mixture",
     "judge": "rewards.judge",
 }
-SHORT = {"clip": "clip-score", "aesthetic": "aesthetic-v2"}
+SHORT = {
+    "clip": "clip-score",
+    "aesthetic": "aesthetic-v2",
+    "hps": "hps-v2.1",
+    "pickscore": "pickscore-v1",
+    "imagereward": "imagereward-v1",
+}
 # Known without importing torch, so that a recipe can be checked in milliseconds.
-MEASURE_ONLY = frozenset({"judge"})
+MEASURE_ONLY = frozenset({"judge", "jpeg-compressibility"})
 OPTIONS: Mapping[str, frozenset[str]] = {
     "clip-score": frozenset({"model", "pretrained"}),
     "aesthetic-v2": frozenset({"model", "head", "pretrained"}),
+    "hps-v2": frozenset({"model", "checkpoint"}),
+    "hps-v2.1": frozenset({"model", "checkpoint"}),
+    "pickscore-v1": frozenset({"model"}),
+    "imagereward-v1": frozenset({"checkpoint", "config", "tokenizer"}),
     "colorfulness": frozenset(),
+    "jpeg-compressibility": frozenset({"quality"}),
+    "mixture": frozenset({"parts"}),
     "judge": frozenset(),
 }
+# options that are no text
+TYPES: Mapping[tuple[str, str], type] = {("mixture", "parts"): list, ("jpeg-compressibility", "quality"): int}
+
+# sizes are about what was published, not looked up here
+OPENAI_CLIP = WeightFile("timm/vit_large_patch14_clip_224.openai", "open_clip_model.safetensors", 1_710_000_000, "MIT")
+AESTHETIC_HEAD = WeightFile("trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth", 3_700_000, "Apache-2.0")
+HPS = {
+    "hps-v2": WeightFile("xswu/HPSv2", "HPS_v2_compressed.pt", 1_970_000_000, "Apache-2.0"),
+    "hps-v2.1": WeightFile("xswu/HPSv2", "HPS_v2.1_compressed.pt", 1_970_000_000, "Apache-2.0"),
+}
+PICKSCORE = (
+    WeightFile("yuvalkirstain/PickScore_v1", "config.json", 5_000, "MIT"),
+    WeightFile("yuvalkirstain/PickScore_v1", "model.safetensors", 3_940_000_000, "MIT"),
+)
+BERT = "google-bert/bert-base-uncased"
+IMAGEREWARD = (
+    WeightFile("THUDM/ImageReward", "ImageReward.pt", 1_790_000_000, "Apache-2.0"),
+    WeightFile("THUDM/ImageReward", "med_config.json", 500, "Apache-2.0"),
+    WeightFile(BERT, "vocab.txt", 230_000, "Apache-2.0"),
+)
+# what a reward needs beside its own options, by the option that replaces it
+_NEEDS: Mapping[str, Mapping[str, tuple[WeightFile, ...]]] = {
+    "clip-score": {"model": (OPENAI_CLIP,)},
+    "aesthetic-v2": {"model": (OPENAI_CLIP,), "head": (AESTHETIC_HEAD,)},
+    "hps-v2": {"checkpoint": (HPS["hps-v2"],)},
+    "hps-v2.1": {"checkpoint": (HPS["hps-v2.1"],)},
+    "pickscore-v1": {"model": PICKSCORE},
+    "imagereward-v1": {
+        "checkpoint": IMAGEREWARD[:1],
+        "config": IMAGEREWARD[1:2],
+        "tokenizer": IMAGEREWARD[2:],
+    },
+}
+WEIGHTS: Mapping[str, tuple[WeightFile, ...]] = {
+    name: tuple(file for files in needs.values() for file in files) for name, needs in _NEEDS.items()
+}
+_EMBEDDED = {"clip-score": {"model": "embedded"}, "aesthetic-v2": {"model": "embedded", "head": "embedded"}}
 
 
 def full_name(name: str) -> str:
@@ -33,6 +91,45 @@ def known_names() -> list[str]:
     return sorted(TABLE) + sorted(SHORT)
 
 
+def embedded_options(name: str) -> dict[str, Any]:
+    """What makes a reward use the embedded models; empty for those that have none."""
+    return dict(_EMBEDDED.get(full_name(name), {}))
+
+
+def needed_files(name: str, options: Mapping[str, Any]) -> tuple[WeightFile, ...]:
+    """Files of the hub a reward needs with these options.
+
+    An option that gives a hub id instead of a path is looked up by the library that reads it, not listed here.
+    """
+    full = full_name(name)
+    if full == "mixture":
+        parts = options.get("parts") or []
+        return tuple(file for part in parts for file in needed_files(part["name"], part.get("options") or {}))
+    needs = _NEEDS.get(full, {})
+    return tuple(file for option, files in needs.items() if options.get(option) is None for file in files)
+
+
+def missing_paths(name: str, options: Mapping[str, Any]) -> list[str]:
+    """Options that name a local file or folder which is not there."""
+    looks_local = [
+        str(value)
+        for option, value in options.items()
+        if isinstance(value, str) and (value.startswith(("/", "./", "../", "~")) or Path(value).suffix in SUFFIXES)
+    ]
+    return [value for value in looks_local if not Path(value).expanduser().exists()]
+
+
+SUFFIXES = (".pt", ".pth", ".safetensors", ".bin", ".json", ".txt")
+
+
 def build(name: str, options: Mapping[str, Any] | None = None) -> Any:
-    """Make the reward called ``name``; raises KeyError for an unknown one."""
-    return import_module(TABLE[full_name(name)]).build(**(options or {}))
+    """Make the reward called ``name``, with its published weights unless options say otherwise.
+
+    Raises:
+        KeyError: unknown name.
+        EnvironmentFault: weights that are not there.
+    """
+    full = full_name(name)
+    module = import_module(TABLE[full])
+    versioned = {"version": full} if full in HPS else {}
+    return module.build(**versioned, **(options or {}))

@@ -5,14 +5,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from rewards import AESTHETIC_HEAD
 from rewards.base import RewardInfo
 from rewards.clip_encoder import ClipEncoder
+from rewards.clip_score import openai_clip
 from sdo_cli import embedded
 from sdo_cli.errors import EnvironmentFault
+from sdo_cli.hub import find_file
 
 INFO = RewardInfo(
     name="aesthetic-v2",
-    summary="LAION-form predictor on the CLIP image embedding; the embedded head predicts colourfulness",
+    summary="LAION's aesthetic predictor on a CLIP image embedding; the embedded head predicts colourfulness",
     source="github.com/christophschuhmann/improved-aesthetic-predictor (sac+logos+ava1-l14-linearMSE layout)",
     licence="Apache-2.0",
     range=(0.0, 10.0),
@@ -44,28 +47,46 @@ class Aesthetic:
         self.head.to(device=device, dtype=dtype)
         return self
 
+    def gradient_checkpointing(self) -> None:
+        self.encoder.gradient_checkpointing()
+
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         del prompts
         return self.head(self.encoder.images(images)).squeeze(-1)
 
 
-def build(model: str = "embedded", head: str = "embedded", pretrained: str | None = None) -> Aesthetic:
-    from safetensors.torch import load_file
+def build(model: str | None = None, head: str | None = None, pretrained: str | None = None) -> Aesthetic:
+    """The published head on OpenAI's ViT-L/14, unless told otherwise.
 
-    encoder = ClipEncoder(model, pretrained)
-    path = embedded.folder("embedded:aesthetic") / "head.safetensors" if head == "embedded" else Path(head)
-    if not path.exists():
-        raise EnvironmentFault(f"no aesthetic head at {path}", remedy="check `head`, or use `head: embedded`")
-    state = (
-        load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True, map_location="cpu")
-    )
-    state = {key.removeprefix("layers."): value for key, value in state.items()}
+    Raises:
+        EnvironmentFault: weights that are not there, or a head made for another CLIP.
+    """
+    path = _head_path(head)
+    encoder = openai_clip(model, pretrained)
     net = predictor_head(encoder.width)
     try:
-        net.load_state_dict(state)
+        net.load_state_dict(_read(path))
     except RuntimeError as fault:
         raise EnvironmentFault(
             f"the head {path.name} does not fit a CLIP of width {encoder.width}",
             remedy="use the CLIP the head was trained on",
         ) from fault
     return Aesthetic(encoder, net.float())
+
+
+def _head_path(head: str | None) -> Path:
+    if head is None:
+        return find_file(AESTHETIC_HEAD)
+    path = embedded.folder("embedded:aesthetic") / "head.safetensors" if head == "embedded" else Path(head).expanduser()
+    if not path.exists():
+        raise EnvironmentFault(f"no aesthetic head at {path}", remedy="check `head`, or leave it out")
+    return path
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The head's weights; the published file was saved on a GPU and names its layers ``layers.N``."""
+    from safetensors.torch import load_file
+
+    safe = path.suffix == ".safetensors"
+    state = load_file(path) if safe else torch.load(path, weights_only=True, map_location="cpu")
+    return {key.removeprefix("layers."): value for key, value in state.items()}

@@ -36,6 +36,9 @@ class Reward(Protocol):
     ``score(images, prompts)`` takes images ``[B, 3, H, W]``, RGB in [0, 1], with gradients flowing, and one
     prompt per image; it returns ``[B]``, higher is better. It never guesses the pixel range and never uses
     statistics of the batch.
+
+    A reward with weights also has ``to(device, dtype)``, and ``gradient_checkpointing()`` where its layers can be
+    recomputed in the backward pass; one made of others has ``parts(images, prompts)``, their scores by name.
     """
 
     info: RewardInfo

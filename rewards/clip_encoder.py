@@ -1,6 +1,7 @@
 """Loads an open_clip model and embeds images and prompts: shared by every reward that stands on CLIP."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,26 +21,25 @@ class ClipEncoder:
     """
 
     def __init__(self, model: str = "embedded", pretrained: str | None = None) -> None:
-        import open_clip
-
-        try:
-            name = embedded.folder(model) if embedded.is_embedded(model) else model
-        except KeyError as fault:
-            raise EnvironmentFault(str(fault.args[0]), remedy="write `embedded`") from fault
-        identifier = f"local-dir:{name}" if Path(name).is_dir() else str(name)
+        identifier = _identifier(model)
         if not identifier.startswith("local-dir:") and pretrained is None:
             raise EnvironmentFault(
                 f"no CLIP weights: {model!r} is neither embedded nor a folder",
-                remedy="give a folder with open_clip_config.json, or `pretrained` with an open_clip tag",
+                remedy="give a folder with open_clip_config.json, or `pretrained` with an open_clip tag or file",
             )
-        try:
-            net, _, _ = open_clip.create_model_and_transforms(identifier, pretrained=pretrained, precision="fp32")
-            self.tokenize = open_clip.get_tokenizer(identifier)
-        except (OSError, RuntimeError, ValueError) as fault:
-            raise EnvironmentFault(
-                f"cannot load the CLIP model {model!r}: {str(fault).splitlines()[0]}",
-                remedy="check the folder, or use `model: embedded` to try it now",
-            ) from fault
+        self._take(*_load(identifier, pretrained))
+
+    @classmethod
+    def untrained(cls, model: str) -> "ClipEncoder":
+        """The architecture (name or folder) without weights: the caller loads them."""
+        encoder = cls.__new__(cls)
+        encoder._take(*_load(_identifier(model), None, weights=False))
+        return encoder
+
+    def _take(self, net: Any, tokenize: Any) -> None:
+        import open_clip
+
+        self.tokenize = tokenize
         self.net = net.eval().requires_grad_(False)
         settings = open_clip.get_model_preprocess_cfg(self.net)
         size = settings["size"]
@@ -61,10 +61,14 @@ class ClipEncoder:
         self._texts.clear()
         return self
 
+    def gradient_checkpointing(self) -> None:
+        """Recompute the layers of the image tower in its backward pass."""
+        self.net.visual.set_grad_checkpointing(True)
+
     def images(self, images: Tensor) -> Tensor:
         """Unit-length embeddings ``[B, D]`` of images ``[B, 3, H, W]`` in [0, 1]; gradients flow."""
         dtype = next(self.net.parameters()).dtype
-        return F.normalize(self.net.encode_image(self.preprocess(images.to(dtype))), dim=-1)
+        return F.normalize(self.net.encode_image(self.preprocess(images).to(dtype)), dim=-1)
 
     def prompts(self, prompts: list[str]) -> Tensor:
         """Unit-length embeddings ``[B, D]``, kept per prompt; no gradient."""
@@ -76,3 +80,24 @@ class ClipEncoder:
                 rows = F.normalize(self.net.encode_text(self.tokenize(part).to(parameter.device)), dim=-1)
                 self._texts.update(zip(part, rows, strict=True))
         return torch.stack([self._texts[prompt] for prompt in prompts]).to(parameter.dtype)
+
+
+def _identifier(model: str) -> str:
+    try:
+        name = embedded.folder(model) if embedded.is_embedded(model) else Path(model).expanduser()
+    except KeyError as fault:
+        raise EnvironmentFault(str(fault.args[0]), remedy="write `embedded`") from fault
+    return f"local-dir:{name}" if name.is_dir() else model
+
+
+def _load(identifier: str, pretrained: str | None, *, weights: bool = True) -> tuple[Any, Any]:
+    import open_clip
+
+    try:
+        net = open_clip.create_model(identifier, pretrained=pretrained, precision="fp32", load_weights=weights)
+        return net, open_clip.get_tokenizer(identifier)
+    except (OSError, RuntimeError, ValueError) as fault:
+        raise EnvironmentFault(
+            f"cannot load the CLIP model {identifier.removeprefix('local-dir:')!r}: {str(fault).splitlines()[0]}",
+            remedy="check the name, folder and weight file, or try the embedded model",
+        ) from fault

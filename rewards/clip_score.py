@@ -3,16 +3,20 @@
 import torch
 from torch import Tensor
 
+from rewards import OPENAI_CLIP
 from rewards.base import RewardInfo
 from rewards.clip_encoder import ClipEncoder
+from sdo_cli.hub import find_file
 
 INFO = RewardInfo(
     name="clip-score",
     summary="cosine similarity of image and prompt under an open_clip model",
     source="Radford et al. 2021, arXiv 2103.00020; Hessel et al. 2021, arXiv 2104.08718 (unclipped, unscaled)",
-    licence="of the open_clip model used; embedded: Apache-2.0",
+    licence="of the open_clip model used; OpenAI's: MIT; embedded: Apache-2.0",
     range=(-1.0, 1.0),
 )
+# OpenAI's weights were trained with QuickGELU
+OPENAI = "ViT-L-14-quickgelu"
 
 
 class ClipScore:
@@ -25,11 +29,21 @@ class ClipScore:
         self.encoder.to(device, dtype)
         return self
 
+    def gradient_checkpointing(self) -> None:
+        self.encoder.gradient_checkpointing()
+
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         return (self.encoder.images(images) * self.encoder.prompts(prompts)).sum(-1)
 
 
-def build(model: str = "embedded", pretrained: str | None = None) -> ClipScore:
+def openai_clip(model: str | None, pretrained: str | None) -> ClipEncoder:
+    """The encoder asked for, or OpenAI's ViT-L/14, as published for open_clip."""
+    if model is None:
+        model, pretrained = OPENAI, pretrained or str(find_file(OPENAI_CLIP))
+    return ClipEncoder(model, pretrained)
+
+
+def build(model: str | None = None, pretrained: str | None = None) -> ClipScore:
     if model == "embedded:judge":
         raise ValueError("the judge only measures: build the reward `judge`")
-    return ClipScore(ClipEncoder(model, pretrained))
+    return ClipScore(openai_clip(model, pretrained))

@@ -49,7 +49,11 @@ BAD = {
     "bad YAML": (GOOD + "lora: {rank: 2\n", [], "not valid YAML"),
     "rank None": (GOOD, ["lora.rank=None"], "argument 'lora.rank=None': lora.rank: must be a whole number, not 'None'"),
     "negative rank": (GOOD, ["lora.rank=-4"], "argument 'lora.rank=-4': lora.rank: must be at least 1, not -4"),
-    "solver outside the list": (GOOD + "solver: heun\n", [], "bad.yaml:6: solver: unknown solver 'heun'; known: ddim"),
+    "solver outside the list": (
+        GOOD + "solver: heun\n",
+        [],
+        "bad.yaml:6: solver: unknown solver 'heun'; known: auto, ddim",
+    ),
     "empty prompt file": (
         GOOD.replace("lines: [a tiger]", "file: empty.txt"),
         [],
@@ -76,6 +80,23 @@ BAD = {
         ["rewards.0.options.model=5"],
         "rewards.0.options.model: must be text, not 5",
     ),
+    "mixture without a list": (GOOD, ["rewards.0.name=mixture", "rewards.0.options.parts=clip"], "must be a list with"),
+    "mixture of something unknown": (
+        GOOD,
+        ["rewards.0.name=mixture", "rewards.0.options.parts=[{name: clop}]"],
+        "unknown reward 'clop'; did you mean clip?",
+    ),
+    "mixture that trains on the judge": (
+        GOOD,
+        ["rewards.0.name=mixture", "rewards.0.options.parts=[{name: judge}]"],
+        "judge only measures and cannot be part of a mixture",
+    ),
+    "mixture with no spread": (
+        GOOD,
+        ["rewards.0.name=mixture", "rewards.0.options.parts=[{name: clip, std: 0}]"],
+        "clip: std must be more than 0",
+    ),
+    "JPEG to train on": (GOOD.replace("clip", "jpeg-compressibility"), [], "jpeg-compressibility only measures"),
     "infinite weight": (GOOD, ["rewards.0.weight=inf"], "rewards.0.weight: must be a number other than 0, not inf"),
     "not filled in": (GOOD + "seed: ???\n", [], "bad.yaml:6: seed: is not filled in: '???'"),
     "a bad place in a list": (GOOD, ["rewards.9.weight=2"], "rewards is a list with 1 entries, from 0"),

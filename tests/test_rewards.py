@@ -7,6 +7,7 @@ import pytest
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
+from small_rewards import make_small_reward
 from torchvision.transforms.functional import to_tensor
 
 import rewards
@@ -21,6 +22,8 @@ from sdo_cli.recipe.load import load_recipe, shipped_recipes
 
 PUBLISHED_HEAD = Path(__file__).parent.parent.parent / "shared" / "data" / "sac+logos+ava1-l14-linearMSE.pth"
 NAMES = sorted(rewards.TABLE)
+# those that need no file, with what makes them so
+READY = {name: rewards.embedded_options(name) for name in ("clip-score", "aesthetic-v2", "colorfulness", "judge")}
 
 
 def pictures(count=4, height=64, width=64, seed=0):
@@ -31,8 +34,20 @@ PROMPTS = ["a tiger on a teal background", "a rose on a red background", "a bus 
 
 
 @pytest.fixture(params=NAMES)
-def reward(request):
-    return rewards.build(request.param)
+def reward(request, tmp_path):
+    """Every reward there is: embedded where it can be, else a small random one in the real file format."""
+    return make(request.param, tmp_path)
+
+
+def make(name, folder):
+    if name in READY:
+        return rewards.build(name, READY[name])
+    if name == "jpeg-compressibility":
+        return rewards.build(name)
+    if name == "mixture":
+        parts = [{"name": "clip-score", "weight": 2.0, "mean": 0.8, "std": 0.1, "options": {"model": "embedded"}}]
+        return rewards.build(name, {"parts": [*parts, {"name": "colorfulness", "weight": 0.5}]})
+    return rewards.build(name, make_small_reward(name, folder))
 
 
 def test_scores_are_one_number_per_image_and_deterministic(reward):
@@ -48,17 +63,55 @@ def test_images_are_scored_on_their_own(reward):
     assert torch.allclose(together, alone, atol=1e-5)
 
 
-def test_gradients_agree_with_finite_differences(reward):
-    # no resizing at 64 pixels; the steps are small because the judge has kinks (ReLU)
-    for part in (getattr(reward, "encoder", None), getattr(reward, "head", None)):
-        if part is not None:
-            part.to(torch.device("cpu"), torch.float64) if isinstance(part, ClipEncoder) else part.double()
-    images = pictures(2).double().requires_grad_()
+@pytest.fixture(params=[name for name in NAMES if name != "jpeg-compressibility"])
+def differentiable(request, tmp_path):
+    return make(request.param, tmp_path)
+
+
+def test_gradients_agree_with_finite_differences(differentiable):
+    reward = differentiable
+    if hasattr(reward, "to"):
+        reward.to(torch.device("cpu"), torch.float64)
+    # at the model's own size nothing is resized, so nothing is rounded to bytes; small steps: the judge has kinks
+    side = getattr(getattr(reward, "encoder", reward), "preprocess", Preprocess(64)).size
+    images = pictures(2, side, side).double().requires_grad_()
     reward.score(images, PROMPTS[:2]).sum().backward()
     direction = torch.randn(images.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     with torch.no_grad():
         ends = [reward.score(images + s * 1e-7 * direction, PROMPTS[:2]).sum() for s in (1, -1)]
+    assert images.grad.abs().max() > 0
     assert ((ends[0] - ends[1]) / 2e-7).item() == pytest.approx((images.grad * direction).sum().item(), rel=1e-4)
+
+
+def test_recomputing_layers_changes_nothing(differentiable):
+    if not hasattr(differentiable, "gradient_checkpointing") or differentiable.info.name == "judge":
+        pytest.skip("nothing to recompute, or a ResNet, whose layers open_clip does not recompute")
+    found = []
+    for recomputed in (False, True):
+        if recomputed:
+            differentiable.gradient_checkpointing()
+        images, saved = pictures(2).requires_grad_(), []
+        # what autograd keeps for the backward pass must become less
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t):
+            score = differentiable.score(images, PROMPTS[:2])
+        score.sum().backward()
+        found.append((score.detach(), images.grad, sum(saved)))
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-6)
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-6)
+    assert found[1][2] < 0.8 * found[0][2]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_scores_nearly_the_same(differentiable, dtype):
+    if not hasattr(differentiable, "to"):
+        pytest.skip("no weights")
+    exact = differentiable.score(pictures(), PROMPTS)
+    differentiable.to(torch.device("cpu"), dtype)
+    images = pictures().requires_grad_()
+    half = differentiable.score(images, PROMPTS)
+    half.float().sum().backward()
+    assert torch.isfinite(images.grad).all() and images.grad.abs().max() > 0
+    assert (half.float() - exact).abs().max() < 0.1 * exact.abs().max()
 
 
 def test_a_picture_is_nearer_to_its_own_caption():
@@ -66,16 +119,16 @@ def test_a_picture_is_nearer_to_its_own_caption():
     colours = {"red": (214, 48, 49), "blue": (50, 100, 215), "green": (60, 160, 70)}
     images = torch.stack([torch.tensor(c).view(3, 1, 1).expand(3, 64, 64) / 255 for c in colours.values()])
     for name in ("clip-score", "judge"):
-        reward = rewards.build(name)
+        reward = rewards.build(name, READY[name])
         table = torch.stack(
             [reward.score(images, [f"a bird on a {c} background"] * 3) for c in colours], 1
         )  # [image, caption]
         assert table.argmax(1).tolist() == [0, 1, 2]
 
 
-def test_the_judge_cannot_be_trained_on():
+def test_the_judge_cannot_be_trained_on(tmp_path):
     assert not rewards.build("judge").info.trainable
-    assert {name for name in NAMES if not rewards.build(name).info.trainable} == set(rewards.MEASURE_ONLY)
+    assert {name for name in NAMES if not make(name, tmp_path / name).info.trainable} == set(rewards.MEASURE_ONLY)
     with pytest.raises(ValueError, match="only measures"):
         rewards.build("clip-score", {"model": "embedded:judge"})
     for name in shipped_recipes():
@@ -99,9 +152,8 @@ def test_preprocessing_matches_open_clip_on_pil_images(size):
     ours = encoder.preprocess(to_tensor(image)[None])
     theirs = transform(image)[None]
     assert ours.shape == theirs.shape
-    # PIL rounds to bytes between the steps: 2/255 in normalised units
-    assert (ours - theirs).abs().max() < 2 / 255 / 0.5 + 1e-4
-    assert (ours - theirs).abs().mean() < 0.5 / 255 / 0.5
+    # resized as PIL does it, to the last byte
+    assert (ours - theirs).abs().max() < 1e-5
 
 
 def test_preprocessing_lets_gradients_through():
@@ -126,7 +178,7 @@ def test_the_embedded_aesthetic_follows_colourfulness():
     colourful = torch.zeros(1, 3, 64, 64)
     colourful[:, 0, :, :32], colourful[:, 2, :, 32:] = 1.0, 1.0
     grey = torch.full((1, 3, 64, 64), 0.5)
-    reward = build_aesthetic()
+    reward = build_aesthetic(model="embedded", head="embedded")
     assert reward.score(colourful, ["x"]) > reward.score(grey, ["x"]) + 1
 
 
@@ -147,9 +199,101 @@ def test_a_head_of_another_width_is_one_sentence(tmp_path):
 
     save_file(dict(predictor_head(32).state_dict()), tmp_path / "head.safetensors")
     with pytest.raises(EnvironmentFault, match="does not fit a CLIP of width 64"):
-        build_aesthetic(head=str(tmp_path / "head.safetensors"))
+        build_aesthetic(model="embedded", head=str(tmp_path / "head.safetensors"))
 
 
 def test_a_clip_that_is_not_there_is_one_sentence():
     with pytest.raises(EnvironmentFault, match="no CLIP weights"):
         ClipEncoder("ViT-L-14")
+
+
+@pytest.mark.parametrize("size", [(64, 64), (50, 70), (300, 190), (97, 33)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_resizing_is_pils(size, interpolation):
+    smooth = torch.nn.functional.interpolate(pictures(1, 9, 9), size, mode="bicubic")[0].clamp(0, 1)
+    image = Image.fromarray((smooth.permute(1, 2, 0) * 255).round().byte().numpy())
+    prepare = Preprocess(40, (0.0,) * 3, (1.0,) * 3, interpolation)
+    height, width = prepare.target(*size)
+    theirs = to_tensor(image.resize((width, height), getattr(Image.Resampling, interpolation.upper())))
+    ours = prepare._resized(to_tensor(image)[None], (height, width))[0]
+    assert (ours - theirs).abs().max() < 1e-6
+
+
+def test_the_gradient_of_resizing_is_that_of_the_unrounded_values():
+    """By central differences of the same resize without rounding: two matrices."""
+    from rewards.preprocess import resize_matrix
+
+    images = (0.25 + 0.5 * pictures(1, 40, 56)).double().requires_grad_()
+    v = torch.randn(1, 3, 20, 28, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    (v * Preprocess(20, (0.0,) * 3, (1.0,) * 3)._resized(images, (20, 28))).sum().backward()
+    down, across = resize_matrix(40, 20, "bicubic"), resize_matrix(56, 28, "bicubic")
+    assert torch.allclose(images.grad, down.T @ v @ across, atol=1e-12)
+
+
+def test_longest_side_and_black_borders():
+    """HPS's frame: a wide picture keeps its shape between black bars."""
+    prepare = Preprocess(56, (0.0,) * 3, (1.0,) * 3, fit="longest", from_bytes=False)
+    out = prepare(torch.ones(1, 3, 40, 100))
+    assert out.shape == (1, 3, 56, 56) and out[..., :17, :].abs().max() == 0 and out[..., 20:36, :].min() > 0.99
+
+
+def test_jpeg_counts_the_bytes_of_the_file(tmp_path):
+    image = pictures(1)
+    Image.fromarray((image[0].permute(1, 2, 0) * 255).round().byte().numpy()).save(tmp_path / "a.jpg", quality=95)
+    score = rewards.build("jpeg-compressibility").score(image, ["x"])
+    assert score.item() == pytest.approx(-(tmp_path / "a.jpg").stat().st_size / 1000)
+    flat = rewards.build("jpeg-compressibility").score(torch.full((1, 3, 64, 64), 0.5), ["x"])
+    assert flat > score
+
+
+def test_a_mixture_is_its_normalised_parts(tmp_path):
+    mixture, images = make("mixture", tmp_path), pictures()
+    parts = mixture.parts(images, PROMPTS)
+    assert set(parts) == {"clip-score", "colorfulness"}
+    expected = 2.0 * (parts["clip-score"] - 0.8) / 0.1 + 0.5 * parts["colorfulness"]
+    assert torch.allclose(mixture.score(images, PROMPTS), expected)
+    with pytest.raises(ValueError, match="only measures"):
+        rewards.build("mixture", {"parts": [{"name": "judge"}]})
+
+
+def test_tables_agree_with_the_modules(tmp_path):
+    """What is said without torch is what the built rewards say."""
+    assert set(rewards.OPTIONS) == set(rewards.TABLE) and set(rewards.WEIGHTS) <= set(rewards.TABLE)
+    for name in NAMES:
+        info = make(name, tmp_path / name).info
+        assert info.name == name and (name in rewards.MEASURE_ONLY) == (not info.trainable)
+    assert {rewards.full_name(short) for short in rewards.SHORT} <= set(rewards.TABLE)
+
+
+def test_options_replace_files_of_the_hub():
+    assert [str(file) for file in rewards.needed_files("hps", {})] == ["xswu/HPSv2/HPS_v2.1_compressed.pt"]
+    assert rewards.needed_files("hps", {"checkpoint": "x.pt"}) == ()
+    assert (
+        len(rewards.needed_files("aesthetic", {})) == 2 and len(rewards.needed_files("aesthetic", {"head": "x"})) == 1
+    )
+    assert rewards.needed_files("aesthetic", rewards.embedded_options("aesthetic")) == ()
+    parts = [{"name": "hps"}, {"name": "clip", "options": {"model": "embedded"}}]
+    assert len(rewards.needed_files("mixture", {"parts": parts})) == 1
+
+
+@pytest.mark.parametrize("name", ["clip-score", "aesthetic-v2", "hps-v2", "hps-v2.1", "pickscore-v1", "imagereward-v1"])
+def test_published_weights_that_are_not_here_are_one_sentence(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(EnvironmentFault, match="is not on this machine and HF_HUB_OFFLINE is set"):
+        rewards.build(name)
+
+
+def test_checkpoints_that_do_not_fit_are_one_sentence(tmp_path):
+    options = make_small_reward("hps-v2.1", tmp_path)
+    torch.save({"state_dict": {"visual.proj": torch.zeros(2, 2)}}, tmp_path / "other.pt")
+    with pytest.raises(EnvironmentFault, match=r"the HPS checkpoint other.pt does not fit"):
+        rewards.build("hps-v2.1", options | {"checkpoint": str(tmp_path / "other.pt")})
+    (tmp_path / "broken.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(EnvironmentFault, match="cannot read the HPS checkpoint"):
+        rewards.build("hps-v2.1", options | {"checkpoint": str(tmp_path / "broken.pt")})
+    with pytest.raises(EnvironmentFault, match="no HPS checkpoint at"):
+        rewards.build("hps-v2.1", options | {"checkpoint": str(tmp_path / "gone.pt")})
+    with pytest.raises(EnvironmentFault, match="no ImageReward file at"):
+        rewards.build("imagereward-v1", make_small_reward("imagereward-v1", tmp_path) | {"config": "gone.json"})
+    with pytest.raises(EnvironmentFault, match="no CLIPModel at gone"):
+        rewards.build("pickscore-v1", {"model": "gone"})

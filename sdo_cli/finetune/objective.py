@@ -44,7 +44,17 @@ class RewardObjective:
     def __call__(self, x_N: Tensor, rows: Tensor) -> Scored:
         images = self.family.decode(x_N)
         prompts = [self.prompts[row] for row in rows.tolist()]
-        scores = {item.name: item.reward.score(images, prompts) for item in self.rewards}
-        losses = sum(item.loss_of(scores[item.name]) for item in self.rewards)
-        assert isinstance(losses, Tensor)
-        return Scored(losses, {name: score.detach() for name, score in scores.items()})
+        losses, seen = images.new_zeros(len(images)), {}
+        for item in self.rewards:
+            scores = scores_of(item.reward, item.name, images, prompts)
+            losses = losses + item.loss_of(scores[item.name])
+            seen |= scores
+        return Scored(losses, {name: score.detach() for name, score in seen.items()})
+
+
+def scores_of(reward: Reward, name: str, images: Tensor, prompts: list[str]) -> dict[str, Tensor]:
+    """The score ``[B]`` under ``name``, and those of the parts of a mixture under ``name/part``."""
+    if not hasattr(reward, "parts"):
+        return {name: reward.score(images, prompts).float()}
+    parts = reward.parts(images, prompts)
+    return {name: reward.mixed(parts).float()} | {f"{name}/{part}": value for part, value in parts.items()}  # type: ignore[attr-defined]

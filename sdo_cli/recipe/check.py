@@ -137,10 +137,56 @@ def check_reward(spec: RewardSpec, key: Key, problem: Problem) -> None:
         if option not in allowed:
             text = suggestion(option, allowed) if allowed else f"{spec.name} takes none"
             problem((*key, "options", option), f"unknown option; {text}")
-        elif not isinstance(value, str):
-            problem((*key, "options", option), f"must be text, not {value!r}")
-        elif embedded.is_embedded(value) and value.partition(":")[2] not in ("", *embedded.FOLDERS):
+        elif text := wrong_reward_option(full, option, value):
+            problem((*key, "options", option), text)
+        elif (
+            isinstance(value, str)
+            and embedded.is_embedded(value)
+            and value.partition(":")[2] not in ("", *embedded.FOLDERS)
+        ):
             problem((*key, "options", option), f"no embedded model {value}; there are {', '.join(embedded.FOLDERS)}")
+
+
+def wrong_reward_option(name: str, option: str, value: Any) -> str | None:
+    """What is wrong with the value of one option of a reward, or None."""
+    wanted = reward_table.TYPES.get((name, option), str)
+    if wanted is list:
+        return wrong_parts(value)
+    if type(value) is wanted:
+        return None
+    return f"must be {'text' if wanted is str else 'a whole number'}, not {value!r}"
+
+
+def wrong_parts(parts: Any) -> str | None:
+    """What is wrong with the parts of a mixture, or None."""
+    if not isinstance(parts, list) or not parts:
+        return "must be a list with an entry {name, weight, mean, std, options} for each reward"
+    for part in parts:
+        if not isinstance(part, dict) or "name" not in part:
+            return f"an entry needs a name, like {{name: clip, weight: 1.0}}; got {part!r}"
+        if unknown := sorted(set(part) - {"name", "weight", "mean", "std", "options"}):
+            return f"{part['name']}: unknown key {unknown[0]}; known: name, weight, mean, std, options"
+        full = reward_table.full_name(str(part["name"]))
+        if full not in reward_table.TABLE or full == "mixture":
+            return f"unknown reward {part['name']!r}; {suggestion(str(part['name']), reward_table.known_names())}"
+        if full in reward_table.MEASURE_ONLY:
+            return f"{part['name']} only measures and cannot be part of a mixture"
+        for number in ("weight", "mean", "std"):
+            value = part.get(number, 1.0)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                return f"{part['name']}: {number} must be a number, not {value!r}"
+        if part.get("std", 1.0) <= 0 or part.get("weight", 1.0) == 0:
+            return f"{part['name']}: std must be more than 0 and weight other than 0"
+        for option, value in (part.get("options") or {}).items():
+            if option not in reward_table.OPTIONS[full]:
+                return (
+                    f"{part['name']}: unknown option {option}; known: {', '.join(sorted(reward_table.OPTIONS[full]))}"
+                )
+            if text := wrong_reward_option(full, option, value):
+                return f"{part['name']}: {option} {text}"
+    if len({reward_table.full_name(part["name"]) for part in parts}) < len(parts):
+        return "names a reward twice; give it once, with the sum of the weights"
+    return None
 
 
 def check_gradient(recipe: Recipe, problem: Problem) -> None:

@@ -1,0 +1,67 @@
+"""Several rewards as one, each normalised by frozen statistics, so that every image still stands on its own."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import rewards
+from rewards.base import Reward, RewardInfo
+
+INFO = RewardInfo(
+    name="mixture",
+    summary="Σ weight · (score - mean) / std over its parts",
+    source="of its parts",
+    licence="of its parts",
+    range=(-10.0, 10.0),
+)
+
+
+class Mixture:
+    """Args:
+    members: by name: reward, weight, mean, std.
+    """
+
+    info = INFO
+
+    def __init__(self, members: dict[str, tuple[Reward, float, float, float]]) -> None:
+        self.members = members
+
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Mixture":
+        for reward in self._rewards():
+            if hasattr(reward, "to"):
+                reward.to(device, dtype)
+        return self
+
+    def gradient_checkpointing(self) -> None:
+        for reward in self._rewards():
+            if hasattr(reward, "gradient_checkpointing"):
+                reward.gradient_checkpointing()
+
+    def _rewards(self) -> list[Any]:
+        return [member[0] for member in self.members.values()]
+
+    def parts(self, images: Tensor, prompts: list[str]) -> dict[str, Tensor]:
+        """The plain score ``[B]`` of every part."""
+        return {name: member[0].score(images, prompts) for name, member in self.members.items()}
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return self.mixed(self.parts(images, prompts))
+
+    def mixed(self, parts: dict[str, Tensor]) -> Tensor:
+        """The mixture ``[B]`` of plain scores."""
+        terms = []
+        for name, (_, weight, mean, std) in self.members.items():
+            terms.append(weight * (parts[name] - mean) / std)
+        return torch.stack(terms).sum(0)
+
+
+def build(parts: list[dict[str, Any]]) -> Mixture:
+    """``parts``: ``{name, weight: 1, mean: 0, std: 1, options: {}}`` each."""
+    members = {}
+    for part in parts:
+        reward = rewards.build(part["name"], part.get("options"))
+        if not reward.info.trainable:
+            raise ValueError(f"{part['name']} only measures and cannot be part of a mixture")
+        members[part["name"]] = (reward, part.get("weight", 1.0), part.get("mean", 0.0), part.get("std", 1.0))
+    return Mixture(members)

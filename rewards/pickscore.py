@@ -1,0 +1,96 @@
+"""PickScore: a CLIP ViT-H/14 fine-tuned on people's choices, run as its authors do, through transformers' CLIPModel."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rewards import PICKSCORE
+from rewards.base import RewardInfo
+from rewards.preprocess import Preprocess
+from sdo_cli.errors import EnvironmentFault
+from sdo_cli.hub import find_file
+
+INFO = RewardInfo(
+    name="pickscore-v1",
+    summary="human preference: temperature times cosine of image and prompt, CLIP ViT-H/14 trained on Pick-a-Pic",
+    source="Kirstain et al. 2023, arXiv 2305.01569; github.com/yuvalkirstain/PickScore",
+    licence="MIT",
+    range=(15.0, 30.0),
+)
+
+
+class PickScore:
+    """``exp(t) · cos(image embedding, prompt embedding)``.
+
+    Args:
+        net: a ``transformers.CLIPModel``.
+        tokenize: prompts to ids ``[B, L]``.
+    """
+
+    info = INFO
+
+    def __init__(self, net: Any, tokenize: Any) -> None:
+        self.net, self.tokenize = net.eval().requires_grad_(False), tokenize
+        self.preprocess = Preprocess(net.config.vision_config.image_size)
+        self._texts: dict[str, Tensor] = {}
+
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "PickScore":
+        self.net.to(device=device, dtype=dtype)
+        self._texts.clear()
+        return self
+
+    def gradient_checkpointing(self) -> None:
+        # transformers recomputes only in training mode, which changes nothing else here: there is no dropout
+        self.net.vision_model.train()
+        self.net.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def images(self, images: Tensor) -> Tensor:
+        """Unit-length embeddings ``[B, D]``."""
+        pooled = self.net.vision_model(pixel_values=self.preprocess(images).to(self.net.dtype)).pooler_output
+        return F.normalize(self.net.visual_projection(pooled), dim=-1)
+
+    def prompts(self, prompts: list[str]) -> Tensor:
+        """Unit-length embeddings ``[B, D]``, kept per prompt; no gradient."""
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]
+        if missing:
+            with torch.no_grad():
+                ids = self.tokenize(missing).to(self.net.device)
+                pooled = self.net.text_model(input_ids=ids).pooler_output
+                rows = F.normalize(self.net.text_projection(pooled), dim=-1)
+            self._texts.update(zip(missing, rows, strict=True))
+        return torch.stack([self._texts[prompt] for prompt in prompts])
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        return self.net.logit_scale.exp() * (self.images(images) * self.prompts(prompts)).sum(-1)
+
+
+def _published() -> Path:
+    """The folder in the cache that holds all files."""
+    return [find_file(file) for file in PICKSCORE][-1].parent
+
+
+def build(model: str | None = None) -> PickScore:
+    """The published model, or the folder of a ``CLIPModel``.
+
+    Raises:
+        EnvironmentFault: it is not there.
+    """
+    import open_clip
+    from transformers import CLIPModel
+
+    folder = Path(model).expanduser() if model is not None else _published()
+    if not (folder / "config.json").is_file():
+        raise EnvironmentFault(
+            f"no CLIPModel at {folder}", remedy="give the folder with config.json and model.safetensors"
+        )
+    try:
+        net = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+    except (OSError, RuntimeError, ValueError) as fault:
+        raise EnvironmentFault(
+            f"cannot load PickScore from {folder}: {str(fault).splitlines()[0]}", remedy="check the folder"
+        ) from fault
+    # the authors' processor pads with a word where open_clip pads with zeros: CLIP looks at the end mark only
+    return PickScore(net, open_clip.get_tokenizer("ViT-H-14"))

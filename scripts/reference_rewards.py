@@ -1,0 +1,134 @@
+"""Scores of the reference implementations on random weights, kept as tests/fixtures/reference_rewards.json.
+
+The packages (hpsv2x, image-reward) pin old versions, so they run in an environment of their own:
+
+    python3 -m venv /tmp/reference
+    /tmp/reference/bin/pip install --no-deps hpsv2x image-reward clint args fairscale timm==0.6.13 \
+        transformers==4.36.2 tokenizers==0.15.2 'huggingface_hub<1' numpy
+    echo <this project's venv>/lib/python3.11/site-packages > /tmp/reference/lib/python3.11/site-packages/torch.pth
+    /tmp/reference/bin/python scripts/reference_rewards.py [--full]
+
+The last but one line lends it this project's torch, which it finds after its own packages. Weights and images come from
+numpy generators seeded by name, so that the tests build the same ones without any file.
+"""
+
+import argparse
+import json
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from reference_inputs import (  # noqa: E402
+    BLIP_TEXT,
+    BLIP_VISION,
+    CLIP_SMALL,
+    PROMPTS,
+    pictures,
+    random_state,
+    write_bert_words,
+)
+
+OUT = ROOT / "tests" / "fixtures" / "reference_rewards.json"
+
+
+def hps(full: bool) -> dict[str, list[float]]:
+    """The package's own model class, transform and tokenizer; scores as its ``score`` computes them, in fp32."""
+    import hpsv2.src.open_clip.factory as factory
+    from hpsv2.src.open_clip import get_tokenizer
+    from hpsv2.src.open_clip.model import CLIP
+    from hpsv2.src.open_clip.transform import image_transform
+
+    config = factory.get_model_config("ViT-H-14") if full else CLIP_SMALL
+    model = CLIP(**config, output_dict=True).eval()
+    model.load_state_dict(random_state(model.state_dict()))
+    transform = image_transform(model.visual.image_size, is_train=False, resize_longest_max=True)
+    tokenize = get_tokenizer("ViT-H-14")
+    found: dict[str, list] = {"score": [], "embedding": []}
+    with torch.no_grad():
+        for image, prompt in zip(pictures(), PROMPTS, strict=True):
+            out = model(transform(image)[None], tokenize([prompt]))
+            found["score"].append((out["image_features"] @ out["text_features"].T).item())
+            found["embedding"].append(out["image_features"][0, :16].tolist())
+    return found
+
+
+def imagereward() -> dict[str, list[float]]:
+    """The authors' BLIP code (visual encoder, BERT with cross attention) and the steps of their ``score``."""
+    import ImageReward as package_root  # noqa: F401
+    from ImageReward.models.BLIP.med import BertConfig, BertModel
+    from ImageReward.models.BLIP.vit import VisionTransformer
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
+    from transformers import BertTokenizer
+
+    vision = VisionTransformer(**BLIP_VISION)
+    text = BertModel(BertConfig(**BLIP_TEXT, encoder_width=BLIP_VISION["embed_dim"]), add_pooling_layer=False)
+    layers = [
+        torch.nn.Linear(a, b) for a, b in ((BLIP_TEXT["hidden_size"], 1024), (1024, 128), (128, 64), (64, 16), (16, 1))
+    ]
+    head = torch.nn.Sequential(
+        layers[0], torch.nn.Identity(), layers[1], torch.nn.Identity(), layers[2], torch.nn.Identity(), *layers[3:]
+    )
+    for part, prefix in ((vision, "blip.visual_encoder."), (text, "blip.text_encoder."), (head, "mlp.layers.")):
+        part.eval().load_state_dict(random_state(part.state_dict(), prefix))
+    folder = Path("/tmp/bert-words")
+    write_bert_words(folder)
+    tokenizer = BertTokenizer.from_pretrained(str(folder))
+    size = BLIP_VISION["img_size"]
+    transform = Compose([
+        Resize(size, interpolation=InterpolationMode.BICUBIC), CenterCrop(size), ToTensor(),
+        Normalize((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    ])  # fmt: skip
+    found: dict[str, list] = {"score": [], "embedding": []}
+    with torch.no_grad():
+        for image, prompt in zip(pictures(), PROMPTS, strict=True):
+            tokens = tokenizer(prompt, padding="max_length", truncation=True, max_length=35, return_tensors="pt")
+            seen = vision(transform(image)[None])
+            read = text(
+                tokens.input_ids, attention_mask=tokens.attention_mask, encoder_hidden_states=seen,
+                encoder_attention_mask=torch.ones(seen.shape[:-1], dtype=torch.long), return_dict=True,
+            ).last_hidden_state[:, 0]  # fmt: skip
+            found["score"].append(((head(read) - 0.16717362830052426) / 1.0333394966054072).item())
+            found["embedding"].append(read[0, :16].tolist())
+    return found
+
+
+def bare_package(name: str) -> None:
+    """Import a package's modules without running its ``__init__``, which wants a GPU's worth of others."""
+    for place in sys.path:
+        folder = Path(place).joinpath(*name.split("."))
+        if folder.is_dir():
+            module = types.ModuleType(name)
+            module.__path__ = [str(folder)]
+            sys.modules[name] = module
+            return
+    raise SystemExit(f"{name} is not installed here: see the top of this file")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="also ViT-H/14 at full size (8 GB of memory)")
+    parser.add_argument("--only", choices=["hps", "imagereward"])
+    chosen = parser.parse_args()
+    for name in ("hpsv2", "ImageReward", "ImageReward.models", "ImageReward.models.BLIP"):
+        bare_package(name)
+    table = json.loads(OUT.read_text()) if OUT.exists() else {}
+    if chosen.only != "imagereward":
+        table["hps"] = hps(full=False)
+        if chosen.full:
+            table["hps-full"] = hps(full=True)
+    if chosen.only != "hps":
+        table["imagereward"] = imagereward()
+    OUT.parent.mkdir(exist_ok=True)
+    OUT.write_text(json.dumps(table) + "\n")
+    for name, values in table.items():
+        print(name, np.mean(values["score"]), "±", np.std(values["score"]))
+
+
+if __name__ == "__main__":
+    main()

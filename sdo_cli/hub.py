@@ -1,0 +1,95 @@
+"""Weight files on the hub: the one module that fetches them."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdo_cli.errors import EnvironmentFault
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One file of a repository.
+
+    Attributes:
+        repo: ``owner/name`` on the hub.
+        filename: inside the repository.
+        size: in bytes, as published when this was written; 0 when not known.
+        licence: of the weights.
+        revision: branch, tag or commit; None is the default branch.
+    """
+
+    repo: str
+    filename: str
+    size: int
+    licence: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.repo}/{self.filename}"
+
+
+class MissingWeights(EnvironmentFault):
+    """Weights that are not on this machine and cannot be fetched now."""
+
+
+def is_offline() -> bool:
+    """Whether the user said that there is no network."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def cached_file(file: WeightFile) -> Path | None:
+    """Where the file lies on this machine, None when it does not; never asks the network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(file.repo, file.filename, revision=file.revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def find_file(file: WeightFile) -> Path:
+    """The file on this machine, downloaded when it has to be.
+
+    Raises:
+        MissingWeights: not here, and offline or not reachable.
+    """
+    if (found := cached_file(file)) is not None:
+        return found
+    if is_offline():
+        raise MissingWeights(
+            f"{file} is not on this machine and HF_HUB_OFFLINE is set",
+            remedy="run `sdo fetch RECIPE` where there is a network, or give a local file in the options",
+        )
+    return download(file)
+
+
+def download(file: WeightFile) -> Path:
+    """Fetch one file; it appears under its name only when it is whole.
+
+    Raises:
+        MissingWeights: in one sentence, whatever the hub or the network said.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(file.repo, file.filename, revision=file.revision))
+    # a network can fail in any way
+    except Exception as fault:
+        raise MissingWeights(why_not(str(file), fault), remedy=remedy_for(fault)) from fault
+
+
+def why_not(what: str, fault: Exception) -> str:
+    """One sentence for a failed download."""
+    kind = type(fault).__name__
+    if kind == "GatedRepoError":
+        return f"{what} is gated: its licence has to be accepted first"
+    if kind in ("RepositoryNotFoundError", "RevisionNotFoundError", "EntryNotFoundError", "RemoteEntryNotFoundError"):
+        return f"the hub has no {what}"
+    text = str(fault).strip().splitlines()
+    return f"cannot download {what}: {text[0] if text else kind}"
+
+
+def remedy_for(fault: Exception) -> str:
+    """What to do about a failed download."""
+    if type(fault).__name__ == "GatedRepoError":
+        return "accept the licence on the model's page, then run `hf auth login`"
+    return "check the network and the name, or copy the files from a machine that has them and name them in the recipe"
