@@ -146,7 +146,7 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in PACKAGES}
 
 
-def manifest(loaded: LoadedRecipe, status: str, started: str) -> dict[str, Any]:
+def manifest(loaded: LoadedRecipe, family: str, status: str, started: str) -> dict[str, Any]:
     """What ran, with which versions; ``status`` is running, finished, interrupted or failed."""
     return {
         "status": status,
@@ -154,8 +154,8 @@ def manifest(loaded: LoadedRecipe, status: str, started: str) -> dict[str, Any]:
         "recipe": loaded.name,
         "overrides": list(loaded.overrides),
         "seed": loaded.recipe.seed,
-        "model": loaded.recipe.model,
-        "revision": loaded.recipe.revision,
+        "family": family,
+        **{key: getattr(loaded.recipe, key) for key in ("model", "revision", "variant", "vae", "t5")},
         "device": str(pick_device()),
         "python": sys.version.split()[0],
         "versions": versions(),
@@ -174,7 +174,7 @@ def finetune(loaded: LoadedRecipe, folder: Path, reporter: Reporter) -> RunSumma
     folder.mkdir(parents=True, exist_ok=True)
     started, status = now(), "failed"
     _write_recipe(loaded, folder, validation)
-    write_json(folder / "manifest.json", manifest(loaded, "running", started))
+    write_json(folder / "manifest.json", manifest(loaded, job.family.name, "running", started))
     try:
         summary = _train_and_measure(job, loaded, validation, folder, reporter)
         status = "finished"
@@ -182,7 +182,7 @@ def finetune(loaded: LoadedRecipe, folder: Path, reporter: Reporter) -> RunSumma
         status = "interrupted"
         raise
     finally:
-        write_json(folder / "manifest.json", manifest(loaded, status, started))
+        write_json(folder / "manifest.json", manifest(loaded, job.family.name, status, started))
     return summary
 
 

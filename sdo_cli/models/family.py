@@ -202,9 +202,11 @@ class DiffusersFamily:
         from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
         from peft import get_peft_model_state_dict
 
-        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(part, adapter_name=adapter))
+        plain = get_peft_model_state_dict(part, adapter_name=adapter)
+        layers = convert_state_dict_to_diffusers(plain)
         if part is self.denoiser:
-            return layers
+            # diffusers renames attention layers only, and its loader drops those of a file with both kinds of names
+            return plain if any(".lora_A." in name for name in layers) else layers
         # the name in every published file; newer transformers drop this level of the text encoder
         return {k if k.startswith("text_model.") else f"text_model.{k}": v for k, v in layers.items()}
 

@@ -1,0 +1,55 @@
+"""`sdo export`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdo_cli.device import PRECISIONS
+from sdo_cli.errors import RecipeFault
+
+FORMS = ("kohya", "peft", "diffusers", "merged")
+USE = {
+    "kohya": "A1111: copy it to models/Lora; ComfyUI: to models/loras",
+    "peft": "peft.PeftModel.from_pretrained(pipe.unet, '{out}/unet')",
+    "diffusers": "pipe.load_lora_weights('{out}')",
+    "merged": "diffusers.DiffusionPipeline.from_pretrained('{out}')",
+}
+
+
+def export(
+    source: Annotated[Path, typer.Argument(help="A run folder or a LoRA file.")],
+    form: Annotated[str, typer.Option("--format", "-f", help=f"One of {', '.join(FORMS)}.")] = "kohya",
+    out: Annotated[Path | None, typer.Option(help="File (kohya) or folder; default beside the source.")] = None,
+    model: Annotated[str | None, typer.Option(help="Base model; default the run's own.")] = None,
+    family: Annotated[str | None, typer.Option(help="sd, sdxl or sd3, for a file that does not show it.")] = None,
+    lora_scale: Annotated[float, typer.Option(help="Weight of a merged LoRA.")] = 1.0,
+    precision: Annotated[str, typer.Option(help=f"Of what is written: {', '.join(PRECISIONS)}.")] = "no",
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Write a LoRA for A1111, ComfyUI, peft, or merged into its model."""
+    wrong = []
+    if form not in FORMS:
+        wrong.append(f"--format: {form!r} is not one of {', '.join(FORMS)}")
+    if precision not in PRECISIONS:
+        wrong.append(f"--precision: {precision!r} is not one of {', '.join(PRECISIONS)}")
+    if family not in (None, "sd", "sdxl", "sd3"):
+        wrong.append(f"--family: {family!r} is not one of sd, sdxl, sd3")
+    if not -1000 <= lora_scale <= 1000:
+        wrong.append(f"--lora-scale: must be between -1000 and 1000, not {lora_scale}")
+    if out is not None and out.exists():
+        wrong.append(f"--out {out}: exists already; give another name, nothing is overwritten")
+    if wrong:
+        raise RecipeFault(wrong, what="command line")
+    from sdo_cli.exporting.export import ExportJob, default_out
+    from sdo_cli.exporting.export import export as run
+    from sdo_cli.models.load import ModelSource
+
+    target = out or default_out(source, form)
+    if target.exists():
+        raise RecipeFault([f"{target}: exists already; give another name with --out"], what="command line")
+    job = ExportJob(source, ModelSource(model) if model else None, family, lora_scale, precision)
+    run(job, form, target)
+    use = USE[form].format(out=target)
+    typer.echo(json.dumps({"format": form, "out": str(target)}) if as_json else f"{target}\n  {use}")

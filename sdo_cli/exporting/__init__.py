@@ -1,0 +1,1 @@
+"""A finished adapter for other programs: kohya names, peft folders, merged weights."""

@@ -1,0 +1,170 @@
+"""What `sdo export` does: read a LoRA, write it for another program."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdo_cli.device import dtype_of
+from sdo_cli.errors import EnvironmentFault
+from sdo_cli.exporting.kohya import guess_family, kohya_metadata, kohya_state
+from sdo_cli.exporting.lora_file import LoraFile, lora_path, read_lora
+from sdo_cli.files import write_atomic
+from sdo_cli.models.base import Family
+from sdo_cli.models.load import ModelSource, load_family
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """Attributes:
+    source: run folder or LoRA file.
+    model: the base model; None takes the run's own.
+    family: ``sd``, ``sdxl``, ``sd3``; None finds it out.
+    scale: of a merged LoRA.
+    precision: of the tensors written: ``no`` (fp32), ``fp16``, ``bf16``.
+    """
+
+    source: Path
+    model: ModelSource | None
+    family: str | None
+    scale: float
+    precision: str
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The run's, empty beside a bare file."""
+        path = self.source / "manifest.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def base(self) -> ModelSource:
+        """The model the LoRA belongs to.
+
+        Raises:
+            EnvironmentFault: a bare file, and no model was given.
+        """
+        if self.model is not None:
+            return self.model
+        if self.manifest:
+            run = self.manifest
+            return ModelSource(
+                run["model"], run.get("revision"), run.get("variant"), run.get("vae"), run.get("t5", True)
+            )
+        raise EnvironmentFault(f"{self.source} does not say for which model it is", remedy="give it with --model")
+
+    def family_of(self, lora: LoraFile) -> str:
+        family = self.family or self.manifest.get("family") or guess_family(lora)
+        if family is None:
+            raise EnvironmentFault(
+                f"cannot tell the family of {self.source} from its layers", remedy="give --family sd, sdxl or sd3"
+            )
+        return family
+
+
+def to_kohya(job: ExportJob, out: Path) -> None:
+    """One ``.safetensors`` with kohya's names and true alphas."""
+    from safetensors.torch import save_file
+
+    lora = read_lora(job.source)
+    family = job.family_of(lora)
+    dtype = dtype_of(job.precision)
+    model = job.base().model if job.model or job.manifest else ""
+    state = kohya_state(lora, family, layers_per_block=_layers_per_block(job, lora))
+    # contiguous copies: safetensors refuses tensors that share memory
+    state = {key: value.to(dtype).contiguous() if value.dim() else value for key, value in state.items()}
+    write_atomic(out, lambda path: save_file(state, path, metadata=kohya_metadata(lora, family, model)))
+
+
+def _layers_per_block(job: ExportJob, lora: LoraFile) -> int:
+    """Two in every published SDXL; another number only where a local model says so."""
+    if job.model is None and not job.manifest:
+        return 2
+    config = Path(job.base().model) / "unet" / "config.json"
+    return json.loads(config.read_text()).get("layers_per_block", 2) if config.is_file() else 2
+
+
+def to_peft(job: ExportJob, out: Path) -> None:
+    """A folder per component as ``peft.PeftModel.from_pretrained`` reads it."""
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    lora, dtype = read_lora(job.source), dtype_of(job.precision)
+
+    def write(folder: Path) -> None:
+        for component, layers in lora.layers.items():
+            # transformers 5 lost the level `text_model` of CLIPTextModel; CLIPTextModelWithProjection kept it
+            flat = component == "text_encoder" and job.family_of(lora) != "sd3"
+            names = {module: module.removeprefix("text_model.") if flat else module for module in layers}
+            state = {}
+            for module, layer in layers.items():
+                state[f"base_model.model.{names[module]}.lora_A.weight"] = layer.down.to(dtype).contiguous()
+                state[f"base_model.model.{names[module]}.lora_B.weight"] = layer.up.to(dtype).contiguous()
+            place = folder / component
+            place.mkdir(parents=True)
+            save_file(state, place / "adapter_model.safetensors", metadata={"format": "pt"})
+            config = LoraConfig(
+                r=max(layer.rank for layer in layers.values()),
+                target_modules=sorted(names.values()),
+                rank_pattern={names[m]: layer.rank for m, layer in layers.items()},
+                alpha_pattern={names[m]: layer.alpha for m, layer in layers.items()},
+            )
+            config.save_pretrained(place)
+
+    _write_folder(out, write)
+
+
+def to_diffusers(job: ExportJob, out: Path) -> None:
+    """``pytorch_lora_weights.safetensors`` with its metadata, from any LoRA diffusers can read."""
+    family = _load(job, adapter="default")
+    _write_folder(out, family.save_lora)
+
+
+def to_merged(job: ExportJob, out: Path) -> None:
+    """A whole pipeline with the LoRA added to its weights."""
+    family = _load(job, adapter="lora")
+    family.pipeline.fuse_lora(lora_scale=job.scale)
+    family.pipeline.unload_lora_weights()
+    family.pipeline.to(dtype_of(job.precision))
+    _write_folder(out, family.pipeline.save_pretrained)
+
+
+def _load(job: ExportJob, *, adapter: str) -> Family:
+    family = load_family(job.base(), dtype=torch.float32)
+    family.load_lora(str(lora_path(job.source)), adapter=adapter)
+    return family
+
+
+def _write_folder(out: Path, write: Callable[[Path], object]) -> None:
+    """Fill a neighbouring folder, then rename it: nothing half-written ever has the name."""
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        write(partial)
+        partial.replace(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+FORMATS: dict[str, Callable[[ExportJob, Path], None]] = {
+    "kohya": to_kohya,
+    "peft": to_peft,
+    "diffusers": to_diffusers,
+    "merged": to_merged,
+}
+
+
+def export(job: ExportJob, form: str, out: Path) -> None:
+    """Write ``job`` as ``form`` (a key of FORMATS) to ``out``, a file for kohya, else a folder."""
+    FORMATS[form](replace(job, source=job.source.expanduser()), out)
+
+
+def default_out(source: Path, form: str) -> Path:
+    """Beside the run folder's file: ``<run>/<run>-kohya.safetensors``, or a folder ``<run>/<form>``."""
+    folder = source if source.is_dir() else source.parent
+    stem = source.resolve().name if source.is_dir() else source.stem
+    return folder / (f"{stem}-kohya.safetensors" if form == "kohya" else form)
+

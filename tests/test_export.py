@@ -1,0 +1,268 @@
+"""Kohya, peft and merged files: read back by the programs' own loaders, the images are those of the LoRA."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from peft import LoraConfig, PeftModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from small_models import FAMILY_OF, plain
+
+from sdo_cli.errors import EnvironmentFault
+from sdo_cli.exporting.kohya import kohya_state, to_sgm
+from sdo_cli.exporting.lora_file import LoraFile, alpha_of, read_lora
+from sdo_cli.models.load import load_family
+
+CONFIGS = Path(__file__).parent.parent / "sdo_cli" / "models" / "configs"
+PIPELINES = {"sd": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline, "sd3": StableDiffusion3Pipeline}
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+WIDE = [*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
+
+
+def sdo(*arguments, cwd):
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "sdo_cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
+
+
+def picture(pipe, seed=4):
+    image = pipe("the cat", num_inference_steps=3, guidance_scale=2.0, generator=torch.Generator().manual_seed(seed))
+    return np.asarray(image.images[0], dtype=int)
+
+
+@pytest.fixture(scope="module")
+def run_of(small, tmp_path_factory):
+    """run_of(kind) -> a run folder as `sdo finetune` leaves it: rank 16, alpha 4, text encoders too, nothing zero."""
+    made = {}
+
+    def run(kind):
+        if kind in made:
+            return made[kind]
+        folder = tmp_path_factory.mktemp("run") / kind
+        family = load_family(str(small(kind)))
+        generator = torch.Generator().manual_seed(7)
+        targets = list(family.lora_targets) if kind == "sd3" else WIDE
+        for part, names in (
+            (family.denoiser, targets),
+            *((e, ["q_proj", "v_proj", "out_proj", "fc1"]) for e in family.text_encoders.values()),
+        ):
+            part.add_adapter(LoraConfig(r=16, lora_alpha=4, target_modules=names), adapter_name="default")
+            with torch.no_grad():
+                for name, p in part.named_parameters():
+                    if "lora_" in name:
+                        p.copy_(torch.randn(p.shape, generator=generator) * (0.25 if "lora_B" in name else 0.15))
+        family.save_lora(folder)
+        record = {"status": "finished", "model": str(small(kind)), "family": FAMILY_OF[kind]}
+        (folder / "manifest.json").write_text(json.dumps(record))
+        made[kind] = folder
+        return folder
+
+    return run
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sd2", "sdxl"])
+def test_kohya_file_gives_the_same_image(kind, small, run_of, tmp_path):
+    done = sdo("export", run_of(kind), "--out", "k.safetensors", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    base, lora, kohya, halved = (plain(small(kind)) for _ in range(4))
+    lora.load_lora_weights(run_of(kind))
+    kohya.load_lora_weights(tmp_path / "k.safetensors")
+    assert np.abs(picture(lora) - picture(kohya)).max() <= 1
+    assert np.abs(picture(lora) - picture(base)).mean() > 2
+    # alpha is read: with alpha = rank the picture is another
+    state = load_file(tmp_path / "k.safetensors")
+    alphas = {key: value for key, value in state.items() if key.endswith(".alpha")}
+    assert {value.item() for value in alphas.values()} == {4.0} and len(alphas) * 3 == len(state)
+    save_file(state | {key: torch.tensor(16.0) for key in alphas}, tmp_path / "wrong.safetensors")
+    halved.load_lora_weights(tmp_path / "wrong.safetensors")
+    assert np.abs(picture(lora) - picture(halved)).mean() > 2
+    prefixes = {"sdxl": {"unet", "te1", "te2"}}.get(kind, {"unet", "te"})
+    assert {key.split("_")[1] for key in state} == prefixes
+    with safe_open(tmp_path / "k.safetensors", "pt") as stream:
+        metadata = stream.metadata()
+    assert metadata["ss_network_dim"] == "16" and metadata["ss_network_alpha"] == "4.0"
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_sample_and_training_read_kohya_files_as_well(kind, small, run_of, tmp_path):
+    assert sdo("export", run_of(kind), "--out", "k.safetensors", cwd=tmp_path).returncode == 0
+    for name, lora in (("one", run_of(kind)), ("two", tmp_path / "k.safetensors")):
+        words = ["the cat", "--model", small(kind), "--steps", 3, "-q", "--lora", lora, "--out", name]
+        done = sdo("sample", *words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    one, two = (diffusers.utils.load_image(str(tmp_path / name / "00000.png")) for name in ("one", "two"))
+    assert np.abs(np.asarray(one, dtype=int) - np.asarray(two, dtype=int)).max() <= 1
+    recipe = f"model: {small(kind)}\nrewards: [colorfulness]\nprompts: {{lines: [x]}}\nmax_train_steps: 1\n"
+    (tmp_path / "r.yaml").write_text(recipe + "num_inference_steps: 2\nlearning_rate: 1e-9\ntrain_batch_size: 1\n")
+    words = ["lora.start_from=k.safetensors", "lora.text_encoder=true", "--out", "run", "-q"]
+    done = sdo("finetune", "--recipe", "r.yaml", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, then = read_lora(run_of(kind)), read_lora(tmp_path / "run")
+    assert first.layers.keys() == then.layers.keys()
+    for component, layers in first.layers.items():
+        assert layers.keys() == then.layers[component].keys()
+        for module, layer in layers.items():
+            again = then.layers[component][module]
+            assert again.alpha == layer.alpha == 4 and torch.allclose(again.up, layer.up, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["sdxl"])
+def test_back_from_kohya_to_diffusers(kind, small, run_of, tmp_path):
+    assert sdo("export", run_of(kind), "--out", "k.safetensors", cwd=tmp_path).returncode == 0
+    words = ["export", "k.safetensors", "--format", "diffusers", "--model", small(kind), "--out", "back"]
+    done = sdo(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lora, back = plain(small(kind)), plain(small(kind))
+    lora.load_lora_weights(run_of(kind))
+    back.load_lora_weights(tmp_path / "back")
+    assert np.abs(picture(lora) - picture(back)).max() <= 1
+    assert {layer.alpha for layers in read_lora(tmp_path / "back").layers.values() for layer in layers.values()} == {4}
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd3"])
+def test_merged_pipeline_gives_the_same_image(kind, small, run_of, tmp_path):
+    done = sdo("export", run_of(kind), "-f", "merged", "--lora-scale", 0.5, "--out", "m", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lora, merged = plain(small(kind)), plain(tmp_path / "m")
+    lora.load_lora_weights(run_of(kind), adapter_name="a")
+    lora.set_adapters(["a"], [0.5])
+    assert np.abs(picture(lora) - picture(merged)).max() <= 1
+    assert np.abs(picture(plain(small(kind))) - picture(merged)).mean() > 1
+    assert sdo("sample", "x", "--model", "m", "--steps", 2, "-q", "--out", "o", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd3"])
+def test_peft_folders_load_with_peft(kind, small, run_of, tmp_path):
+    done = sdo("export", run_of(kind), "--format", "peft", "--out", "p", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lora, pipe = plain(small(kind)), plain(small(kind))
+    lora.load_lora_weights(run_of(kind))
+    names = [path.name for path in (tmp_path / "p").iterdir()]
+    assert len(names) == {"sd15": 2}.get(kind, 3)
+    for name in names:
+        setattr(pipe, name, PeftModel.from_pretrained(getattr(pipe, name), tmp_path / "p" / name).merge_and_unload())
+    assert np.abs(picture(lora) - picture(pipe)).max() <= 1
+
+
+SD15_NAMES = {
+    "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q": "lora_unet_down_blocks_0_attentions_1_transformer_blocks_0_attn1_to_q",
+    "mid_block.attentions.0.transformer_blocks.0.attn2.to_k": "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k",
+    "up_blocks.3.attentions.2.transformer_blocks.0.attn2.to_out.0": "lora_unet_up_blocks_3_attentions_2_transformer_blocks_0_attn2_to_out_0",
+    "up_blocks.1.attentions.0.transformer_blocks.0.ff.net.0.proj": "lora_unet_up_blocks_1_attentions_0_transformer_blocks_0_ff_net_0_proj",
+    "down_blocks.2.attentions.0.proj_in": "lora_unet_down_blocks_2_attentions_0_proj_in",
+}
+SDXL_NAMES = {
+    "down_blocks.1.attentions.0.transformer_blocks.1.attn1.to_q": "lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q",
+    "down_blocks.1.attentions.1.proj_in": "lora_unet_input_blocks_5_1_proj_in",
+    "down_blocks.2.attentions.0.transformer_blocks.9.attn2.to_k": "lora_unet_input_blocks_7_1_transformer_blocks_9_attn2_to_k",
+    "down_blocks.2.attentions.1.transformer_blocks.0.ff.net.2": "lora_unet_input_blocks_8_1_transformer_blocks_0_ff_net_2",
+    "mid_block.attentions.0.transformer_blocks.3.attn1.to_v": "lora_unet_middle_block_1_transformer_blocks_3_attn1_to_v",
+    "up_blocks.0.attentions.0.transformer_blocks.0.attn2.to_out.0": "lora_unet_output_blocks_0_1_transformer_blocks_0_attn2_to_out_0",
+    "up_blocks.0.attentions.2.transformer_blocks.0.attn1.to_q": "lora_unet_output_blocks_2_1_transformer_blocks_0_attn1_to_q",
+    "up_blocks.1.attentions.1.proj_out": "lora_unet_output_blocks_4_1_proj_out",
+}
+TEXT = "text_model.encoder.layers.0.self_attn.q_proj"
+
+
+def file_of(component, modules):
+    from sdo_cli.exporting.lora_file import Layer
+
+    return LoraFile({component: {m: Layer(torch.zeros(2, 3), torch.zeros(3, 2), 1.0) for m in modules}}, {})
+
+
+@pytest.mark.parametrize(("family", "names"), [("sd", SD15_NAMES), ("sdxl", SDXL_NAMES)])
+def test_names_written_out(family, names):
+    """One layer of each kind, as sd-scripts writes it for the full-size models."""
+    state = kohya_state(file_of("unet", names), family)
+    assert {key.removesuffix(".alpha") for key in state if key.endswith(".alpha")} == set(names.values())
+
+
+def test_names_of_text_encoders_written_out():
+    expected = {
+        ("sd", "text_encoder"): "lora_te_text_model_encoder_layers_0_self_attn_q_proj",
+        ("sdxl", "text_encoder"): "lora_te1_text_model_encoder_layers_0_self_attn_q_proj",
+        ("sdxl", "text_encoder_2"): "lora_te2_text_model_encoder_layers_0_self_attn_q_proj",
+    }
+    for (family, component), name in expected.items():
+        assert set(kohya_state(file_of(component, [TEXT]), family)) == {
+            f"{name}.alpha", f"{name}.lora_down.weight", f"{name}.lora_up.weight"
+        }  # fmt: skip
+
+
+def test_every_attention_layer_of_full_size_sdxl_comes_back():
+    """All names of the real UNet through diffusers' own reader of kohya names."""
+    from diffusers.loaders.lora_conversion_utils import (
+        _convert_non_diffusers_lora_to_diffusers,
+        _maybe_map_sgm_blocks_to_diffusers,
+    )
+    from diffusers.utils import convert_unet_state_dict_to_peft
+
+    config = json.loads((CONFIGS / "sdxl" / "unet" / "config.json").read_text())
+    with torch.device("meta"):
+        unet = diffusers.UNet2DConditionModel.from_config(config)
+    modules = [n for n, m in unet.named_modules() if isinstance(m, torch.nn.Linear) and "attentions" in n]
+    assert len(modules) > 700
+    state = kohya_state(file_of("unet", modules), "sdxl")
+    mapped = _maybe_map_sgm_blocks_to_diffusers(dict(state), unet.config)
+    back, alphas = _convert_non_diffusers_lora_to_diffusers(mapped)
+    names = convert_unet_state_dict_to_peft({key.removeprefix("unet."): value for key, value in back.items()})
+    assert {key.removesuffix(".lora_B.weight") for key in names if key.endswith(".lora_B.weight")} == set(modules)
+    assert len(alphas) == len(modules)
+
+
+def test_layers_without_a_kohya_name_are_refused():
+    with pytest.raises(EnvironmentFault, match=r"no kohya name for the layer down_blocks.0.resnets.0.conv1"):
+        to_sgm("down_blocks.0.resnets.0.conv1")
+
+
+def test_alpha_follows_peft():
+    """Patterns and rank-stabilised scaling, against peft's own factor."""
+    config = LoraConfig(
+        r=4, lora_alpha=2, target_modules=["to_q", "to_k"], alpha_pattern={"to_k": 8}, rank_pattern={"to_k": 16},
+        use_rslora=True,
+    )  # fmt: skip
+    net = torch.nn.ModuleDict({"a": torch.nn.ModuleDict({n: torch.nn.Linear(3, 3) for n in ("to_q", "to_k")})})
+    tuned = PeftModel(torch.nn.Sequential(net), config)
+    for name, rank in (("to_q", 4), ("to_k", 16)):
+        layer = tuned.base_model.model[0]["a"][name]
+        assert alpha_of(config.to_dict(), f"0.a.{name}", rank=rank) / rank == pytest.approx(layer.scaling["default"])
+    assert alpha_of({}, "x", rank=5) == 5
+
+
+BAD = {
+    "no such thing": (["gone"], "no LoRA at gone"),
+    "empty folder": (["."], "holds no pytorch_lora_weights.safetensors"),
+    "not a LoRA": (["text.safetensors"], "is no safetensors file"),
+    "unknown format": (["x", "--format", "ckpt"], "--format: 'ckpt' is not one of kohya"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_input_is_one_sentence(kind, tmp_path):
+    (tmp_path / "text.safetensors").write_text("no")
+    arguments, expected = BAD[kind]
+    done = sdo("export", *arguments, cwd=tmp_path)
+    assert done.returncode == 2 and expected in done.stderr and "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text.safetensors"]
+
+
+def test_nothing_is_overwritten_and_sd3_says_why(run_of, tmp_path):
+    (tmp_path / "k.safetensors").write_text("mine")
+    done = sdo("export", run_of("sd15"), "--out", "k.safetensors", cwd=tmp_path)
+    assert done.returncode == 2 and "exists already" in done.stderr
+    assert (tmp_path / "k.safetensors").read_text() == "mine"
+    done = sdo("export", run_of("sd3"), "--out", "s.safetensors", cwd=tmp_path)
+    assert done.returncode == 2 and "no kohya names for sd3" in done.stderr and "as it is" in done.stderr
+    bare = tmp_path / "bare.safetensors"
+    bare.write_bytes((run_of("sd15") / "pytorch_lora_weights.safetensors").read_bytes())
+    done = sdo("export", bare, "--out", "b.safetensors", cwd=tmp_path)
+    assert done.returncode == 2 and "give --family" in done.stderr
+    assert sdo("export", bare, "--family", "sd", "--out", "b.safetensors", cwd=tmp_path).returncode == 0
