@@ -23,6 +23,9 @@ def sample(
     variant: Annotated[str | None, typer.Option(help="fp16: weight files of that name.")] = None,
     vae: Annotated[str | None, typer.Option(help="Another VAE: a folder or hub id.")] = None,
     t5: Annotated[bool, typer.Option(help="The third text encoder of SD 3.")] = True,
+    prediction_type: Annotated[
+        str | None, typer.Option(help="epsilon or v_prediction, if the config is wrong.")
+    ] = None,
     precision: Annotated[str, typer.Option(help=f"What the model computes in: {', '.join(PRECISIONS)}.")] = "no",
     lora: Annotated[str | None, typer.Option(help="A run folder or a LoRA file.")] = None,
     lora_scale: Annotated[float, typer.Option(help="Weight of the LoRA; 0 is without.")] = 1.0,
@@ -59,6 +62,8 @@ def sample(
         # also catches NaN
         if not least <= value <= most
     ]
+    if prediction_type not in (None, "epsilon", "v_prediction"):
+        wrong.append(f"--prediction-type: {prediction_type!r} is neither epsilon nor v_prediction")
     if precision not in PRECISIONS:
         wrong.append(f"--precision: {precision!r} is not one of {', '.join(PRECISIONS)}")
     if solver not in (AUTO, *SOLVERS):
@@ -79,7 +84,7 @@ def sample(
     from sdo_cli.models.load import ModelSource
 
     settings = DrawSettings(solver, eta, steps, guidance, negative_prompt, height, width)
-    source = ModelSource(model, revision, variant, vae, t5)
+    source = ModelSource(model, revision, variant, vae, t5, prediction_type)
     job = SampleJob(source, lora, lora_scale, lines, num_images, seed, batch_size, settings, precision)
     reporter = make_reporter(as_json=as_json, quiet=quiet)
     try:

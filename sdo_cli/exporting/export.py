@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,8 @@ class ExportJob:
             return self.model
         if self.manifest:
             run = self.manifest
-            return ModelSource(
-                run["model"], run.get("revision"), run.get("variant"), run.get("vae"), run.get("t5", True)
-            )
+            names = [field.name for field in fields(ModelSource)]
+            return ModelSource(**{name: run[name] for name in names if name in run})
         raise EnvironmentFault(f"{self.source} does not say for which model it is", remedy="give it with --model")
 
     def family_of(self, lora: LoraFile) -> str:
@@ -167,4 +166,3 @@ def default_out(source: Path, form: str) -> Path:
     folder = source if source.is_dir() else source.parent
     stem = source.resolve().name if source.is_dir() else source.stem
     return folder / (f"{stem}-kohya.safetensors" if form == "kohya" else form)
-

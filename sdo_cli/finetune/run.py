@@ -76,7 +76,7 @@ def _held_out(loaded: LoadedRecipe) -> list[str]:
 
 
 def _load_family(recipe: Recipe) -> Family:
-    source = ModelSource(recipe.model, recipe.revision, recipe.variant, recipe.vae, recipe.t5)
+    source = ModelSource(recipe.model, recipe.revision, recipe.variant, recipe.vae, recipe.t5, recipe.prediction_type)
     # weights that are all trained stay in fp32
     return load_family(source, dtype=dtype_of("no" if recipe.train == "full" else recipe.mixed_precision))
 
@@ -155,7 +155,9 @@ def manifest(loaded: LoadedRecipe, family: str, status: str, started: str) -> di
         "overrides": list(loaded.overrides),
         "seed": loaded.recipe.seed,
         "family": family,
-        **{key: getattr(loaded.recipe, key) for key in ("model", "revision", "variant", "vae", "t5")},
+        **{
+            key: getattr(loaded.recipe, key) for key in ("model", "revision", "variant", "vae", "t5", "prediction_type")
+        },
         "device": str(pick_device()),
         "python": sys.version.split()[0],
         "versions": versions(),

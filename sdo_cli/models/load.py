@@ -36,6 +36,7 @@ class ModelSource:
         variant: ``fp16`` loads files named so; found out for folders that hold nothing else.
         vae: folder or hub id of another VAE, for example the repaired fp16 one of SDXL.
         t5: False leaves the third text encoder of SD 3 out.
+        prediction_type: ``epsilon`` or ``v_prediction`` where the model's scheduler config does not say, or lies.
     """
 
     model: str
@@ -43,6 +44,7 @@ class ModelSource:
     variant: str | None = None
     vae: str | None = None
     t5: bool = True
+    prediction_type: str | None = None
 
 
 def locate(model: str) -> str:
@@ -104,6 +106,8 @@ def load_family(source: ModelSource | str, *, dtype: "torch.dtype | None" = None
     wanted = ModelSource(source) if isinstance(source, str) else source
     with _sentences(wanted.model), _no_loading_bars():
         pipeline = _load_pipeline(wanted, dtype or torch.float32)
+    if wanted.prediction_type is not None:
+        pipeline.scheduler.register_to_config(prediction_type=wanted.prediction_type)
     return family_of(pipeline, wanted.model)
 
 
@@ -152,7 +156,7 @@ def _load_pipeline(wanted: ModelSource, dtype: "torch.dtype") -> Any:
     place = locate(wanted.model)
     vae = {} if wanted.vae is None else {"vae": _load_vae(wanted.vae, dtype)}
     if is_single_file(place):
-        pipeline = load_single_file(Path(place), dtype=dtype)
+        pipeline = load_single_file(Path(place), dtype=dtype, prediction_type=wanted.prediction_type)
         for name, part in vae.items():
             setattr(pipeline, name, part)
         return pipeline

@@ -24,6 +24,7 @@ from sdo_cli.models.kohya import PREFIXES, kohya_names
 NAME = "pytorch_lora_weights.safetensors"
 METADATA_KEY = "lora_adapter_metadata"
 _DENOISERS = ("unet", "transformer")
+COMPONENTS = (*_DENOISERS, "text_encoder", "text_encoder_2")
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,19 @@ def read_diffusers(path: Path) -> Layers:
     )
 
     tensors, metadata = read_tensors(path)
+    components = sorted({key.partition(".")[0] for key in tensors})
+    if is_kohya(tensors):
+        raise EnvironmentFault(
+            f"{path} has kohya's names, which only a model can resolve",
+            remedy="write it as diffusers' first: sdo export … --format diffusers --model …",
+        )
+    if strange := [component for component in components if component not in COMPONENTS]:
+        raise EnvironmentFault(
+            f"{path} is no LoRA in diffusers' layout: it holds {strange[0]}", remedy="give a file that diffusers wrote"
+        )
     configs = json.loads(metadata.get(METADATA_KEY, "{}"))
     layers: Layers = {}
-    for component in sorted({key.partition(".")[0] for key in tensors}):
+    for component in components:
         part = {key.removeprefix(f"{component}."): t for key, t in tensors.items() if key.startswith(f"{component}.")}
         if component in _DENOISERS:
             part = convert_unet_state_dict_to_peft(part)
@@ -155,9 +166,9 @@ def _halves(state: Mapping[str, Tensor], down: str, up: str, path: Path) -> dict
 
 def _places(parts: Mapping[str, nn.Module], family: str) -> dict[str, tuple[str, str, nn.Module]]:
     """Component, module name and module behind every name a kohya file may use."""
-    unet = parts.get("unet")
-    each = unet.config.layers_per_block if unet is not None and family == "sdxl" else 2  # type: ignore[union-attr]
-    places = {}
+    unet: Any = parts.get("unet")
+    each = unet.config.layers_per_block if unet is not None and family == "sdxl" else 2
+    places: dict[str, tuple[str, str, nn.Module]] = {}
     for component in PREFIXES[family].keys() & parts.keys():
         for name, module in parts[component].named_modules():
             # beside another adapter the layer itself lies one level deeper
@@ -168,8 +179,8 @@ def _places(parts: Mapping[str, nn.Module], family: str) -> dict[str, tuple[str,
     return places
 
 
-def _fits(module: nn.Module, down: Tensor, up: Tensor) -> bool:
-    return down.shape[1:] == module.weight.shape[1:] and up.shape[0] == module.weight.shape[0]  # type: ignore[union-attr,index]
+def _fits(module: Any, down: Tensor, up: Tensor) -> bool:
+    return down.shape[1:] == module.weight.shape[1:] and up.shape[0] == module.weight.shape[0]
 
 
 def published(component: str, module: str) -> str:
@@ -198,7 +209,7 @@ def adapter_settings(layers: Mapping[str, LoraLayer]) -> dict[str, Any]:
     names = {module: module.removeprefix("text_model.") for module in layers}
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_alpha=alpha,
         target_modules=sorted(names.values()),
         rank_pattern={names[m]: layer.rank for m, layer in layers.items() if layer.rank != rank},
         alpha_pattern={names[m]: layer.alpha for m, layer in layers.items() if layer.alpha != alpha},
@@ -210,7 +221,8 @@ def write_diffusers(layers: Layers, path: Path) -> None:
     """Write one file that ``pipeline.load_lora_weights`` reads, alpha of every layer included."""
     from safetensors.torch import save_file
 
-    tensors, settings = {}, {}
+    tensors: dict[str, Tensor] = {}
+    settings: dict[str, Any] = {}
     for component, modules in layers.items():
         # the loaders look for one spelling per part, and drop layers of a file with two
         down, up = (
@@ -230,7 +242,7 @@ def kohya_tensors(layers: Layers, *, family: str, layers_per_block: int = 2) -> 
     Raises:
         EnvironmentFault: a layer that has no such name.
     """
-    state = {}
+    state: dict[str, Tensor] = {}
     for component, modules in layers.items():
         for module, layer in modules.items():
             try:

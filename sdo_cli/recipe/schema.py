@@ -84,7 +84,8 @@ class ValidationSpec:
 class Recipe:
     """One fine-tuning job.
 
-    ``vae`` replaces the model's own; ``t5: false`` leaves the third text encoder of SD 3 out. ``train: full`` trains
+    ``vae`` replaces the model's own; ``t5: false`` leaves the third text encoder of SD 3 out;
+    ``prediction_type`` is for models whose scheduler config does not say what they predict. ``train: full`` trains
     every weight of the denoiser instead of an adapter. ``mixed_precision`` is what frozen parts compute in (adapters
     and fully trained weights stay in fp32), ``reward_precision`` the same for the rewards.
     """
@@ -98,6 +99,7 @@ class Recipe:
     variant: str | None = None
     vae: str | None = None
     t5: bool = True
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
     seed: int = 0
     output_dir: str = "runs"
 
