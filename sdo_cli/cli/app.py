@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdo_cli.cli import bench, export, finetune, recipe, sample
+from sdo_cli.cli import bench, export, fetch, finetune, recipe, sample
 from sdo_cli.errors import EnvironmentFault, SdoError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.command("finetune")(finetune.finetune)
 app.command("sample")(sample.sample)
+app.command("fetch")(fetch.fetch)
 app.command("export")(export.export)
 app.command("bench")(bench.bench)
 app.add_typer(recipe.app, name="recipe")

@@ -44,7 +44,8 @@ class RewardObjective:
     def __call__(self, x_N: Tensor, rows: Tensor) -> Scored:
         images = self.family.decode(x_N)
         prompts = [self.prompts[row] for row in rows.tolist()]
-        losses, seen = images.new_zeros(len(images)), {}
+        losses = images.new_zeros(len(images))
+        seen: dict[str, Tensor] = {}
         for item in self.rewards:
             scores = scores_of(item.reward, item.name, images, prompts)
             losses = losses + item.loss_of(scores[item.name])

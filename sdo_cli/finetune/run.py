@@ -18,7 +18,6 @@ from rewards.base import Reward
 from sdo_cli.device import dtype_of, pick_device
 from sdo_cli.drawing.pictures import save_grid
 from sdo_cli.drawing.prompts import PromptEmbeddings
-from sdo_cli.embedded import is_embedded
 from sdo_cli.files import append_json_line, write_json, write_text
 from sdo_cli.finetune.card import curve_png, model_card
 from sdo_cli.finetune.loop import Job, StepResult, draw_settings, train
@@ -33,6 +32,7 @@ from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
 from sdo_cli.scoring.rewards import build_reward
 from sdo_cli.scoring.statistics import Gain, paired_gain
+from sdo_cli.weights.needs import explaining, revisions_of, reward_options
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "open_clip_torch", "omegaconf", "sdo-cli")
 
@@ -53,6 +53,11 @@ def prepare(loaded: LoadedRecipe) -> tuple[Job, Validation | None]:
 
     Prompts are encoded first and the text encoders freed, unless they are trained.
     """
+    with explaining(loaded.recipe, loaded.given):
+        return _load_all(loaded)
+
+
+def _load_all(loaded: LoadedRecipe) -> tuple[Job, Validation | None]:
     recipe, device = loaded.recipe, pick_device()
     prompts, held_out = loaded.prompts(recipe.prompts), _held_out(loaded)
     family = _load_family(recipe)
@@ -92,11 +97,8 @@ def _save_memory(family: Family, recipe: Recipe) -> None:
 
 
 def _build_reward(spec: RewardSpec, recipe: Recipe, device: torch.device) -> Reward:
-    """A reward as the recipe means it: an embedded model goes with embedded rewards."""
-    options = dict(spec.options)
-    if is_embedded(recipe.model) and "model" not in options:
-        options = rewards.embedded_options(spec.name) | options
-    reward = build_reward(spec.name, options, device, dtype_of(recipe.reward_precision))
+    """A reward on ``device``, as the recipe means it."""
+    reward = build_reward(spec.name, reward_options(spec, recipe), device, dtype_of(recipe.reward_precision))
     if recipe.reward_checkpointing and hasattr(reward, "gradient_checkpointing"):
         reward.gradient_checkpointing()
     return reward
@@ -158,6 +160,7 @@ def manifest(loaded: LoadedRecipe, family: str, status: str, started: str) -> di
         **{
             key: getattr(loaded.recipe, key) for key in ("model", "revision", "variant", "vae", "t5", "prediction_type")
         },
+        "weights": revisions_of(loaded.recipe),
         "device": str(pick_device()),
         "python": sys.version.split()[0],
         "versions": versions(),

@@ -137,8 +137,8 @@ def check_reward(spec: RewardSpec, key: Key, problem: Problem) -> None:
         if option not in allowed:
             text = suggestion(option, allowed) if allowed else f"{spec.name} takes none"
             problem((*key, "options", option), f"unknown option; {text}")
-        elif text := wrong_reward_option(full, option, value):
-            problem((*key, "options", option), text)
+        elif wrong := wrong_reward_option(full, option, value):
+            problem((*key, "options", option), wrong)
         elif (
             isinstance(value, str)
             and embedded.is_embedded(value)

@@ -19,6 +19,7 @@ class LoadedRecipe:
     name: of the file, without suffix.
     text: of the file, as given.
     folder: of the file; prompt files are looked up beside it.
+    given: name or path as the user typed it, for the commands sdo proposes.
     overrides: ``key=value`` from the command line.
     """
 
@@ -27,6 +28,7 @@ class LoadedRecipe:
     text: str
     folder: Path
     overrides: tuple[str, ...]
+    given: str
 
     def resolved(self) -> dict[str, Any]:
         """Every field with its value, defaults included."""
@@ -82,4 +84,4 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> LoadedRecipe:
         check_recipe(recipe, path.parent, reader.follow_up)
     if document.problems:
         raise RecipeFault(document.problems)
-    return LoadedRecipe(recipe, path.stem, text, path.parent, tuple(overrides or ()))
+    return LoadedRecipe(recipe, path.stem, text, path.parent, tuple(overrides or ()), name)

@@ -1,0 +1,65 @@
+"""`sdo fetch`."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sdo_cli.recipe.load import load_recipe
+
+if TYPE_CHECKING:
+    from sdo_cli.weights.needs import Need
+
+
+def fetch(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe overrides.")] = None,
+    only_list: Annotated[bool, typer.Option("--list", help="Say what is needed; download nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Download the weights a recipe needs."""
+    loaded = load_recipe(recipe, overrides)
+    from sdo_cli.weights.fetch import fetch as run
+    from sdo_cli.weights.needs import needs_of
+
+    needs = needs_of(loaded.recipe)
+    if not as_json:
+        show(needs)
+    fetched = []
+    if not only_list:
+        for need in run(needs, variant=loaded.recipe.variant, t5=loaded.recipe.t5):
+            fetched.append(need.source)
+            if not as_json:
+                typer.echo(f"fetched {need.source}")
+    if as_json:
+        typer.echo(json.dumps({"needs": [as_record(need) for need in needs], "fetched": fetched}))
+
+
+def as_record(need: "Need") -> dict[str, Any]:
+    record = asdict(need)
+    del record["file"]
+    return record
+
+
+def show(needs: "list[Need]") -> None:
+    from sdo_cli.weights.needs import size_text
+
+    if not needs:
+        typer.echo("nothing to fetch: everything this recipe needs ships with sdo")
+        return
+    width = max(len(need.source) for need in needs)
+    for need in needs:
+        state = "here" if need.present else "missing"
+        size = "local" if need.is_local else size_text(need.size)
+        pinned = f" @ {need.revision}" if need.revision else ""
+        typer.echo(f"{state:<8}{need.source:<{width}}  {size:>14}  {need.licence or '-'}  ({need.what}{pinned})")
+    missing = sum(need.size for need in needs if not need.present)
+    if missing:
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        place = next(p for p in (Path(HF_HUB_CACHE), *Path(HF_HUB_CACHE).parents) if p.exists())
+        free = size_text(shutil.disk_usage(place).free)
+        typer.echo(f"about {size_text(missing)} to download (published sizes) into {HF_HUB_CACHE}; {free} free there")

@@ -1,0 +1,109 @@
+"""What a computation costs, found by running it on meta tensors: real operations and autograd, but no numbers."""
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Attributes:
+    flops: of matrix products, convolutions and attention, by torch's own formulas (a multiply-add is two).
+    peak: most bytes in tensors alive at once, above those that were there before.
+    left: bytes of new tensors still alive at the end.
+    """
+
+    flops: float
+    peak: int
+    left: int
+
+
+class _Tally(TorchDispatchMode):
+    """Sees every operation below autograd, its backward included, and the storages it makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops, self.alive, self.peak = 0.0, 0, 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        del types
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            # a model asks for a value, as transformers does of its masks: true
+            return torch.ones((), dtype=args[0].dtype).item()
+        result = func(*args, **kwargs)
+        if (formula := flop_registry.get(func._overloadpacket)) is not None:
+            self.flops += float(formula(*args, **kwargs, out_val=result))
+        given = {_key(tensor) for tensor in _meta_tensors((args, kwargs))}
+        for tensor in _meta_tensors(result):
+            # views and results in place bring no memory
+            if _key(tensor) not in given:
+                self._take(tensor)
+        return result
+
+    def _take(self, tensor: Tensor) -> None:
+        storage, key = tensor.untyped_storage(), _key(tensor)
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.alive += storage.nbytes()
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._drop, key, storage.nbytes())
+
+    def _drop(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.alive -= size
+
+
+def _key(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _meta_tensors(tree: Any) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.is_meta)
+
+
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    """On meta tensors torch takes attention apart, with the whole [L, L] matrix; devices have a kernel without it."""
+    apart = F.scaled_dot_product_attention
+
+    def fused(query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Tensor:
+        # a mask is small beside the rest
+        names = dict(zip(("attn_mask", "dropout_p", "is_causal"), args, strict=False)) | options
+        if not query.is_meta or query.dim() != 4 or names.get("enable_gqa"):
+            return apart(query, key, value, *args, **options)
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return kernel(query, key, value, 0.0, bool(names.get("is_causal")), scale=names.get("scale"))[0]
+
+    F.scaled_dot_product_attention = fused
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = apart
+
+
+def count(run: Callable[[], object]) -> Cost:
+    """Run on meta tensors and count.
+
+    Memory of CPU tensors and a kernel's own scratch are not counted.
+    """
+    with _fused_attention(), _Tally() as tally:
+        kept = run()
+    cost = Cost(tally.flops, tally.peak, tally.alive)
+    del kept
+    return cost

@@ -1,0 +1,33 @@
+"""Known model repositories: what their licence is and about how much there is to download. Imports no torch."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """Attributes:
+    size: bytes of the files sdo needs, about, as published when this was written; not looked up.
+    licence: of the weights.
+    gated: whether the licence has to be accepted on the hub first.
+    config: the folder of ``sdo_cli/models/configs`` with the same architecture.
+    """
+
+    size: int
+    licence: str
+    gated: bool = False
+    config: str | None = None
+
+
+RAIL, STABILITY = "CreativeML Open RAIL++-M", "Stability AI Community"
+MODELS = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": KnownModel(4_300_000_000, "CreativeML Open RAIL-M", config="sd15"),
+    "stabilityai/stable-diffusion-2-1": KnownModel(5_200_000_000, RAIL, config="sd21"),
+    "stabilityai/stable-diffusion-2-1-base": KnownModel(5_200_000_000, RAIL, config="sd21-base"),
+    "stabilityai/stable-diffusion-xl-base-1.0": KnownModel(13_900_000_000, RAIL, config="sdxl"),
+    "stabilityai/stable-diffusion-3-medium-diffusers": KnownModel(
+        15_500_000_000, STABILITY, gated=True, config="sd3-medium"
+    ),
+    "stabilityai/stable-diffusion-3.5-medium": KnownModel(16_000_000_000, STABILITY, gated=True, config="sd35-medium"),
+    "stabilityai/stable-diffusion-3.5-large": KnownModel(27_000_000_000, STABILITY, gated=True, config="sd35-large"),
+    "madebyollin/sdxl-vae-fp16-fix": KnownModel(335_000_000, "MIT"),
+}

@@ -1,0 +1,183 @@
+"""Which weights a recipe needs and whether they are on this machine."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import rewards
+from sdo_cli import embedded
+from sdo_cli.errors import EnvironmentFault
+from sdo_cli.hub import MissingWeights, WeightFile, cached_file, is_offline
+from sdo_cli.models.catalog import MODELS
+from sdo_cli.recipe.schema import Recipe, RewardSpec
+
+
+@dataclass(frozen=True)
+class Need:
+    """Attributes:
+    what: for people: ``model``, ``vae``, ``reward hps-v2.1``.
+    source: repository, repository/file, or local path.
+    size: bytes, 0 when not known.
+    licence: of the weights, empty when not known.
+    revision: asked for; None is the default branch.
+    present: whether it is on this machine.
+    file: one file of the hub; None for a whole model or a local path.
+    is_local: a path, which sdo cannot fetch.
+    """
+
+    what: str
+    source: str
+    size: int
+    licence: str
+    revision: str | None
+    present: bool
+    file: WeightFile | None = None
+    is_local: bool = False
+
+
+def needs_of(recipe: Recipe) -> list[Need]:
+    """Everything the recipe loads that does not ship with sdo, in the order it is loaded."""
+    found = [_model("model", recipe.model, recipe.revision, recipe.variant, t5=recipe.t5)]
+    if recipe.vae is not None:
+        found.append(_model("vae", recipe.vae, None, None, is_vae=True))
+    if recipe.lora.start_from is not None:
+        found += list(_local("LoRA to start from", recipe.lora.start_from))
+    for spec in (*recipe.rewards, *recipe.validation.rewards):
+        found += _of_reward(spec, recipe)
+    unique = {(need.what, need.source): need for need in found if not embedded.is_embedded(need.source)}
+    return list(unique.values())
+
+
+def reward_options(spec: RewardSpec, recipe: Recipe) -> dict[str, Any]:
+    """A reward's options as the recipe means them: an embedded model goes with embedded rewards."""
+    if embedded.is_embedded(recipe.model) and "model" not in spec.options:
+        return rewards.embedded_options(spec.name) | spec.options
+    return dict(spec.options)
+
+
+def _of_reward(spec: RewardSpec, recipe: Recipe) -> Iterator[Need]:
+    options, what = reward_options(spec, recipe), f"reward {rewards.full_name(spec.name)}"
+    for file in rewards.needed_files(spec.name, options):
+        yield Need(what, str(file), file.size, file.licence, file.revision, cached_file(file) is not None, file)
+    for path in rewards.missing_paths(spec.name, options):
+        yield Need(what, path, 0, "", None, False, is_local=True)
+
+
+def _local(what: str, path: str) -> Iterator[Need]:
+    if path.startswith(("/", ".", "~")) or Path(path).suffix or Path(path).exists():
+        yield Need(what, path, 0, "", None, Path(path).expanduser().exists(), is_local=True)
+
+
+def _model(
+    what: str, model: str, revision: str | None, variant: str | None, *, t5: bool = True, is_vae: bool = False
+) -> Need:
+    looks_local = (
+        model.startswith(("/", ".", "~")) or model.endswith((".safetensors", ".ckpt")) or model.count("/") != 1
+    )
+    if embedded.is_embedded(model) or Path(model).expanduser().exists() or looks_local:
+        return Need(what, model, 0, "", None, Path(model).expanduser().exists(), is_local=True)
+    known = MODELS.get(model)
+    folder = snapshot(model, revision)
+    present = folder is not None and (is_vae or is_whole(folder, variant, t5=t5))
+    return Need(what, model, known.size if known else 0, known.licence if known else "", revision, present)
+
+
+def snapshot(repo: str, revision: str | None) -> Path | None:
+    """The folder of a repository in the cache, None when there is none; never asks the network."""
+    for name in ("model_index.json", "config.json"):
+        if (found := cached_file(WeightFile(repo, name, 0, "", revision))) is not None:
+            return found.parent
+    return None
+
+
+def is_whole(folder: Path, variant: str | None, *, t5: bool = True) -> bool:
+    """Whether every part that ``model_index.json`` names has its weights, config or words."""
+    index = json.loads((folder / "model_index.json").read_text())
+    skipped = {"safety_checker", "feature_extractor", "image_encoder"} | (
+        set() if t5 else {"text_encoder_3", "tokenizer_3"}
+    )
+    for part, value in index.items():
+        if part in skipped or not isinstance(value, list) or not value[0]:
+            continue
+        files = [path.name for path in (folder / part).glob("*")]
+        has_weights = part not in ("scheduler",) and not part.startswith("tokenizer")
+        wanted = f".{variant}." if variant else "."
+        if not files or (has_weights and not any(n.endswith(".safetensors") and wanted in n for n in files)):
+            return False
+    return True
+
+
+def size_text(size: int) -> str:
+    """``1.7 GB``; ``size not known`` for 0."""
+    if not size:
+        return "size not known"
+    if size < 1e6:
+        return f"{size / 1e3:.0f} kB"
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def require(recipe: Recipe, name: str) -> None:
+    """Before anything heavy: say at once what is missing, unless it can be fetched while loading.
+
+    Args:
+        name: of the recipe, for the line to type.
+
+    Raises:
+        MissingWeights: one screen with everything that is missing.
+    """
+    missing = [need for need in needs_of(recipe) if not need.present]
+    if not missing or (not is_offline() and not any(need.is_local for need in missing)):
+        return
+    raise MissingWeights(missing_screen(missing), remedy=remedy(missing, name))
+
+
+@contextmanager
+def explaining(recipe: Recipe, name: str) -> Iterator[None]:
+    """Loading that fails because weights could not be fetched says what is missing, on one screen."""
+    require(recipe, name)
+    try:
+        yield
+    except EnvironmentFault as fault:
+        missing = [need for need in needs_of(recipe) if not need.present]
+        if not missing:
+            raise
+        raise MissingWeights(f"{fault.message}\n{missing_screen(missing)}", remedy=remedy(missing, name)) from fault
+
+
+def missing_screen(missing: list[Need]) -> str:
+    width = max(len(need.source) for need in missing)
+    lines = [f"{len(missing)} of the recipe's weights are not on this machine:"]
+    for need in missing:
+        size = "no such path" if need.is_local else f"{size_text(need.size):>8}  {need.licence}"
+        lines.append(f"  {need.source:<{width}}  {size}  ({need.what})")
+    total = sum(need.size for need in missing)
+    return "\n".join(lines + ([f"  about {size_text(total)} in all"] if total else []))
+
+
+def remedy(missing: list[Need], name: str) -> str:
+    fetch = [f"get them where there is a network:  sdo fetch {name}"] if any(not n.is_local for n in missing) else []
+    if fetch and is_offline():
+        fetch.append("     (HF_HUB_OFFLINE is set here; copy the folder HF_HOME from there, or name local folders)")
+    here = ["     try sdo now, without any weights:  sdo finetune --recipe quickstart"]
+    return "\n".join((fetch or ["check the paths in the recipe"]) + here)
+
+
+def revisions_of(recipe: Recipe) -> dict[str, str]:
+    """What is used, for the manifest: the commit of a repository, size and time of a local file."""
+    found = {}
+    for need in needs_of(recipe):
+        if need.is_local:
+            path = Path(need.source).expanduser()
+            if path.is_file():
+                stat = path.stat()
+                found[need.source] = f"{stat.st_size} bytes, modified {int(stat.st_mtime)}"
+            continue
+        folder = cached_file(need.file) if need.file else snapshot(need.source, need.revision)
+        # …/snapshots/<commit>/…
+        parts = list(folder.parts) if folder else []
+        if "snapshots" in parts:
+            found[need.source] = parts[parts.index("snapshots") + 1]
+    return found
