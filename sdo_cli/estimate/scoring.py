@@ -1,0 +1,136 @@
+"""Cost of decoding and scoring, with and without the backward pass."""
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rewards.base import Reward
+from sdo_cli.device import dtype_of
+from sdo_cli.estimate.network import source_of
+from sdo_cli.estimate.pipelines import meta_family
+from sdo_cli.estimate.tally import META, Cost, count
+from sdo_cli.estimate.towers import meta_reward
+from sdo_cli.models.base import Family
+from sdo_cli.models.load import ModelSource
+from sdo_cli.recipe.schema import Recipe
+
+# of sdo_cli/scoring: images scored at a time when they are only measured
+MEASURE_BATCH = 64
+
+
+@dataclass(frozen=True)
+class RewardSetup:
+    """A reward by name; ``options`` as JSON, so that it can be looked up."""
+
+    name: str
+    options: str
+
+    @classmethod
+    def of(cls, name: str, options: dict[str, Any]) -> "RewardSetup":
+        return cls(name, json.dumps(options, sort_keys=True))
+
+
+@dataclass(frozen=True)
+class ScoreSetup:
+    """Everything in a recipe that the cost of decoding and scoring depends on."""
+
+    source: ModelSource
+    precision: str
+    rewards: tuple[RewardSetup, ...]
+    reward_precision: str
+    vae_checkpointing: bool
+    vae_tiling: bool
+    reward_checkpointing: bool
+    height: int | None
+    width: int | None
+
+    @classmethod
+    def of(cls, recipe: Recipe, rewards: tuple[RewardSetup, ...]) -> "ScoreSetup":
+        return cls(
+            source=source_of(recipe),
+            precision=recipe.mixed_precision,
+            rewards=rewards,
+            reward_precision=recipe.reward_precision,
+            vae_checkpointing=recipe.vae_checkpointing,
+            vae_tiling=recipe.vae_tiling,
+            reward_checkpointing=recipe.reward_checkpointing,
+            height=recipe.height,
+            width=recipe.width,
+        )
+
+
+@lru_cache(maxsize=2)
+def _decoder(setup: ScoreSetup) -> Family:
+    family = meta_family(setup.source, dtype_of(setup.precision))
+    if setup.vae_tiling:
+        family.vae.enable_tiling()
+    if setup.vae_checkpointing:
+        family.checkpoint_vae()
+    return family
+
+
+def _reward(setup: RewardSetup, precision: str, *, recompute: bool = False) -> Reward:
+    reward = meta_reward(setup.name, json.loads(setup.options), dtype_of(precision))
+    if recompute and hasattr(reward, "gradient_checkpointing"):
+        reward.gradient_checkpointing()
+    return reward
+
+
+def latent_shape(setup: ScoreSetup) -> tuple[int, int, int]:
+    """``(C, h, w)`` of the recipe's images."""
+    return _decoder(setup).latent_shape(setup.height, setup.width)
+
+
+def image_size(setup: ScoreSetup) -> tuple[int, int]:
+    """Height and width in pixels."""
+    _, h, w = latent_shape(setup)
+    factor = _decoder(setup).vae_factor
+    return h * factor, w * factor
+
+
+@lru_cache(maxsize=64)
+def score_cost(setup: ScoreSetup, rows: int) -> Cost:
+    """Decoder and rewards for ``rows`` samples, and back to the latents."""
+    family = _decoder(setup)
+    rewards = [_reward(item, setup.reward_precision, recompute=setup.reward_checkpointing) for item in setup.rewards]
+    latents = torch.empty(rows, *latent_shape(setup), device=META)
+    prompts = [str(row) for row in range(rows)]
+
+    def score() -> Tensor:
+        leaf = latents.detach().requires_grad_()
+        images = family.decode(leaf)
+        losses = images.new_zeros(rows)
+        for reward in rewards:
+            losses = losses - reward.score(images, prompts).float()
+        return torch.autograd.grad(losses.sum(), leaf)[0]
+
+    return count(score)
+
+
+@lru_cache(maxsize=64)
+def decode_cost(setup: ScoreSetup, rows: int) -> Cost:
+    """The decoder without a graph."""
+    latents = torch.empty(rows, *latent_shape(setup), device=META)
+    with torch.no_grad():
+        return count(lambda: _decoder(setup).decode(latents))
+
+
+@lru_cache(maxsize=64)
+def measure_cost(reward: RewardSetup, precision: str, size: tuple[int, int], rows: int) -> Cost:
+    """A reward of images that are there, without a graph; free for one that leaves the device."""
+    model = _reward(reward, precision)
+    if not model.info.differentiable:
+        return Cost(0.0, 0, 0)
+    images, prompts = torch.empty(rows, 3, *size, device=META), [str(row) for row in range(rows)]
+    with torch.no_grad():
+        return count(lambda: model.score(images, prompts))
+
+
+@lru_cache(maxsize=64)
+def reward_bytes(reward: RewardSetup, precision: str) -> int:
+    """Of its weights: what is left after building it."""
+    return count(lambda: _reward(reward, precision)).left

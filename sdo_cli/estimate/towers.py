@@ -1,0 +1,173 @@
+"""Reward models without weights: the architectures that ``rewards.build`` would load, on the meta device."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import rewards
+from rewards.aesthetic import Aesthetic, predictor_head
+from rewards.base import Reward
+from rewards.clip_encoder import ClipEncoder
+from rewards.clip_score import OPENAI, ClipScore
+from rewards.hps import ARCHITECTURE
+from rewards.imagereward import ImageReward
+from rewards.mixture import Mixture
+from rewards.pickscore import PickScore
+from sdo_cli import embedded
+from sdo_cli.errors import EnvironmentFault
+from sdo_cli.estimate.tally import META
+
+# config.json of yuvalkirstain/PickScore_v1: OpenCLIP's ViT-H/14 under transformers' names
+CLIP_H = {
+    "projection_dim": 1024,
+    "text_config": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "hidden_act": "gelu",
+        "projection_dim": 1024,
+    },
+    "vision_config": {
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 16,
+        "patch_size": 14,
+        "hidden_act": "gelu",
+        "projection_dim": 1024,
+    },
+}
+# ImageReward-v1.0: BLIP large (ViT-L/16) and med_config.json's BERT
+BLIP_VISION = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 16,
+}
+BLIP_TEXT = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "vocab_size": 30524,
+    "encoder_hidden_size": 1024,
+}
+CLIP_TOKENS = 77
+
+
+def meta_reward(name: str, options: Mapping[str, Any], dtype: torch.dtype) -> Reward:
+    """The reward as :func:`rewards.build` makes it, without weights and tokenizer.
+
+    Raises:
+        EnvironmentFault: an architecture that cannot be found.
+    """
+    full = rewards.full_name(name)
+    if full == "mixture":
+        members = {
+            part["name"]: (meta_reward(part["name"], part.get("options") or {}, dtype), 1.0, 0.0, 1.0)
+            for part in options["parts"]
+        }
+        return Mixture(members)
+    reward = _MAKERS[full](options) if full in _MAKERS else rewards.build(full, options)
+    if hasattr(reward, "to"):
+        reward.to(META, dtype)
+    return reward
+
+
+def _clip(options: Mapping[str, Any]) -> Reward:
+    return ClipScore(_encoder(options.get("model") or OPENAI))
+
+
+def _judge(options: Mapping[str, Any]) -> Reward:
+    del options
+    return ClipScore(_encoder("embedded:judge"))
+
+
+def _aesthetic(options: Mapping[str, Any]) -> Reward:
+    encoder = _encoder(options.get("model") or OPENAI)
+    with META:
+        return Aesthetic(encoder, predictor_head(encoder.width))
+
+
+def _hps(options: Mapping[str, Any]) -> Reward:
+    encoder = _encoder(options.get("model") or ARCHITECTURE)
+    encoder.preprocess = replace(encoder.preprocess, fit="longest", from_bytes=False)
+    return ClipScore(encoder)
+
+
+def _encoder(model: str) -> ClipEncoder:
+    import open_clip
+
+    folder = embedded.folder(model) if embedded.is_embedded(model) else Path(model).expanduser()
+    identifier = f"local-dir:{folder}" if folder.is_dir() else model
+    try:
+        with META, _no_warnings():
+            net = open_clip.create_model(identifier, load_weights=False, device=META)
+    except (OSError, RuntimeError, ValueError) as fault:
+        raise EnvironmentFault(
+            f"the architecture of the CLIP model {model!r} is not known on this machine",
+            remedy="check the name or folder",
+        ) from fault
+    encoder = ClipEncoder.__new__(ClipEncoder)
+    encoder._take(net, _zeros(getattr(net, "context_length", CLIP_TOKENS)))
+    return encoder
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """open_clip warns that no weights are loaded."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _pickscore(options: Mapping[str, Any]) -> Reward:
+    from transformers import CLIPConfig, CLIPModel
+
+    model = options.get("model")
+    config = CLIPConfig(**CLIP_H) if model is None else CLIPConfig.from_pretrained(Path(model).expanduser())
+    with META:
+        return PickScore(CLIPModel(config), _zeros(CLIP_TOKENS))
+
+
+def _imagereward(options: Mapping[str, Any]) -> Reward:
+    from transformers import BatchEncoding, BlipTextConfig, BlipVisionConfig, BlipVisionModel
+    from transformers.models.blip.modeling_blip_text import BlipTextModel
+
+    def tokens(prompts: list[str], *, max_length: int, **settings: Any) -> Any:
+        ids = _zeros(max_length)(prompts)
+        return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+    config = options.get("config")
+    text = BLIP_TEXT if config is None else json.loads(Path(config).expanduser().read_text())
+    known = {k: v for k, v in text.items() if k in BLIP_TEXT} | {"encoder_hidden_size": BLIP_VISION["hidden_size"]}
+    with META:
+        read = BlipTextModel(BlipTextConfig(**known), add_pooling_layer=False)
+        return ImageReward(BlipVisionModel(BlipVisionConfig(**BLIP_VISION)), read, predictor_head(768), tokens)
+
+
+def _zeros(length: int) -> Any:
+    """Prompts to ids ``[B, length]``."""
+    return lambda prompts: torch.zeros(len(prompts), length, dtype=torch.long)
+
+
+_MAKERS = {
+    "clip-score": _clip,
+    "aesthetic-v2": _aesthetic,
+    "judge": _judge,
+    "hps-v2": _hps,
+    "hps-v2.1": _hps,
+    "pickscore-v1": _pickscore,
+    "imagereward-v1": _imagereward,
+}

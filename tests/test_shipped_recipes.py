@@ -1,0 +1,70 @@
+"""Every shipped recipe, run for two steps on a small random model of its family with small rewards in the real format."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file
+from small_rewards import make_small_reward
+
+import rewards
+from sdo_cli.models.catalog import MODELS
+from sdo_cli.recipe.load import find_recipe, load_recipe, shipped_recipes
+
+REAL = [name for name in shipped_recipes() if name not in ("quickstart", "bench")]
+KIND = {"sd15": "sd15", "sdxl": "sdxl", "sd35-medium": "sd35"}
+PROMISED = {"aesthetic", "hps", "clip", "pickscore", "mixed", "sdxl-hps", "sd35-hps", "low-memory"}
+
+
+def test_the_promised_recipes_ship():
+    assert PROMISED <= set(REAL)
+
+
+def small_version(name, small, folder):
+    """Overrides that put small weights in place of the real ones and shorten the run; nothing else is changed."""
+    recipe = load_recipe(name).recipe
+    kind = KIND[MODELS[recipe.model].config]
+    words = [f"model={small(kind)}", "max_train_steps=2", "gradient_accumulation_steps=1", "lr_warmup_steps=0"]
+    words += ["num_inference_steps=3", "validation.num_prompts=1", "validation.grid_prompts=1", "variant=null"]
+    if recipe.vae:
+        words += [f"vae={small(kind) / 'vae'}"]
+    for place in ("rewards", "validation.rewards"):
+        specs = recipe.rewards if place == "rewards" else recipe.validation.rewards
+        entries = []
+        for spec in specs:
+            full = rewards.full_name(spec.name)
+            options = make_small_reward(full, folder / full)
+            entries.append({"name": spec.name, "weight": spec.weight, "options": options})
+        words.append(f"{place}={json.dumps(entries)}")
+    return words
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_two_steps(name, small, tmp_path):
+    words = small_version(name, small, tmp_path / "weights")
+    command = [sys.executable, "-m", "sdo_cli", "finetune", "--recipe", name, "--out", "run", "--json", *words]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    weights = load_file(tmp_path / "run" / "pytorch_lora_weights.safetensors")
+    assert any(value.abs().max() > 0 for key, value in weights.items() if ".up." in key or "lora_B" in key)
+    record = json.loads(done.stdout)
+    recipe = load_recipe(name).recipe
+    measured = {spec.name for spec in (*recipe.rewards, *recipe.validation.rewards)}
+    assert set(record["gains"]) == measured
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_each_opens_with_the_command_that_runs_it(name):
+    lines = find_recipe(name).read_text().splitlines()
+    assert lines[0] == f"# sdo finetune --recipe {name}" and load_recipe(name).recipe.description
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_none_trains_and_measures_with_the_same_reward_alone(name):
+    recipe = load_recipe(name).recipe
+    trained = {rewards.full_name(spec.name) for spec in recipe.rewards}
+    assert {rewards.full_name(spec.name) for spec in recipe.validation.rewards} - trained
