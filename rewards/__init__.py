@@ -1,16 +1,19 @@
 """Reward models. ``build("clip")`` makes one; the tables below name them all and import no torch."""
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 from sdo_cli.hub import WeightFile
+from sdo_cli.plugins import REWARDS, installed_names, load_installed
 
 # Read by sdo at start-up to tell this package from another one called `rewards`.
 BELONGS_TO = "sdo-cli"
 
-TABLE = {
+TABLE: dict[str, str] = {
     "clip-score": "rewards.clip_score",
     "aesthetic-v2": "rewards.aesthetic",
     "hps-v2": "rewards.hps",
@@ -31,7 +34,7 @@ SHORT = {
 }
 # Known without importing torch, so that a recipe can be checked in milliseconds.
 MEASURE_ONLY = frozenset({"judge", "jpeg-compressibility"})
-OPTIONS: Mapping[str, frozenset[str]] = {
+OPTIONS: dict[str, frozenset[str]] = {
     "clip-score": frozenset({"model", "pretrained"}),
     "aesthetic-v2": frozenset({"model", "head", "pretrained"}),
     "hps-v2": frozenset({"model", "checkpoint"}),
@@ -44,7 +47,7 @@ OPTIONS: Mapping[str, frozenset[str]] = {
     "judge": frozenset(),
 }
 # options that are no text
-TYPES: Mapping[tuple[str, str], type] = {("mixture", "parts"): list, ("jpeg-compressibility", "quality"): int}
+TYPES: dict[tuple[str, str], type] = {("mixture", "parts"): list, ("jpeg-compressibility", "quality"): int}
 
 # sizes are about what was published, not looked up here
 OPENAI_CLIP = WeightFile("timm/vit_large_patch14_clip_224.openai", "open_clip_model.safetensors", 1_710_000_000, "MIT")
@@ -82,13 +85,88 @@ WEIGHTS: Mapping[str, tuple[WeightFile, ...]] = {
 _EMBEDDED = {"clip-score": {"model": "embedded"}, "aesthetic-v2": {"model": "embedded", "head": "embedded"}}
 
 
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A reward of a plug-in: the class, and what it says about itself."""
+
+    make: Callable[..., Any]
+    summary: str
+    source: str
+    licence: str
+    range: tuple[float, float]
+    differentiable: bool
+
+
+# registered by plug-ins with @reward
+FOREIGN: dict[str, Foreign] = {}
+
+
+def reward(
+    name: str,
+    *,
+    summary: str,
+    source: str = "",
+    licence: str = "",
+    range: tuple[float, float] = (float("-inf"), float("inf")),
+    differentiable: bool = True,
+) -> Callable[[type[Made]], type[Made]]:
+    """Decorator that makes a class a reward recipes can name (docs/plugins.md).
+
+    The class has ``score(images, prompts) -> [B]``; the keyword-only parameters of its ``__init__`` are its options,
+    checked by their annotation: str, int, float or bool. One that is not differentiable only measures.
+
+    Raises:
+        ValueError: the name is taken, or an option has another annotation.
+    """
+
+    def register(made: type[Made]) -> type[Made]:
+        if name in TABLE or name in SHORT or name in FOREIGN:
+            raise ValueError(f"there is a reward {name!r} already; give yours another name")
+        options = _options_of(name, made)
+        FOREIGN[name] = Foreign(made, summary, source, licence, range, differentiable)
+        OPTIONS[name] = frozenset(options)
+        TYPES.update({(name, option): hint for option, hint in options.items()})
+        return made
+
+    return register
+
+
+def _options_of(name: str, made: type) -> dict[str, type]:
+    if made.__init__ is object.__init__:  # type: ignore[misc]
+        return {}
+    hints, options = get_type_hints(made.__init__), {}  # type: ignore[misc]
+    for parameter in inspect.signature(made).parameters.values():
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            raise ValueError(f"{parameter.name} of reward {name!r} must be keyword-only: write a * before it")
+        if (hint := hints.get(parameter.name)) not in (str, int, float, bool):
+            raise ValueError(f"option {parameter.name} of reward {name!r} must be str, int, float or bool")
+        options[parameter.name] = hint
+    return options
+
+
+def resolve(name: str) -> bool:
+    """Whether there is a reward of this name: built in, registered, or in an installed package, which is loaded."""
+    full = full_name(name)
+    return full in TABLE or full in FOREIGN or (load_installed(REWARDS, full) and full in FOREIGN)
+
+
+def is_measure_only(name: str) -> bool:
+    """Whether no recipe may train on it."""
+    full = full_name(name)
+    return full in MEASURE_ONLY or (full in FOREIGN and not FOREIGN[full].differentiable)
+
+
 def full_name(name: str) -> str:
     """``clip`` to ``clip-score``: short names stand for the newest version."""
     return SHORT.get(name, name)
 
 
 def known_names() -> list[str]:
-    return sorted(TABLE) + sorted(SHORT)
+    foreign = set(FOREIGN) | set(installed_names(REWARDS))
+    return sorted(TABLE) + sorted(SHORT) + sorted(foreign - set(TABLE))
 
 
 def embedded_options(name: str) -> dict[str, Any]:
@@ -130,6 +208,12 @@ def build(name: str, options: Mapping[str, Any] | None = None) -> Any:
         EnvironmentFault: weights that are not there.
     """
     full = full_name(name)
+    if not resolve(full):
+        raise KeyError(f"unknown reward {name!r}; there are {', '.join(known_names())}")
+    if full in FOREIGN:
+        from rewards.foreign import guarded
+
+        return guarded(full, FOREIGN[full], dict(options or {}))
     module = import_module(TABLE[full])
     versioned = {"version": full} if full in HPS else {}
     return module.build(**versioned, **(options or {}))

@@ -1,10 +1,14 @@
-"""Loads the Python files a user gives with ``--plugin``. A recipe alone never runs foreign code."""
+"""Loads foreign code: the Python files a user gives with ``--plugin``, and installed packages with entry points.
+
+A recipe alone never runs foreign code: a file has to be given, a package has to be installed.
+"""
 
 import hashlib
 import importlib.util
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from sdo_cli.errors import PluginFault
@@ -12,17 +16,22 @@ from sdo_cli.errors import PluginFault
 
 @dataclass(frozen=True)
 class Plugin:
-    """What was loaded; the hash goes into the manifest of a run."""
+    """What was loaded, for the manifest of a run: a file and its hash, or a package and its version."""
 
     path: str
     sha256: str
+    package: str = ""
 
 
 _loaded: dict[Path, Plugin] = {}
+# entry points of installed packages that were loaded, by group and name
+_installed: dict[tuple[str, str], Plugin] = {}
+# what a package declares in its own pyproject.toml
+REWARDS, GRADIENT_RULES = "sdo.rewards", "sdo.gradient_rules"
 
 
 def load_plugins(paths: Iterable[Path | str]) -> list[Plugin]:
-    """Run each file once; what it registers (``@gradient_rule``) is known from then on.
+    """Run each file once; what it registers (``@gradient_rule``, ``@reward``) is known from then on.
 
     Raises:
         PluginFault: no such file, or it raises.
@@ -32,7 +41,36 @@ def load_plugins(paths: Iterable[Path | str]) -> list[Plugin]:
 
 def loaded_plugins() -> list[Plugin]:
     """Every plug-in of this process."""
-    return list(_loaded.values())
+    return [*_loaded.values(), *_installed.values()]
+
+
+def installed_names(group: str) -> list[str]:
+    """Names that installed packages offer; none of their code is run."""
+    return sorted({point.name for point in entry_points(group=group)})
+
+
+def load_installed(group: str, name: str) -> bool:
+    """Import the module an installed package offers under this name, which registers what it brings.
+
+    Returns:
+        Whether there is such an entry point.
+
+    Raises:
+        PluginFault: its import fails.
+    """
+    if (group, name) in _installed:
+        return True
+    for point in entry_points(group=group, name=name):
+        package = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+        try:
+            point.load()
+        # foreign code may raise anything
+        except Exception as fault:
+            where = f"{type(fault).__name__}: {fault}"
+            raise PluginFault(f"the package {package} ({point.value}) cannot be loaded: {where}") from fault
+        _installed[group, name] = Plugin(point.value, "", package)
+        return True
+    return False
 
 
 def _load(path: Path, given: str) -> Plugin:

@@ -42,7 +42,7 @@ def test_the_pages_rule_finetunes(folder):
     assert done.returncode == 0, done.stderr
     manifest = json.loads((folder / "run" / "manifest.json").read_text())
     digest = hashlib.sha256(EXAMPLE.encode()).hexdigest()
-    assert manifest["plugins"] == [{"path": str(folder / "middle.py"), "sha256": digest}]
+    assert manifest["plugins"] == [{"path": str(folder / "middle.py"), "sha256": digest, "package": ""}]
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["calls"] for line in lines] == [{"no_grad": 8, "grad": 2}] * 2
     assert "--plugin" in (folder / "run" / "README.md").read_text()

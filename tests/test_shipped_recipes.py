@@ -1,4 +1,4 @@
-"""Every shipped recipe, run for two steps on a small random model of its family with small rewards in the real format."""
+"""Every shipped recipe, run for two steps on a small random model of its family with small real-format rewards."""
 
 import json
 import os
@@ -19,7 +19,7 @@ PROMISED = {"aesthetic", "hps", "clip", "pickscore", "mixed", "sdxl-hps", "sd35-
 
 
 def test_the_promised_recipes_ship():
-    assert PROMISED <= set(REAL)
+    assert set(REAL) >= PROMISED
 
 
 def small_version(name, small, folder):

@@ -11,19 +11,11 @@ from sdo_cli.bench.bench_job import Workbench
 from sdo_cli.drawing.draw import draw_noise, encode_pair, make_path
 from sdo_cli.finetune.loop import Job
 from sdo_cli.finetune.objective import RewardObjective
-from sdo_cli.gradients.plan import Mode, Plan
+from sdo_cli.gradients.counts import LIVE
+from sdo_cli.gradients.counts import counts as part_counts
+from sdo_cli.gradients.plan import Plan
 from sdo_cli.sampling.loop import Path
 from sdo_cli.seeding import keyed_generator
-
-# (through, checkpointing) of a live call to the name of its part
-LIVE = {
-    (False, "none"): "live call",
-    (True, "none"): "live call, through",
-    (False, "calls"): "live call, recomputed",
-    (True, "calls"): "live call, through, recomputed",
-    (False, "blocks"): "live call, blocks recomputed",
-    (True, "blocks"): "live call, through, blocks recomputed",
-}
 
 
 @dataclass(frozen=True)
@@ -85,39 +77,8 @@ def _live(bench: Workbench, path: Path, x: Tensor, t: Tensor, through: bool, che
 
 
 def counts(job: Job, plan: Plan, checkpointing: str) -> dict[str, float]:
-    """How often each part runs in one step of a job, slice by slice of its global batch.
-
-    Three stages run every call without a graph and the live ones again with one; one graph runs each call once.
-    """
-    size, found = job.recipe.train_batch_size, dict.fromkeys(("call", "score", *LIVE.values()), 0.0)
-    for part in range(job.recipe.gradient_accumulation_steps):
-        for name, number in _slice_counts(plan.rows(slice(part * size, (part + 1) * size)), checkpointing).items():
-            found[name] += number
-    # the regulariser asks the base network once for every live call
-    if job.recipe.kl_weight:
-        found["call"] += sum(found[name] for name in LIVE.values())
-    return {name: number for name, number in found.items() if number}
-
-
-def _slice_counts(plan: Plan, checkpointing: str) -> dict[str, float]:
-    repeats = 0 if plan.repeats is None else len(plan.repeats)
-    held = LIVE[False, "blocks" if checkpointing == "blocks" else "none"]
-    if plan.is_one_step_deep():
-        live = plan.live.sum().item() / plan.batch
-        return {"call": plan.calls_run + repeats, held: live + repeats, "score": 1.0 + repeats}
-    live_calls = plan.live.any(1)
-    through = (plan.mode == Mode.THROUGH).any(1)
-    # what comes first has an input without a graph
-    first = int(live_calls.long().argmax())
-    followed = int(through[first + 1 :].sum())
-    found = {"call": float(plan.calls_run - int(live_calls.sum()) + repeats), "score": 1.0 + repeats}
-    for name, number in (
-        (LIVE[False, checkpointing], int(live_calls.sum()) - followed),
-        (LIVE[True, checkpointing], followed),
-        (held, repeats),
-    ):
-        found[name] = found.get(name, 0.0) + number
-    return found
+    """How often each part runs in one step of a job (see :mod:`sdo_cli.gradients.counts`)."""
+    return part_counts(job.recipe, plan, checkpointing)
 
 
 def total(count: dict[str, float], of_part: dict[str, float]) -> float:

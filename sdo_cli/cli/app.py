@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdo_cli.cli import bench, export, fetch, finetune, recipe, sample
+from sdo_cli.cli import bench, doctor, export, fetch, finetune, recipe, reward, sample
 from sdo_cli.errors import EnvironmentFault, SdoError
 
 app = typer.Typer(
@@ -23,7 +23,9 @@ app.command("sample")(sample.sample)
 app.command("fetch")(fetch.fetch)
 app.command("export")(export.export)
 app.command("bench")(bench.bench)
+app.command("doctor")(doctor.doctor)
 app.add_typer(recipe.app, name="recipe")
+app.add_typer(reward.app, name="reward")
 
 
 def _version(wanted: bool) -> None:

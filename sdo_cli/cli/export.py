@@ -11,7 +11,7 @@ from sdo_cli.errors import RecipeFault
 
 FORMS = ("kohya", "peft", "diffusers", "merged")
 USE = {
-    "kohya": "A1111: copy it to models/Lora; ComfyUI: to models/loras",
+    "kohya": "ComfyUI: copy it to models/loras; A1111 (not for SD 3): to models/Lora",
     "peft": "peft.PeftModel.from_pretrained(pipe.unet, '{out}/unet')",
     "diffusers": "pipe.load_lora_weights('{out}')",
     "merged": "diffusers.DiffusionPipeline.from_pretrained('{out}')",

@@ -1,1 +1,1 @@
-"""Predicts FLOPs and memory of a recipe from configs alone: every part is run on meta tensors and counted."""
+"""What a job will cost, from configs alone: FLOPs and memory counted on tensors that hold no numbers."""

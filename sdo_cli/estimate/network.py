@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sdo_cli.device import dtype_of
-from sdo_cli.estimate.pipelines import bytes_of, meta_family
-from sdo_cli.estimate.tally import META, Cost, count
+from sdo_cli.estimate.cost import META, Cost, count
+from sdo_cli.estimate.pipelines import bytes_of, meta_family, plain_family
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import ModelSource
 from sdo_cli.recipe.schema import Recipe
@@ -128,7 +128,7 @@ def optimizer_bytes(weights: Weights, optimizer: str) -> int:
 @lru_cache(maxsize=64)
 def encode_cost(setup: NetworkSetup, rows: int) -> Cost:
     """Prompt encoding of ``rows`` prompts at once."""
-    family = meta_family(setup.source, dtype_of(setup.precision))
+    family = plain_family(setup.source, dtype_of(setup.precision))
     return count(lambda: family.encode([str(row) for row in range(rows)]))
 
 
@@ -179,9 +179,7 @@ class _Inputs:
     def __init__(self, family: Family, setup: NetworkSetup, rows: int, *, through: bool = False) -> None:
         # the index stays on the CPU: it selects prompts by name when encoders are trained
         self.rows = torch.arange(rows)
-        self.x = torch.empty(
-            rows, *family.latent_shape(setup.height, setup.width), device=META, requires_grad=through
-        )
+        self.x = torch.empty(rows, *family.latent_shape(setup.height, setup.width), device=META, requires_grad=through)
         self.t = torch.empty(rows, device=META, dtype=torch.long)
         condition = family.encode([str(row) for row in range(rows)]) if setup.train_text else _encoded(setup, rows)
         negative = {key: value[:1].expand(rows, *value.shape[1:]) for key, value in condition.items()}
@@ -211,7 +209,7 @@ class _Inputs:
 @lru_cache(maxsize=16)
 def _encoded(setup: NetworkSetup, rows: int) -> dict[str, Tensor]:
     """Conditions of the right shape, from the model's own prompt encoding."""
-    family = meta_family(setup.source, dtype_of(setup.precision))
+    family = plain_family(setup.source, dtype_of(setup.precision))
     found: list[dict[str, Tensor]] = []
     count(lambda: found.append(family.encode([str(row) for row in range(rows)])))
     return found[0]

@@ -1,6 +1,7 @@
 """Pipelines of configs alone: every part on the meta device, tokenizers that know only lengths."""
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from sdo_cli.errors import EnvironmentFault
-from sdo_cli.estimate.tally import META
+from sdo_cli.estimate.cost import META
 from sdo_cli.hub import WeightFile, cached_file
 from sdo_cli.models.base import Family
 from sdo_cli.models.catalog import MODELS
@@ -96,6 +97,12 @@ def meta_family(source: ModelSource, dtype: torch.dtype) -> Family:
     family.to(META, dtype)
     _keep_in_fp32(parts, dtype)
     return family
+
+
+@lru_cache(maxsize=4)
+def plain_family(source: ModelSource, dtype: torch.dtype) -> Family:
+    """Like :func:`meta_family`, shared: nothing may be changed about it."""
+    return meta_family(source, dtype)
 
 
 def _part(folder: Path, library: str | None, kind: str | None) -> Any:

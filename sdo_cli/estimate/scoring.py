@@ -10,9 +10,9 @@ from torch import Tensor
 
 from rewards.base import Reward
 from sdo_cli.device import dtype_of
+from sdo_cli.estimate.cost import META, Cost, count
 from sdo_cli.estimate.network import source_of
-from sdo_cli.estimate.pipelines import meta_family
-from sdo_cli.estimate.tally import META, Cost, count
+from sdo_cli.estimate.pipelines import meta_family, plain_family
 from sdo_cli.estimate.towers import meta_reward
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import ModelSource
@@ -82,13 +82,13 @@ def _reward(setup: RewardSetup, precision: str, *, recompute: bool = False) -> R
 
 def latent_shape(setup: ScoreSetup) -> tuple[int, int, int]:
     """``(C, h, w)`` of the recipe's images."""
-    return _decoder(setup).latent_shape(setup.height, setup.width)
+    return plain_family(setup.source, dtype_of(setup.precision)).latent_shape(setup.height, setup.width)
 
 
 def image_size(setup: ScoreSetup) -> tuple[int, int]:
     """Height and width in pixels."""
     _, h, w = latent_shape(setup)
-    factor = _decoder(setup).vae_factor
+    factor = plain_family(setup.source, dtype_of(setup.precision)).vae_factor
     return h * factor, w * factor
 
 

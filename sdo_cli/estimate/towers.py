@@ -21,7 +21,7 @@ from rewards.mixture import Mixture
 from rewards.pickscore import PickScore
 from sdo_cli import embedded
 from sdo_cli.errors import EnvironmentFault
-from sdo_cli.estimate.tally import META
+from sdo_cli.estimate.cost import META
 
 # config.json of yuvalkirstain/PickScore_v1: OpenCLIP's ViT-H/14 under transformers' names
 CLIP_H = {
@@ -77,7 +77,13 @@ def meta_reward(name: str, options: Mapping[str, Any], dtype: torch.dtype) -> Re
             for part in options["parts"]
         }
         return Mixture(members)
-    reward = _MAKERS[full](options) if full in _MAKERS else rewards.build(full, options)
+    try:
+        reward = _MAKERS[full](options) if full in _MAKERS else rewards.build(full, options)
+    except (OSError, RuntimeError, ValueError) as fault:
+        raise EnvironmentFault(
+            f"the architecture of the reward {name} is not known on this machine: {str(fault).splitlines()[0]}",
+            remedy="check the names and paths in its options",
+        ) from fault
     if hasattr(reward, "to"):
         reward.to(META, dtype)
     return reward
@@ -109,14 +115,8 @@ def _encoder(model: str) -> ClipEncoder:
 
     folder = embedded.folder(model) if embedded.is_embedded(model) else Path(model).expanduser()
     identifier = f"local-dir:{folder}" if folder.is_dir() else model
-    try:
-        with META, _no_warnings():
-            net = open_clip.create_model(identifier, load_weights=False, device=META)
-    except (OSError, RuntimeError, ValueError) as fault:
-        raise EnvironmentFault(
-            f"the architecture of the CLIP model {model!r} is not known on this machine",
-            remedy="check the name or folder",
-        ) from fault
+    with META, _no_warnings():
+        net = open_clip.create_model(identifier, load_weights=False, device=META)
     encoder = ClipEncoder.__new__(ClipEncoder)
     encoder._take(net, _zeros(getattr(net, "context_length", CLIP_TOKENS)))
     return encoder

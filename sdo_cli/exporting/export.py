@@ -11,11 +11,18 @@ import torch
 
 from sdo_cli.device import dtype_of
 from sdo_cli.errors import EnvironmentFault
-from sdo_cli.exporting.kohya import guess_family, kohya_metadata, kohya_state
-from sdo_cli.exporting.lora_file import LoraFile, lora_path, read_lora
+from sdo_cli.exporting.kohya import base_version, guess_family, kohya_metadata
 from sdo_cli.files import write_atomic
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import ModelSource, load_family
+from sdo_cli.models.lora_files import (
+    Layers,
+    adapter_settings,
+    in_this_transformers,
+    kohya_tensors,
+    lora_path,
+    read_diffusers,
+)
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,8 @@ class ExportJob:
             return ModelSource(**{name: run[name] for name in names if name in run})
         raise EnvironmentFault(f"{self.source} does not say for which model it is", remedy="give it with --model")
 
-    def family_of(self, lora: LoraFile) -> str:
-        family = self.family or self.manifest.get("family") or guess_family(lora)
+    def family_of(self, layers: Layers) -> str:
+        family = self.family or self.manifest.get("family") or guess_family(layers)
         if family is None:
             raise EnvironmentFault(
                 f"cannot tell the family of {self.source} from its layers", remedy="give --family sd, sdxl or sd3"
@@ -67,22 +74,25 @@ def to_kohya(job: ExportJob, out: Path) -> None:
     """One ``.safetensors`` with kohya's names and true alphas."""
     from safetensors.torch import save_file
 
-    lora = read_lora(job.source)
-    family = job.family_of(lora)
-    dtype = dtype_of(job.precision)
-    model = job.base().model if job.model or job.manifest else ""
-    state = kohya_state(lora, family, layers_per_block=_layers_per_block(job, lora))
-    # contiguous copies: safetensors refuses tensors that share memory
+    layers, dtype = read_diffusers(lora_path(job.source)), dtype_of(job.precision)
+    family = job.family_of(layers)
+    v_prediction = _config(job, "scheduler", "scheduler_config.json").get("prediction_type") == "v_prediction"
+    # two in every published SDXL; another number only where a local model says so
+    each = _config(job, "unet", "config.json").get("layers_per_block", 2)
+    state = kohya_tensors(layers, family=family, layers_per_block=each)
     state = {key: value.to(dtype).contiguous() if value.dim() else value for key, value in state.items()}
-    write_atomic(out, lambda path: save_file(state, path, metadata=kohya_metadata(lora, family, model)))
+    model = job.base().model if job.model or job.manifest else ""
+    version = base_version(layers, family, v_prediction=v_prediction)
+    metadata = kohya_metadata(layers, version, model=model, title=out.stem)
+    write_atomic(out, lambda path: save_file(state, path, metadata=metadata))
 
 
-def _layers_per_block(job: ExportJob, lora: LoraFile) -> int:
-    """Two in every published SDXL; another number only where a local model says so."""
+def _config(job: ExportJob, part: str, name: str) -> dict[str, Any]:
+    """A config of the base model, empty unless that is a local folder."""
     if job.model is None and not job.manifest:
-        return 2
-    config = Path(job.base().model) / "unet" / "config.json"
-    return json.loads(config.read_text()).get("layers_per_block", 2) if config.is_file() else 2
+        return {}
+    path = Path(job.base().model).expanduser() / part / name
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def to_peft(job: ExportJob, out: Path) -> None:
@@ -90,27 +100,20 @@ def to_peft(job: ExportJob, out: Path) -> None:
     from peft import LoraConfig
     from safetensors.torch import save_file
 
-    lora, dtype = read_lora(job.source), dtype_of(job.precision)
+    layers, dtype = read_diffusers(lora_path(job.source)), dtype_of(job.precision)
+    family = job.family_of(layers)
 
     def write(folder: Path) -> None:
-        for component, layers in lora.layers.items():
-            # transformers 5 lost the level `text_model` of CLIPTextModel; CLIPTextModelWithProjection kept it
-            flat = component == "text_encoder" and job.family_of(lora) != "sd3"
-            names = {module: module.removeprefix("text_model.") if flat else module for module in layers}
+        for component, modules in layers.items():
             state = {}
-            for module, layer in layers.items():
-                state[f"base_model.model.{names[module]}.lora_A.weight"] = layer.down.to(dtype).contiguous()
-                state[f"base_model.model.{names[module]}.lora_B.weight"] = layer.up.to(dtype).contiguous()
+            for module, layer in modules.items():
+                name = in_this_transformers(component, module, family=family)
+                state[f"base_model.model.{name}.lora_A.weight"] = layer.down.to(dtype).contiguous()
+                state[f"base_model.model.{name}.lora_B.weight"] = layer.up.to(dtype).contiguous()
             place = folder / component
             place.mkdir(parents=True)
             save_file(state, place / "adapter_model.safetensors", metadata={"format": "pt"})
-            config = LoraConfig(
-                r=max(layer.rank for layer in layers.values()),
-                target_modules=sorted(names.values()),
-                rank_pattern={names[m]: layer.rank for m, layer in layers.items()},
-                alpha_pattern={names[m]: layer.alpha for m, layer in layers.items()},
-            )
-            config.save_pretrained(place)
+            LoraConfig(**adapter_settings(modules)).save_pretrained(place)
 
     _write_folder(out, write)
 

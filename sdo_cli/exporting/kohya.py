@@ -1,97 +1,64 @@
-"""kohya's names (sd-scripts, networks/lora.py), which A1111 and ComfyUI read.
+"""What sd-scripts notes in a LoRA file, and which family a file belongs to."""
 
-diffusers' own ``convert_state_dict_to_kohya`` writes alpha = rank whatever alpha was, and SDXL's prefix for the text
-encoder of SD 1.x; so the names are made here, and read back through diffusers in the tests.
-"""
+from sdo_cli.models.lora_files import Layers
 
-import re
-from typing import Any
-
-import torch
-from torch import Tensor
-
-from sdo_cli.errors import EnvironmentFault
-from sdo_cli.exporting.lora_file import LoraFile
-
-PREFIXES = {
-    "sd": {"unet": "lora_unet", "text_encoder": "lora_te"},
-    "sdxl": {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
+ARCHITECTURES = {
+    "sd_v1": "stable-diffusion-v1",
+    "sd_v2": "stable-diffusion-v2-512",
+    "sd_v2_v": "stable-diffusion-v2-768-v",
+    "sdxl_base_v1-0": "stable-diffusion-xl-v1-base",
+    "sd3": "stable-diffusion-3",
 }
-BASE = {"sdxl": "sdxl_base_v1-0"}
+SGM = "https://github.com/Stability-AI/generative-models"
 
 
-def to_sgm(module: str, layers_per_block: int = 2) -> str:
-    """A module of diffusers' UNet under the name of SDXL's original code, as sd-scripts names SDXL's layers.
+def kohya_metadata(layers: Layers, version: str, *, model: str, title: str) -> dict[str, str]:
+    """The keys A1111 and ComfyUI look at (sd-scripts, train_network.py and library/sai_model_spec.py).
 
-    Raises:
-        EnvironmentFault: a layer outside the attention blocks.
+    Args:
+        version: a key of ARCHITECTURES.
     """
-    each = layers_per_block + 1
-    if found := re.match(r"down_blocks\.(\d+)\.attentions\.(\d+)\.(.*)", module):
-        return f"input_blocks.{each * int(found[1]) + int(found[2]) + 1}.1.{found[3]}"
-    if found := re.match(r"mid_block\.attentions\.0\.(.*)", module):
-        return f"middle_block.1.{found[1]}"
-    if found := re.match(r"up_blocks\.(\d+)\.attentions\.(\d+)\.(.*)", module):
-        return f"output_blocks.{each * int(found[1]) + int(found[2])}.1.{found[3]}"
-    raise EnvironmentFault(
-        f"no kohya name for the layer {module}: sdo writes those of the attention blocks",
-        remedy="use --format peft, or train without lora.target_modules of your own",
-    )
-
-
-def kohya_state(lora: LoraFile, family: str, *, layers_per_block: int = 2) -> dict[str, Tensor]:
-    """Every layer as ``.lora_down.weight``, ``.lora_up.weight`` and ``.alpha`` (a scalar).
-
-    Raises:
-        EnvironmentFault: a family or layer that has no such names.
-    """
-    if family not in PREFIXES:
-        raise EnvironmentFault(
-            f"there are no kohya names for {family} models that other programs read",
-            remedy="ComfyUI and diffusers read the run's pytorch_lora_weights.safetensors as it is",
-        )
-    state = {}
-    for component, layers in lora.layers.items():
-        for module, layer in layers.items():
-            name = to_sgm(module, layers_per_block) if (family, component) == ("sdxl", "unet") else module
-            key = f"{PREFIXES[family][component]}_{name.replace('.', '_')}"
-            state[f"{key}.lora_down.weight"] = layer.down
-            state[f"{key}.lora_up.weight"] = layer.up
-            state[f"{key}.alpha"] = torch.tensor(layer.alpha)
-    return state
-
-
-def kohya_metadata(lora: LoraFile, family: str, model: str) -> dict[str, str]:
-    """What sd-scripts notes in the file and A1111 shows."""
-    ranks = {layer.rank for layers in lora.layers.values() for layer in layers.values()}
-    alphas = {layer.alpha for layers in lora.layers.values() for layer in layers.values()}
     return {
         "ss_network_module": "networks.lora",
-        "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",
-        "ss_network_alpha": str(alphas.pop()) if len(alphas) == 1 else "Dynamic",
-        "ss_base_model_version": BASE.get(family) or sd_version(lora),
+        "ss_network_dim": _one_or_dynamic([layer.rank for part in layers.values() for layer in part.values()]),
+        "ss_network_alpha": _one_or_dynamic([layer.alpha for part in layers.values() for layer in part.values()]),
+        "ss_base_model_version": version,
+        # A1111 tells SD 2.x by this key
+        "ss_v2": str(version.startswith("sd_v2")),
         "ss_sd_model_name": model,
+        "ss_output_name": title,
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{ARCHITECTURES[version]}/lora",
+        "modelspec.implementation": SGM if version.startswith("sdxl") else "diffusers",
+        "modelspec.title": title,
     }
 
 
-def sd_version(lora: LoraFile) -> str:
-    """``sd_v1`` or ``sd_v2``, by the width of the text embeddings the cross attention reads."""
-    return "sd_v2" if text_width(lora) == 1024 else "sd_v1"
+def _one_or_dynamic(values: list[int] | list[float]) -> str:
+    return str(values[0]) if len(set(values)) == 1 else "Dynamic"
 
 
-def text_width(lora: LoraFile) -> int | None:
+def base_version(layers: Layers, family: str, *, v_prediction: bool) -> str:
+    """A key of ARCHITECTURES; SD 2.x by the width of its text embeddings, 1024."""
+    if family != "sd":
+        return {"sdxl": "sdxl_base_v1-0", "sd3": "sd3"}[family]
+    if text_width(layers) != 1024:
+        return "sd_v1"
+    return "sd_v2_v" if v_prediction else "sd_v2"
+
+
+def text_width(layers: Layers) -> int | None:
     """Features the UNet's cross attention reads: 768 (SD 1.x), 1024 (2.x), 2048 (SDXL)."""
-    for module, layer in lora.layers.get("unet", {}).items():
+    for module, layer in layers.get("unet", {}).items():
         if module.endswith(("attn2.to_k", "attn2.to_v")):
             return layer.down.shape[1]
     return None
 
 
-def guess_family(lora: LoraFile) -> str | None:
+def guess_family(layers: Layers) -> str | None:
     """The family a file was made for, None when it does not show."""
-    if "transformer" in lora.layers:
+    if "transformer" in layers:
         return "sd3"
-    if "text_encoder_2" in lora.layers:
+    if "text_encoder_2" in layers:
         return "sdxl"
-    widths: dict[Any, str] = {768: "sd", 1024: "sd", 2048: "sdxl"}
-    return widths.get(text_width(lora))
+    return {768: "sd", 1024: "sd", 2048: "sdxl"}.get(text_width(layers) or 0)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
+from sdo_cli.plugins import GRADIENT_RULES, installed_names, load_installed
+
 if TYPE_CHECKING:
     from sdo_cli.gradients.plan import Rule
 
@@ -156,10 +158,19 @@ RULES: dict[str, RuleInfo] = {
 }
 
 
+def resolve(name: str) -> bool:
+    """Whether there is a rule of this name, here or in an installed package, which is then loaded."""
+    return name in RULES or (load_installed(GRADIENT_RULES, name) and name in RULES)
+
+
+def known_names() -> list[str]:
+    return [*RULES, *(name for name in installed_names(GRADIENT_RULES) if name not in RULES)]
+
+
 def find_rule(name: str) -> "Rule":
     """The rule called ``name``; raises KeyError with the known names."""
-    if name not in RULES:
-        raise KeyError(f"unknown gradient rule {name!r}; there are {', '.join(RULES)}")
+    if not resolve(name):
+        raise KeyError(f"unknown gradient rule {name!r}; there are {', '.join(known_names())}")
     info = RULES[name]
     return info.function or getattr(import_module(info.module), name.replace("-", "_"))
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sdo_cli.errors import EnvironmentFault, RecipeFault
+from sdo_cli.models.lora_files import NAME, as_diffusers
 from sdo_cli.sampling.guidance import Condition
 
 
@@ -234,10 +235,12 @@ class DiffusersFamily:
                 f"no LoRA at {path}", remedy="give a run folder or a .safetensors file made for this model"
             )
         try:
-            where = str(local) if local.exists() else path
-            self.pipeline.load_lora_weights(where, adapter_name=adapter, use_safetensors=True)
+            with self._readable(local) if local.exists() else nullcontext(path) as where:
+                self.pipeline.load_lora_weights(str(where), adapter_name=adapter, use_safetensors=True)
             if scale is not None:
                 self.pipeline.set_adapters([adapter], [scale])
+        except EnvironmentFault:
+            raise
         # a hub id can fail in any way a network can
         except Exception as fault:
             raise EnvironmentFault(
@@ -246,6 +249,12 @@ class DiffusersFamily:
             ) from fault
         for part in (self.denoiser, *self._encoders().values()):
             part.eval().requires_grad_(False)
+
+    def _readable(self, local: Path) -> AbstractContextManager[Path]:
+        """A file diffusers reads as it was meant: kohya's names are resolved here."""
+        if local.is_dir():
+            local = local / NAME if (local / NAME).is_file() else min(local.glob("*.safetensors"))
+        return as_diffusers(local, {self.denoiser_name: self.denoiser, **self.text_encoders}, family=self.name)
 
 
 def _cast(part: Any, device: torch.device, dtype: torch.dtype) -> None:

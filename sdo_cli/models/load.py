@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,8 +78,8 @@ def locate(model: str) -> str:
 
 
 @contextmanager
-def _no_loading_bars() -> Iterator[None]:
-    """Loading takes a second; sdo shows its own progress."""
+def _quietly() -> Iterator[None]:
+    """Loading takes a second; sdo shows its own progress, and names of arguments are sdo's business."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -86,7 +87,9 @@ def _no_loading_bars() -> Iterator[None]:
     for module in libraries:
         module.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch_dtype.*")
+            yield
     finally:
         for module in libraries:
             module.enable_progress_bar()
@@ -104,7 +107,7 @@ def load_family(source: ModelSource | str, *, dtype: "torch.dtype | None" = None
     import torch
 
     wanted = ModelSource(source) if isinstance(source, str) else source
-    with _sentences(wanted.model), _no_loading_bars():
+    with _sentences(wanted.model), _quietly():
         pipeline = _load_pipeline(wanted, dtype or torch.float32)
     if wanted.prediction_type is not None:
         pipeline.scheduler.register_to_config(prediction_type=wanted.prediction_type)

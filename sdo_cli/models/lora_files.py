@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,21 @@ def published(component: str, module: str) -> str:
     """The name in published files: newer transformers drop the level ``text_model`` of CLIPTextModel."""
     bare = component in _DENOISERS or module.startswith(("text_model.", "text_projection"))
     return module if bare else f"text_model.{module}"
+
+
+def in_this_transformers(component: str, module: str, *, family: str) -> str:
+    """A published name as the installed transformers has it: from 5 on CLIPTextModel has no level ``text_model``."""
+    if component != "text_encoder" or family == "sd3" or _has_text_model():
+        return module
+    return module.removeprefix("text_model.")
+
+
+@cache
+def _has_text_model() -> bool:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.device("meta"):
+        return hasattr(CLIPTextModel(CLIPTextConfig(num_hidden_layers=1)), "text_model")
 
 
 def alpha_of(config: Mapping[str, Any], module: str, *, rank: int) -> float:

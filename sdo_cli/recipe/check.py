@@ -7,7 +7,7 @@ from typing import Any
 
 import rewards as reward_table
 from sdo_cli import embedded
-from sdo_cli.gradients.rules import RULES, option_problem
+from sdo_cli.gradients.rules import RULES, known_names, option_problem, resolve
 from sdo_cli.recipe.document import Key
 from sdo_cli.recipe.prompts import read_prompts
 from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
@@ -101,13 +101,13 @@ def check_rewards(recipe: Recipe, problem: Problem) -> None:
     for index, spec in enumerate(recipe.rewards):
         key, full = ("rewards", str(index)), names[index]
         check_reward(spec, key, problem)
-        if full not in reward_table.TABLE:
+        if not reward_table.resolve(full):
             continue
         if full in names[:index]:
             problem((*key, "name"), f"{spec.name} is in the list twice; give it once, with the sum of the weights")
         if "embedded:judge" in spec.options.values():
             problem((*key, "options"), "the judge only measures, no recipe may train on it; use another model")
-        if full in reward_table.MEASURE_ONLY:
+        if reward_table.is_measure_only(full):
             problem(
                 (*key, "name"), f"{spec.name} only measures, no recipe may train on it; put it in validation.rewards"
             )
@@ -129,7 +129,7 @@ def check_loss(spec: RewardSpec, key: Key, problem: Problem) -> None:
 def check_reward(spec: RewardSpec, key: Key, problem: Problem) -> None:
     """Its name and options."""
     full, known = reward_table.full_name(spec.name), reward_table.known_names()
-    if full not in reward_table.TABLE:
+    if not reward_table.resolve(full):
         problem((*key, "name"), f"unknown reward {spec.name!r}; {suggestion(spec.name, known)}")
         return
     for option, value in spec.options.items():
@@ -154,7 +154,11 @@ def wrong_reward_option(name: str, option: str, value: Any) -> str | None:
         return wrong_parts(value)
     if type(value) is wanted:
         return None
-    return f"must be {'text' if wanted is str else 'a whole number'}, not {value!r}"
+    # YAML's 1 is as good a number as 1.0
+    if wanted is float and type(value) is int:
+        return None
+    words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    return f"must be {words[wanted]}, not {value!r}"
 
 
 def wrong_parts(parts: Any) -> str | None:
@@ -167,9 +171,9 @@ def wrong_parts(parts: Any) -> str | None:
         if unknown := sorted(set(part) - {"name", "weight", "mean", "std", "options"}):
             return f"{part['name']}: unknown key {unknown[0]}; known: name, weight, mean, std, options"
         full = reward_table.full_name(str(part["name"]))
-        if full not in reward_table.TABLE or full == "mixture":
+        if not reward_table.resolve(full) or full == "mixture":
             return f"unknown reward {part['name']!r}; {suggestion(str(part['name']), reward_table.known_names())}"
-        if full in reward_table.MEASURE_ONLY:
+        if reward_table.is_measure_only(full):
             return f"{part['name']} only measures and cannot be part of a mixture"
         for number in ("weight", "mean", "std"):
             value = part.get(number, 1.0)
@@ -191,8 +195,8 @@ def wrong_parts(parts: Any) -> str | None:
 
 def check_gradient(recipe: Recipe, problem: Problem) -> None:
     spec = recipe.gradient
-    if spec.rule not in RULES:
-        problem(("gradient", "rule"), f"unknown gradient rule {spec.rule!r}; {suggestion(spec.rule, list(RULES))}")
+    if not resolve(spec.rule):
+        problem(("gradient", "rule"), f"unknown gradient rule {spec.rule!r}; {suggestion(spec.rule, known_names())}")
         return
     info = RULES[spec.rule]
     if info.latents_only:

@@ -1,0 +1,128 @@
+"""One SDO step of a full-size model with random weights on this machine; prints what it took as one line of JSON.
+
+    python scripts/full_size_step.py --kind sd15 --pixels 256 --folder /tmp/full     (makes the weights when missing)
+
+Peak memory is this process's resident memory above what importing took, so weights are in it.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+RECIPE = """
+model: {folder}/{kind}
+rewards:
+  - name: clip-score
+    options: {{model: ViT-L-14-quickgelu, pretrained: {folder}/clip-l14.safetensors}}
+prompts: {{lines: [a lighthouse in thick fog]}}
+max_train_steps: 1
+train_batch_size: 1
+num_inference_steps: 2
+guidance_scale: 5.0
+height: {pixels}
+width: {pixels}
+mixed_precision: bf16
+reward_precision: bf16
+lora: {{rank: 8}}
+"""
+
+
+def make_weights(kind: str, folder: Path) -> None:
+    """A pipeline of the shipped full-size configs with random weights in bf16, and a random CLIP ViT-L/14."""
+    import diffusers
+    import open_clip
+    import transformers
+    from safetensors.torch import save_file
+
+    from sdo_cli.models.single_file import config_folder
+
+    if not (folder / "clip-l14.safetensors").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        net = open_clip.create_model("ViT-L-14-quickgelu", pretrained=None)
+        save_file({k: v.contiguous() for k, v in net.state_dict().items()}, folder / "clip-l14.safetensors")
+        del net
+    if (folder / kind / "model_index.json").exists():
+        return
+    configs = config_folder(kind)
+    index = json.loads((configs / "model_index.json").read_text())
+    torch.set_default_dtype(torch.bfloat16)
+    parts = {}
+    for name, value in index.items():
+        if not isinstance(value, list):
+            continue
+        library, cls = value
+        if library is None:
+            parts[name] = None
+        elif "Tokenizer" in cls or "Scheduler" in cls:
+            module = transformers if "Tokenizer" in cls else diffusers
+            parts[name] = getattr(module, cls).from_pretrained(str(configs / name))
+        elif library == "diffusers":
+            config = json.loads((configs / name / "config.json").read_text())
+            parts[name] = getattr(diffusers, cls).from_config(config)
+        else:
+            config = json.loads((configs / name / "config.json").read_text())
+            settings = {k: v for k, v in config.items() if k not in ("architectures", "model_type")}
+            parts[name] = getattr(transformers, cls)(transformers.CLIPTextConfig(**settings))
+    torch.set_default_dtype(torch.float32)
+    if "requires_safety_checker" in index:
+        parts["requires_safety_checker"] = False
+    getattr(diffusers, index["_class_name"])(**parts).save_pretrained(folder / kind)
+
+
+def resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
+
+
+def measure(kind: str, folder: Path, pixels: int) -> dict[str, float]:
+    import diffusers  # noqa: F401
+    import open_clip  # noqa: F401
+    import peft  # noqa: F401
+
+    from sdo_cli.finetune.loop import train
+    from sdo_cli.finetune.run import prepare
+    from sdo_cli.recipe.load import load_recipe
+
+    path = folder / f"{kind}.yaml"
+    path.write_text(RECIPE.format(folder=folder, kind=kind, pixels=pixels))
+    imported = resident("VmRSS")
+    job, _ = prepare(load_recipe(str(path)))
+    loaded = resident("VmRSS")
+    # loading reads files: only the step's own peak counts
+    Path("/proc/self/clear_refs").write_text("5")
+    before = [p.detach().clone() for p in job.parameters]
+    start = time.perf_counter()
+    result = next(train(job))
+    moved = sum(float((a - b).abs().sum()) for a, b in zip(job.parameters, before, strict=True))
+    return {
+        "seconds": time.perf_counter() - start,
+        "loaded": loaded - imported,
+        "peak": resident("VmHWM") - imported,
+        "grad_norm": result.grad_norm,
+        "moved": moved,
+        **{f"seconds_{name}": value for name, value in result.seconds.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", choices=["sd15", "sd21", "sdxl", "sd3-medium"], default="sd15")
+    parser.add_argument("--pixels", type=int, default=256)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--only-make", action="store_true", help="write the weights and stop")
+    given = parser.parse_args()
+    if given.only_make:
+        make_weights(given.kind, given.folder)
+        return
+    print(json.dumps(measure(given.kind, given.folder, given.pixels)))
+
+
+if __name__ == "__main__":
+    main()

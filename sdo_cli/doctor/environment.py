@@ -1,0 +1,137 @@
+"""What this machine has: packages, weights, disk, GPU, processes."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from sdo_cli.recipe.schema import Recipe
+from sdo_cli.weights.needs import Need, needs_of, size_text
+
+# settings that need a package sdo does without otherwise: (field, value) -> package, extra
+EXTRAS = {("optimizer", "adamw8bit"): ("bitsandbytes", "8bit")}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Attributes:
+    section: ``packages``, ``weights``, ``disk``, ``driver`` or ``world``.
+    ok: False for what keeps the recipe from running here.
+    remedy: what to type, empty when there is nothing to do.
+    """
+
+    section: str
+    text: str
+    ok: bool = True
+    remedy: str = ""
+
+
+def look_around(recipe: Recipe, given: str) -> list[Finding]:
+    """Everything but memory.
+
+    Args:
+        given: the recipe as the user typed it, for the lines to type.
+    """
+    needs = needs_of(recipe)
+    return [*packages(recipe), *weights(needs, given), disk(recipe, needs), *driver(recipe), world()]
+
+
+def packages(recipe: Recipe) -> list[Finding]:
+    """Versions against what sdo asks for, and the extras this recipe needs."""
+    wanted = {name: f"{name}{range_}" for name, range_ in _requirements()}
+    versions = {name: _version(name) for name in wanted}
+    found = [
+        Finding("packages", f"{name} is {version or 'missing'}; sdo needs {wanted[name]}", ok=False, remedy=remedy)
+        for name, version in versions.items()
+        if not _fits(name, version)
+        for remedy in [f"pip install '{wanted[name]}'"]
+    ]
+    for (setting, value), (package, extra) in EXTRAS.items():
+        if getattr(recipe, setting) == value and _version(package) is None:
+            text = f"{setting}={value} needs {package}, which is not installed"
+            found.append(Finding("packages", text, ok=False, remedy=f"pip install 'sdo-cli[{extra}]'"))
+    shown = ("torch", "diffusers", "transformers", "peft", "open-clip-torch")
+    return [Finding("packages", ", ".join(f"{name} {versions.get(name) or 'missing'}" for name in shown)), *found]
+
+
+def _requirements() -> list[tuple[str, str]]:
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    every = [Requirement(text) for text in metadata.requires("sdo-cli") or ()]
+    return [(canonicalize_name(needed.name), str(needed.specifier)) for needed in every if needed.marker is None]
+
+
+def _fits(name: str, version: str | None) -> bool:
+    from packaging.specifiers import SpecifierSet
+
+    return version is not None and SpecifierSet(dict(_requirements())[name]).contains(version, prereleases=True)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def weights(needs: list[Need], given: str) -> list[Finding]:
+    """Each file or repository the recipe loads, and the line that gets it."""
+    if not needs:
+        return [Finding("weights", "nothing to fetch: everything ships with sdo")]
+    found = []
+    for need in needs:
+        what = f"{need.what}: {need.source}"
+        if need.present:
+            found.append(Finding("weights", f"{what} is here"))
+            continue
+        remedy = "check the path" if need.is_local else f"sdo fetch {given}"
+        size = "no such path" if need.is_local else f"missing, {size_text(need.size)}, licence {need.licence or '?'}"
+        found.append(Finding("weights", f"{what} {size}", ok=False, remedy=remedy))
+    return found
+
+
+def disk(recipe: Recipe, needs: list[Need]) -> Finding:
+    """Room for what has to be downloaded (published sizes), and what is free where the run is written."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    missing = sum(need.size for need in needs if not need.present)
+    cache, runs = _free(Path(HF_HUB_CACHE)), _free(Path(recipe.output_dir))
+    text = f"{size_text(runs)} free for {recipe.output_dir}/, {size_text(cache)} for downloads"
+    if missing > cache:
+        text += f", which need about {size_text(missing)}"
+        return Finding("disk", text, ok=False, remedy="set HF_HOME to a folder on a larger disk")
+    return Finding("disk", text)
+
+
+def _free(path: Path) -> int:
+    place = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    return shutil.disk_usage(place).free
+
+
+def driver(recipe: Recipe) -> list[Finding]:
+    """The GPU as torch sees it; none is no fault."""
+    import torch
+
+    nvidia = Path("/proc/driver/nvidia/version")
+    if not torch.cuda.is_available():
+        if nvidia.exists():
+            text = f"there is an NVIDIA driver, but torch {torch.__version__} cannot use it"
+            return [Finding("driver", text, ok=False, remedy="install a torch build for CUDA that fits the driver")]
+        return [Finding("driver", "no GPU: sdo runs on the CPU, which suits the embedded model only")]
+    version = nvidia.read_text().split("Kernel Module")[-1].split()[0] if nvidia.exists() else "?"
+    text = f"{torch.cuda.get_device_name(0)}, driver {version}, CUDA {torch.version.cuda}"
+    found = [Finding("driver", text)]
+    if recipe.mixed_precision == "bf16" and not torch.cuda.is_bf16_supported():
+        found.append(Finding("driver", "this GPU has no bf16", ok=False, remedy="set mixed_precision=fp16"))
+    return found
+
+
+def world() -> Finding:
+    """How many processes and GPUs there are."""
+    import torch
+
+    size, gpus = os.environ.get("WORLD_SIZE", "1"), torch.cuda.device_count()
+    note = "; sdo trains in one process on one of them" if gpus > 1 or size != "1" else ""
+    return Finding("world", f"world size {size}, {gpus} GPU{'' if gpus == 1 else 's'}{note}")

@@ -1,0 +1,98 @@
+"""From a recipe to how often its parts run: the gradient rule is asked for plans, as training asks it."""
+
+from statistics import mean
+
+import torch
+
+from sdo_cli.device import dtype_of
+from sdo_cli.drawing.draw import DrawSettings, decode_batch, make_route
+from sdo_cli.drawing.prompts import ENCODE_BATCH
+from sdo_cli.errors import RecipeFault
+from sdo_cli.estimate.cost import META
+from sdo_cli.estimate.network import Recompute, source_of
+from sdo_cli.estimate.pipelines import plain_family
+from sdo_cli.estimate.scoring import RewardSetup
+from sdo_cli.estimate.stages import LiveCalls, Workload
+from sdo_cli.gradients.counts import LIVE, counts, held_at_once
+from sdo_cli.gradients.plan import Plan
+from sdo_cli.gradients.rules import RULES, find_rule
+from sdo_cli.models.base import Family
+from sdo_cli.recipe.load import LoadedRecipe
+from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
+from sdo_cli.sampling.coefficients import coefficients_of
+from sdo_cli.seeding import keyed_generator
+from sdo_cli.weights.needs import reward_options
+
+# rules draw at random: counts are means over this many plans
+PLANS = 32
+
+
+def workload_of(loaded: LoadedRecipe, *, on_cpu: bool) -> Workload:
+    """What :func:`sdo_cli.estimate.stages.estimate` has to know about a recipe.
+
+    Raises:
+        EnvironmentFault: a model whose architecture is not known on this machine.
+        RecipeFault: a size or solver the model does not take.
+    """
+    recipe = loaded.recipe
+    family = plain_family(source_of(recipe), dtype_of(recipe.mixed_precision))
+    plans = draw_plans(recipe, family)
+    recompute = _checkpointing(recipe)
+    drawn = [counts(recipe, plan, recompute) for plan in plans]
+    usual = {name: mean(count.get(name, 0.0) for count in drawn) for name in ("call", "score", *LIVE.values())}
+    shape = family.latent_shape(recipe.height, recipe.width)
+    held_out = _held_out(loaded)
+    return Workload(
+        calls=usual["call"],
+        scores=usual["score"],
+        live=tuple(_live(recipe, key, usual[name]) for key, name in LIVE.items() if usual[name]),
+        chained=max(held_at_once(recipe, plan) for plan in plans),
+        rewards=tuple(_setup(spec, recipe) for spec in recipe.rewards),
+        measured=_only_measured(recipe) if held_out else (),
+        prompts=len(dict.fromkeys(loaded.prompts(recipe.prompts))) + held_out,
+        encode_batch=ENCODE_BATCH,
+        held_out=held_out * recipe.validation.seeds,
+        decode_batch=decode_batch(family, torch.empty(1, *shape, device=META)),
+        on_cpu=on_cpu,
+    )
+
+
+def draw_plans(recipe: Recipe, family: Family) -> list[Plan]:
+    """Plans of the recipe's rule for its whole batch."""
+    spec, batch = recipe.gradient, recipe.train_batch_size * recipe.gradient_accumulation_steps
+    settings = DrawSettings(solver=recipe.solver, eta=recipe.eta, num_inference_steps=recipe.num_inference_steps)
+    c, rule = coefficients_of(make_route(family, settings)), find_rule(spec.rule)
+    generators = [keyed_generator(recipe.seed, "plan", step) for step in range(PLANS)]
+    try:
+        return [rule(c.calls, batch, c, generator, **spec.options) for generator in generators]
+    except ValueError as fault:
+        raise RecipeFault([f"gradient: {fault}"]) from fault
+
+
+def _checkpointing(recipe: Recipe) -> str:
+    """What live calls recompute, as :func:`sdo_cli.gradients.counts.counts` calls it."""
+    if RULES[recipe.gradient.rule].chained:
+        return recipe.gradient.checkpointing
+    return "blocks" if recipe.gradient_checkpointing else "none"
+
+
+def _live(recipe: Recipe, key: tuple[bool, str], number: float) -> LiveCalls:
+    through, recomputed = key
+    blocks = recomputed == "blocks" or recipe.gradient_checkpointing
+    return LiveCalls(number, through, Recompute(blocks=blocks, call=recomputed == "calls"))
+
+
+def _setup(spec: RewardSpec, recipe: Recipe) -> RewardSetup:
+    return RewardSetup.of(spec.name, reward_options(spec, recipe))
+
+
+def _only_measured(recipe: Recipe) -> tuple[RewardSetup, ...]:
+    trained = {_setup(spec, recipe) for spec in recipe.rewards}
+    found = dict.fromkeys(_setup(spec, recipe) for spec in recipe.validation.rewards)
+    return tuple(setup for setup in found if setup not in trained)
+
+
+def _held_out(loaded: LoadedRecipe) -> int:
+    """Number of validation prompts."""
+    spec = loaded.recipe.validation
+    return 0 if spec.prompts == PromptSource() else min(len(loaded.prompts(spec.prompts)), spec.num_prompts)

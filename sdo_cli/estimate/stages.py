@@ -1,0 +1,258 @@
+"""FLOPs and memory of every stage of a run, put together from counted parts."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil
+
+import torch
+
+from sdo_cli.estimate.cost import META, Cost, count
+from sdo_cli.estimate.network import (
+    NetworkSetup,
+    Recompute,
+    call_cost,
+    encode_cost,
+    graph_bytes,
+    live_cost,
+    optimizer_bytes,
+    weights_of,
+)
+from sdo_cli.estimate.scoring import (
+    MEASURE_BATCH,
+    RewardSetup,
+    ScoreSetup,
+    decode_cost,
+    image_size,
+    measure_cost,
+    reward_bytes,
+    score_cost,
+)
+from sdo_cli.recipe.schema import Recipe
+
+FP32 = 4
+
+
+@dataclass(frozen=True)
+class LiveCalls:
+    """``number`` live calls of the whole batch of one slice, summed over the slices of a step."""
+
+    number: float
+    through: bool
+    recompute: Recompute
+
+
+@dataclass(frozen=True)
+class Workload:
+    """How often parts run, which the caller knows from the plan of the gradient rule.
+
+    Attributes:
+        calls: network calls of a whole batch without a graph, per step.
+        scores: decodings and scorings of a whole batch, per step.
+        live: calls with a graph, per step.
+        chained: most live calls of one slice whose graphs are held at once; 0 where each stands alone.
+        rewards, measured: those trained on, and those that only validation needs.
+        prompts, encode_batch: how many are encoded before training, and how many at a time.
+        held_out, decode_batch: images of one validation, and how many are decoded at a time.
+        on_cpu: weights wait in the same memory that parts are run in.
+    """
+
+    calls: float
+    scores: float
+    live: tuple[LiveCalls, ...]
+    chained: int
+    rewards: tuple[RewardSetup, ...]
+    measured: tuple[RewardSetup, ...] = ()
+    prompts: int = 1
+    encode_batch: int = 32
+    held_out: int = 0
+    decode_batch: int = 4
+    on_cpu: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Attributes:
+    flops: per optimizer step; per run for what is not part of a step.
+    resident: bytes that are there all the time: weights, optimizer state.
+    working: most bytes alive beside them.
+    each_step: False for what is done before or after training.
+    """
+
+    name: str
+    flops: float
+    resident: int
+    working: int
+    each_step: bool = True
+
+    @property
+    def peak(self) -> int:
+        return self.resident + self.working
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Attributes:
+    trained: number of trained parameters.
+    size: height and width of an image in pixels.
+    notes: what is rougher than usual, one sentence each.
+    """
+
+    stages: tuple[Stage, ...]
+    trained: int
+    size: tuple[int, int]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def peak(self) -> int:
+        """Bytes, in the stage that needs most."""
+        return self.largest.peak
+
+    @property
+    def largest(self) -> Stage:
+        return max(self.stages, key=lambda stage: stage.peak)
+
+    @property
+    def flops(self) -> float:
+        """Of one optimizer step."""
+        return sum(stage.flops for stage in self.stages if stage.each_step)
+
+
+def estimate(recipe: Recipe, workload: Workload) -> Estimate:
+    """Every stage of a run on one device, each part run once on meta tensors.
+
+    Raises:
+        EnvironmentFault: a model or reward whose architecture is not known on this machine.
+    """
+    run = _Run(recipe, workload)
+    stages = [*run.prompts(), *run.training(), run.optimizer(), *run.validation()]
+    return Estimate(tuple(stages), sum(run.weights.trained), image_size(run.score), tuple(run.notes()))
+
+
+class _Run:
+    """One recipe's stages; see :class:`Stage`."""
+
+    def __init__(self, recipe: Recipe, work: Workload) -> None:
+        self.recipe, self.work = recipe, work
+        self.network, self.score = NetworkSetup.of(recipe), ScoreSetup.of(recipe, work.rewards)
+        self.weights, self.batch = weights_of(self.network), recipe.train_batch_size
+        self.half_copy = self.network.train_all and recipe.mixed_precision != "no"
+
+    @property
+    def trained_bytes(self) -> int:
+        return FP32 * sum(self.weights.trained)
+
+    def resident(self) -> int:
+        """What training keeps on the device: weights, optimizer state, running mean."""
+        rewards = (*self.work.rewards, *self.work.measured)
+        total = sum(reward_bytes(reward, self.recipe.reward_precision) for reward in rewards)
+        total += self.weights.vae + self.weights.denoiser
+        if self.half_copy:
+            # autocast keeps fp32 weights and makes the half ones at every call
+            total += self.trained_bytes - self.weights.denoiser
+        if self.network.train_text:
+            total += self.weights.encoders
+        total += optimizer_bytes(self.weights, self.recipe.optimizer)
+        return total + (self.trained_bytes if self.recipe.ema_decay else 0)
+
+    def prompts(self) -> list[Stage]:
+        """The text encoders alone, before anything else is on the device."""
+        if self.network.train_text:
+            return []
+        rows = max(1, min(self.work.prompts, self.work.encode_batch))
+        cost, weights = encode_cost(self.network, rows), self.weights
+        there = weights.encoders + (weights.denoiser + weights.vae if self.work.on_cpu else 0)
+        return [Stage("prompts", cost.flops / rows * self.work.prompts, there, cost.peak, each_step=False)]
+
+    def training(self) -> list[Stage]:
+        return self._one_graph() if self.work.chained else self._three_stages()
+
+    def _three_stages(self) -> list[Stage]:
+        spec, batch, there = self.recipe.gradient, self.batch, self.resident()
+        # gradients of the slices before
+        kept = self.trained_bytes if self.recipe.gradient_accumulation_steps > 1 else 0
+        rows = min(batch, spec.rollout_micro_batch or batch)
+        call = self._with_half_weights(call_cost(self.network, rows))
+        rollout = Stage("rollout", self.work.calls * batch / rows * call.flops, there + kept, call.peak)
+        rows = min(batch, spec.score_micro_batch or batch)
+        scored = score_cost(self.score, rows)
+        score = Stage("score", self.work.scores * batch / rows * scored.flops, there + kept, scored.peak)
+        return [rollout, score, self._shortcut(there)]
+
+    def _shortcut(self, there: int) -> Stage:
+        rows = min(self.batch, self.recipe.gradient.shortcut_micro_batch or self.batch)
+        pieces = sum(calls.number for calls in self.work.live) * ceil(self.batch / rows)
+        again = pieces > 1
+        flops, peak = 0.0, 0
+        for calls in self.work.live:
+            cost = self._live(calls, rows, again=again)
+            flops += calls.number * self.batch / rows * cost.flops
+            peak = max(peak, cost.peak)
+        return Stage("shortcut", flops, there + (self.trained_bytes if again else 0), peak)
+
+    def _one_graph(self) -> list[Stage]:
+        """Graphs of all live calls are held until the backward pass has gone through them."""
+        again, batch = self.recipe.gradient_accumulation_steps > 1, self.batch
+        there = self.resident() + (self.trained_bytes if again else 0)
+        held = max(graph_bytes(self.network, batch, recompute=calls.recompute) for calls in self.work.live)
+        call, scored = self._with_half_weights(call_cost(self.network, batch)), score_cost(self.score, batch)
+        costs = [(calls.number, self._live(calls, batch, again=again)) for calls in self.work.live]
+        flops = sum(number * cost.flops for number, cost in costs) + self.work.calls * call.flops
+        working = max(
+            call.peak,
+            self.work.chained * held + scored.peak,
+            (self.work.chained - 1) * held + max(cost.peak for _, cost in costs),
+        )
+        return [Stage("graph", flops + self.work.scores * scored.flops, there, working)]
+
+    def _live(self, calls: LiveCalls, rows: int, *, again: bool) -> Cost:
+        cost = live_cost(self.network, rows, through=calls.through, recompute=calls.recompute, again=again)
+        flops = cost.flops
+        if self.network.keep_near_base:
+            # the base network's call is among the calls without a graph
+            flops -= call_cost(self.network, rows).flops
+        # half-precision gradients are added up in fp32
+        wider = self.trained_bytes // 2 if self.half_copy and not again else 0
+        return self._with_half_weights(Cost(flops, cost.peak + wider, cost.left))
+
+    def _with_half_weights(self, cost: Cost) -> Cost:
+        return Cost(cost.flops, cost.peak + (self.weights.denoiser if self.half_copy else 0), cost.left)
+
+    def optimizer(self) -> Stage:
+        eight_bits = self.recipe.optimizer == "adamw8bit"
+        working = self.trained_bytes + (0 if eight_bits else adamw_bytes(self.weights.trained))
+        return Stage("optimizer", 0.0, self.resident(), working)
+
+    def validation(self) -> list[Stage]:
+        """Held-out images before and after training: drawn, gathered, scored."""
+        images, there = self.work.held_out, self.resident()
+        if not images:
+            return []
+        rows = min(images, self.recipe.validation.batch_size)
+        call = self._with_half_weights(call_cost(self.network, rows))
+        few = min(rows, self.work.decode_batch)
+        decode, size = decode_cost(self.score, few), image_size(self.score)
+        scored = [
+            measure_cost(reward, self.recipe.reward_precision, size, min(images, MEASURE_BATCH))
+            for reward in (*self.work.rewards, *self.work.measured)
+        ]
+        gathered = images * 3 * size[0] * size[1] * FP32
+        each = call.flops / rows * self.recipe.num_inference_steps + decode.flops / few
+        each += sum(cost.flops for cost in scored) / min(images, MEASURE_BATCH)
+        working = max(call.peak, decode.peak, gathered + max(cost.peak for cost in scored))
+        return [Stage("validation", 2 * images * each, there, working, each_step=False)]
+
+    def notes(self) -> list[str]:
+        if not self.half_copy:
+            return []
+        return ["train: full in half precision runs under autocast, which keeps norms in fp32: more than estimated"]
+
+
+@lru_cache(maxsize=16)
+def adamw_bytes(trained: tuple[int, ...]) -> int:
+    """What a step of AdamW needs beside its state and the gradients, all tensors at once as on a GPU."""
+    parameters = [torch.nn.Parameter(torch.empty(n, device=META)) for n in trained]
+    optimizer = torch.optim.AdamW(parameters, foreach=True)
+    for parameter in parameters:
+        parameter.grad = torch.empty_like(parameter)
+    optimizer.step()
+    return count(optimizer.step).peak

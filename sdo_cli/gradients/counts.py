@@ -1,0 +1,57 @@
+"""How often each part of an iteration runs, read off a plan: what its cost is put together from."""
+
+from sdo_cli.gradients.plan import Mode, Plan
+from sdo_cli.recipe.schema import Recipe
+
+# (through, what is recomputed) of a live call to the name of its part
+LIVE = {
+    (False, "none"): "live call",
+    (True, "none"): "live call, through",
+    (False, "calls"): "live call, recomputed",
+    (True, "calls"): "live call, through, recomputed",
+    (False, "blocks"): "live call, blocks recomputed",
+    (True, "blocks"): "live call, through, blocks recomputed",
+}
+
+
+def counts(recipe: Recipe, plan: Plan, checkpointing: str) -> dict[str, float]:
+    """How often each part runs in one step of a recipe, slice by slice of its global batch.
+
+    Three stages run every call without a graph and the live ones again with one; one graph runs each call once.
+    """
+    size, found = recipe.train_batch_size, dict.fromkeys(("call", "score", *LIVE.values()), 0.0)
+    for part in range(recipe.gradient_accumulation_steps):
+        for name, number in _slice_counts(plan.rows(slice(part * size, (part + 1) * size)), checkpointing).items():
+            found[name] += number
+    # the regulariser asks the base network once for every live call
+    if recipe.kl_weight:
+        found["call"] += sum(found[name] for name in LIVE.values())
+    return {name: number for name, number in found.items() if number}
+
+
+def _slice_counts(plan: Plan, checkpointing: str) -> dict[str, float]:
+    repeats = 0 if plan.repeats is None else len(plan.repeats)
+    held = LIVE[False, "blocks" if checkpointing == "blocks" else "none"]
+    if plan.is_one_step_deep():
+        live = plan.live.sum().item() / plan.batch
+        return {"call": plan.calls_run + repeats, held: live + repeats, "score": 1.0 + repeats}
+    live_calls = plan.live.any(1)
+    through = (plan.mode == Mode.THROUGH).any(1)
+    # what comes first has an input without a graph
+    first = int(live_calls.long().argmax())
+    followed = int(through[first + 1 :].sum())
+    found = {"call": float(plan.calls_run - int(live_calls.sum()) + repeats), "score": 1.0 + repeats}
+    for name, number in (
+        (LIVE[False, checkpointing], int(live_calls.sum()) - followed),
+        (LIVE[True, checkpointing], followed),
+        (held, repeats),
+    ):
+        found[name] = found.get(name, 0.0) + number
+    return found
+
+
+def held_at_once(recipe: Recipe, plan: Plan) -> int:
+    """Most live calls of one slice whose graphs are there together; 0 where three stages serve the plan."""
+    size = recipe.train_batch_size
+    slices = [plan.rows(slice(part * size, (part + 1) * size)) for part in range(recipe.gradient_accumulation_steps)]
+    return max(0 if part.is_one_step_deep() else int(part.live.any(1).sum()) for part in slices)
