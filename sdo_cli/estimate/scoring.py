@@ -92,6 +92,13 @@ def image_size(setup: ScoreSetup) -> tuple[int, int]:
     return h * factor, w * factor
 
 
+@torch.no_grad()
+def _read(reward: Reward, prompts: list[str], size: tuple[int, int]) -> None:
+    """Rewards keep what they have read of a prompt: only its first image pays for that."""
+    images = torch.empty(len(prompts), 3, *size, device=META)
+    count(lambda: reward.score(images, prompts))
+
+
 @lru_cache(maxsize=64)
 def score_cost(setup: ScoreSetup, rows: int) -> Cost:
     """Decoder and rewards for ``rows`` samples, and back to the latents."""
@@ -99,6 +106,8 @@ def score_cost(setup: ScoreSetup, rows: int) -> Cost:
     rewards = [_reward(item, setup.reward_precision, recompute=setup.reward_checkpointing) for item in setup.rewards]
     latents = torch.empty(rows, *latent_shape(setup), device=META)
     prompts = [str(row) for row in range(rows)]
+    for reward in rewards:
+        _read(reward, prompts, image_size(setup))
 
     def score() -> Tensor:
         leaf = latents.detach().requires_grad_()
@@ -114,9 +123,9 @@ def score_cost(setup: ScoreSetup, rows: int) -> Cost:
 @lru_cache(maxsize=64)
 def decode_cost(setup: ScoreSetup, rows: int) -> Cost:
     """The decoder without a graph."""
-    latents = torch.empty(rows, *latent_shape(setup), device=META)
+    family, latents = _decoder(setup), torch.empty(rows, *latent_shape(setup), device=META)
     with torch.no_grad():
-        return count(lambda: _decoder(setup).decode(latents))
+        return count(lambda: family.decode(latents))
 
 
 @lru_cache(maxsize=64)
