@@ -14,8 +14,8 @@ ROWS = [
     {"finetune", "optimize", "evaluate", "prune", "doctor", "exporting"},
     {"gradients", "scoring", "skipping", "drawing", "weights", "estimate"},
     {"sampling", "models", "rewards"},
-    {"recipe", "plugins"},
-    {"embedded", "errors", "files", "seeding", "progress", "device", "hub"},
+    {"recipe", "plugins", "hub"},
+    {"embedded", "errors", "files", "seeding", "progress", "device"},
 ]
 LEVEL = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}
 # the schema is checked against literal tables that import no torch

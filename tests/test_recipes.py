@@ -280,5 +280,6 @@ def test_an_occupied_run_folder_is_refused(tmp_path):
 
 def test_a_missing_model_is_one_sentence_and_leaves_no_folder(tmp_path):
     done = sdo("finetune", "--recipe", "quickstart", "model=some/where", "--out", "run", cwd=tmp_path)
-    assert done.returncode == 2 and "cannot load some/where" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "some/where " in done.stderr and "Traceback" not in done.stderr
+    assert "2 of the recipe's weights are not on this machine" in done.stderr
     assert not Path(tmp_path / "run").exists()

@@ -55,6 +55,9 @@ def test_two_steps(name, small, tmp_path):
     recipe = load_recipe(name).recipe
     measured = {spec.name for spec in (*recipe.rewards, *recipe.validation.rewards)}
     assert set(record["gains"]) == measured
+    # short names stand for the newest version, and that is said
+    for name in measured & set(rewards.SHORT):
+        assert f"reward {name}: the newest version, {rewards.SHORT[name]}" in done.stderr
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

@@ -104,4 +104,6 @@ def load_variants(recipe: str, overrides: Iterable[str], names: Iterable[str]) -
             loaded[variant] = load_recipe(recipe, [*overrides, *variant.overrides])
         except RecipeFault as fault:
             raise RecipeFault(fault.problems, what=f"recipe with --rule {variant.name}") from fault
+        if loaded[variant].recipe.train != "lora":
+            raise RecipeFault(["train: the bench gives every rule a fresh adapter; write lora"])
     return loaded

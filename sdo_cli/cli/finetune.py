@@ -92,18 +92,31 @@ def as_text(loaded: LoadedRecipe, summary: "RunSummary") -> str:
     stages = ", ".join(f"{name} {value:.0f} s ({value / total:.0%})" for name, value in summary.seconds.items())
     folder, grid = summary.folder, f"samples/step_{summary.steps:06d}/grid.png"
     lines += [f"training time: {stages}", "", f"{folder}/"]
-    lines.append("  pytorch_lora_weights.safetensors   load with pipe.load_lora_weights()")
+    if loaded.recipe.train == "full":
+        lines.append("  pipeline/   load with DiffusionPipeline.from_pretrained()")
+    else:
+        lines.append("  pytorch_lora_weights.safetensors   load with pipe.load_lora_weights()")
     if (folder / grid).exists():
         lines.append(f"  {grid}   the same prompts and noise, before and after")
     lines.append("  reward_curve.png  README.md  metrics.jsonl")
     recipe = loaded.recipe
     example = (loaded.prompts(recipe.validation.prompts) if summary.gains else loaded.prompts(recipe.prompts))[0]
-    words = ["sdo", "sample", example, "--model", recipe.model, "--lora", str(folder), "--solver", recipe.solver]
+    tuned = ["--model", str(folder / "pipeline")]
+    if recipe.train == "lora":
+        tuned = ["--model", recipe.model, "--lora", str(folder)]
+    words = ["sdo", "sample", example, *tuned, "--solver", recipe.solver]
     words += ["--steps", str(recipe.num_inference_steps), "--guidance", str(recipe.guidance_scale)]
     if recipe.eta:
         words += ["--eta", str(recipe.eta)]
     if recipe.negative_prompt:
         words += ["--negative-prompt", recipe.negative_prompt]
+    for option in ("revision", "variant", "vae", "prediction_type"):
+        if recipe.train == "lora" and (value := getattr(recipe, option)):
+            words += [f"--{option.replace('_', '-')}", value]
+    if not recipe.t5:
+        words += ["--no-t5"]
+    if recipe.mixed_precision != "no":
+        words += ["--precision", recipe.mixed_precision]
     for side, pixels in (("--height", recipe.height), ("--width", recipe.width)):
         words += [side, str(pixels)] if pixels else []
     lines += ["", "next:", f"  {shlex.join(words)}"]

@@ -24,7 +24,7 @@ from sdo_cli.seeding import keyed_generator
 from sdo_cli.weights.needs import reward_options
 
 # rules draw at random: counts are means over this many plans
-PLANS = 32
+PLANS = 16
 
 
 def workload_of(loaded: LoadedRecipe, *, on_cpu: bool) -> Workload:

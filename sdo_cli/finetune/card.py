@@ -9,6 +9,8 @@ from sdo_cli.models.base import Family
 from sdo_cli.models.load import locate
 from sdo_cli.plugins import loaded_plugins
 from sdo_cli.recipe.load import LoadedRecipe
+from sdo_cli.recipe.schema import Recipe
+from sdo_cli.weights.needs import needs_of
 
 if TYPE_CHECKING:
     from sdo_cli.finetune.run import RunSummary
@@ -53,28 +55,55 @@ def model_card(loaded: LoadedRecipe, family: Family, summary: "RunSummary") -> s
     plugins = "".join(f" --plugin {plugin.path}" for plugin in loaded_plugins())
     count = next(iter(summary.gains.values())).difference.n if summary.gains else 0
     measured = f"Held-out prompts ({count}), same noise before and after:\n\n{gain_table(summary)}\n" if count else ""
+    grid = f"samples/step_{summary.steps:06d}/grid.png"
+    picture = f"![the same prompts and noise, before and after]({grid})\n" if (summary.folder / grid).exists() else ""
     return f"""---
 base_model: {recipe.model}
 library_name: diffusers
-tags: [lora, text-to-image, sdo]
+tags: [{"lora, " if recipe.train == "lora" else ""}text-to-image, sdo]
 ---
 
 # {loaded.name}
 
-{recipe.description or "LoRA fine-tuned on a differentiable reward."}
+{recipe.description or "Fine-tuned on a differentiable reward."}
 
-LoRA of rank {recipe.lora.rank} for `{recipe.model}`, trained for {summary.steps} steps of
+{what_was_trained(recipe)} for `{recipe.model}`, trained for {summary.steps} steps of
 {recipe.train_batch_size * recipe.gradient_accumulation_steps} samples with the gradient rule
 `{recipe.gradient.rule}` on {", ".join(summary.trained_on)}.
 
 {measured}
+{picture}
 ```python
-from diffusers import {family.pipeline_class}
-
-pipe = {family.pipeline_class}.from_pretrained("{locate(family.source)}")
-pipe.load_lora_weights("{summary.folder.resolve()}")
+{how_to_load(recipe, family, summary.folder)}
 ```
 
 Drawn with {recipe.solver}, {recipe.num_inference_steps} steps, guidance {recipe.guidance_scale}.
 Again, from this folder: `sdo finetune --recipe resolved.yaml{plugins}`.
-"""
+
+{licences(recipe)}"""
+
+
+def what_was_trained(recipe: Recipe) -> str:
+    if recipe.train == "full":
+        return "All weights of the denoiser"
+    where = " (text encoders too)" if recipe.lora.text_encoder else ""
+    if recipe.lora.start_from is not None:
+        return f"LoRA{where} that goes on from `{recipe.lora.start_from}`"
+    return f"LoRA of rank {recipe.lora.rank}{where}"
+
+
+def how_to_load(recipe: Recipe, family: Family, folder: Path) -> str:
+    """Lines of Python for plain diffusers."""
+    lines = [f"from diffusers import {family.pipeline_class}", ""]
+    if recipe.train == "full":
+        return "\n".join([*lines, f'pipe = {family.pipeline_class}.from_pretrained("{folder.resolve() / "pipeline"}")'])
+    place = locate(family.source)
+    way = "from_single_file" if Path(place).is_file() else "from_pretrained"
+    lines.append(f'pipe = {family.pipeline_class}.{way}("{place}")')
+    return "\n".join([*lines, f'pipe.load_lora_weights("{folder.resolve()}")'])
+
+
+def licences(recipe: Recipe) -> str:
+    """Whose weights went into the result."""
+    rows = [f"- {need.source}: {need.licence or 'see its page'} ({need.what})" for need in needs_of(recipe)]
+    return "Licences of the weights used:\n\n" + "\n".join(rows) + "\n" if rows else ""
