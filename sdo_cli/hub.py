@@ -3,6 +3,8 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from sdo_cli.errors import EnvironmentFault
 
@@ -36,6 +38,20 @@ class MissingWeights(EnvironmentFault):
 def is_offline() -> bool:
     """Whether the user said that there is no network."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def is_reachable() -> bool:
+    """Whether the hub answers at all, within five seconds: its client would retry for minutes first."""
+    from huggingface_hub.constants import ENDPOINT
+
+    try:
+        urlopen(Request(ENDPOINT, method="HEAD"), timeout=5)
+    except HTTPError:
+        # an answer, if not a friendly one
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def cached_file(file: WeightFile) -> Path | None:

@@ -89,6 +89,13 @@ def test_without_weights_every_recipe_ends_on_one_screen(name, way, tmp_path):
     assert not (tmp_path / "r").exists()
 
 
+def test_a_file_that_serves_two_rewards_is_one_need():
+    words = ["model=a/b", "rewards=[aesthetic]", "validation.rewards=[clip]"]
+    needs = needs_of(load_recipe("quickstart", words).recipe)
+    whats = {need.source.split("/")[-1]: need.what for need in needs}
+    assert whats["open_clip_model.safetensors"] == "reward aesthetic-v2, reward clip-score" and len(needs) == 3
+
+
 class Hub(BaseHTTPRequestHandler):
     """As much of the hub as its client asks for: file heads, files, and a repository's list."""
 

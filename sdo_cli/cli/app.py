@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+import warnings
 from typing import Annotated
 
 import typer
@@ -66,6 +67,8 @@ def main() -> None:
         # read by the libraries when they are imported; their remarks are about sdo's code, not the user's input
         os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+        warnings.filterwarnings("ignore", module=r"(diffusers|transformers|huggingface_hub|peft|open_clip|torch)(\.|$)")
     # anywhere on the line, as people type it
     sys.argv = [sys.argv[0], *(a for a in sys.argv[1:] if a != "--debug")]
     try:

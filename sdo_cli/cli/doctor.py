@@ -1,6 +1,7 @@
 """`sdo doctor`."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -123,7 +124,8 @@ def verdict(loaded: LoadedRecipe, result: "Examination") -> list[str]:
         return [f"fits {target.name} ({has:.1f} GB): needs about {need:.1f} GB ({allowed})"]
     lines = [f"! does not fit {target.name} ({has:.1f} GB): needs about {need:.1f} GB ({allowed})"]
     after = target.needed(advice.estimate.peak) / GB
-    command = f"    sdo finetune --recipe {' '.join((loaded.given, *loaded.overrides, *advice.overrides))}"
+    words = ("sdo", "finetune", "--recipe", loaded.given, *loaded.overrides, *advice.overrides)
+    command = f"    {shlex.join(words)}"
     if advice.fits:
         return [*lines, f"  with these changes it needs about {after:.1f} GB:", command]
     lines.append(f"  the least sdo can make of it is about {after:.1f} GB; use a larger GPU or a smaller model")

@@ -16,7 +16,7 @@ class Target:
     memory: bytes.
     on_cpu: runs on the CPU, in the machine's own memory.
     context: bytes taken before the first tensor: CUDA's context and libraries (a guess: no GPU was at hand), or
-        Python with its libraries (0.7 GB measured).
+        Python with its libraries (0.84 GB measured).
     slack: share of the tensors' peak for the allocator's fragments and the scratch of kernels. On a CPU a full-size
         step's resident memory was 6 to 11 % above the tensors' (tests/test_estimate.py); a guess for GPUs.
     """

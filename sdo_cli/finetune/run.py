@@ -175,10 +175,10 @@ def finetune(loaded: LoadedRecipe, folder: Path, reporter: Reporter) -> RunSumma
 
     The adapter, card and a manifest with status ``finished`` are written last: a run that was killed has none.
     """
+    job, validation = prepare(loaded)
     for spec in (*loaded.recipe.rewards, *loaded.recipe.validation.rewards):
         if spec.name in rewards.SHORT:
             reporter.note(f"reward {spec.name}: the newest version, {rewards.full_name(spec.name)}")
-    job, validation = prepare(loaded)
     folder.mkdir(parents=True, exist_ok=True)
     started, status = now(), "failed"
     _write_recipe(loaded, folder, validation)

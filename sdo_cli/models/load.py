@@ -88,7 +88,8 @@ def _quietly() -> Iterator[None]:
         module.disable_progress_bar()
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch_dtype.*")
+            # names of arguments that newer versions want otherwise
+            warnings.filterwarnings("ignore", message=".*(torch_dtype|local_dir_use_symlinks).*")
             yield
     finally:
         for module in libraries:

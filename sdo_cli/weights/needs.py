@@ -3,14 +3,14 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import rewards
 from sdo_cli import embedded
 from sdo_cli.errors import EnvironmentFault
-from sdo_cli.hub import MissingWeights, WeightFile, cached_file, is_offline
+from sdo_cli.hub import MissingWeights, WeightFile, cached_file, is_offline, is_reachable
 from sdo_cli.models.catalog import MODELS
 from sdo_cli.recipe.schema import Recipe, RewardSpec
 
@@ -47,7 +47,14 @@ def needs_of(recipe: Recipe) -> list[Need]:
         found += list(_local("LoRA to start from", recipe.lora.start_from))
     for spec in (*recipe.rewards, *recipe.validation.rewards):
         found += _of_reward(spec, recipe)
-    unique = {(need.what, need.source): need for need in found if not embedded.is_embedded(need.source)}
+    unique: dict[str, Need] = {}
+    for need in found:
+        if embedded.is_embedded(need.source):
+            continue
+        # one file may serve several rewards
+        other = unique.get(need.source)
+        what = need.what if other is None or need.what in other.what else f"{other.what}, {need.what}"
+        unique[need.source] = replace(need, what=what)
     return list(unique.values())
 
 
@@ -82,7 +89,8 @@ def _model(
     known = MODELS.get(model)
     folder = snapshot(model, revision)
     present = folder is not None and (is_vae or is_whole(folder, variant, t5=t5))
-    return Need(what, model, known.size if known else 0, known.licence if known else "", revision, present)
+    size = known.size // (2 if variant == "fp16" else 1) if known else 0
+    return Need(what, model, size, known.licence if known else "", revision, present)
 
 
 def snapshot(repo: str, revision: str | None) -> Path | None:
@@ -129,9 +137,10 @@ def require(recipe: Recipe, name: str) -> None:
         MissingWeights: one screen with everything that is missing.
     """
     missing = [need for need in needs_of(recipe) if not need.present]
-    if not missing or (not is_offline() and not any(need.is_local for need in missing)):
+    if not missing:
         return
-    raise MissingWeights(missing_screen(missing), remedy=remedy(missing, name))
+    if any(need.is_local for need in missing) or is_offline() or not is_reachable():
+        raise MissingWeights(missing_screen(missing), remedy=remedy(missing, name))
 
 
 @contextmanager
@@ -161,6 +170,8 @@ def remedy(missing: list[Need], name: str) -> str:
     fetch = [f"get them where there is a network:  sdo fetch {name}"] if any(not n.is_local for n in missing) else []
     if fetch and is_offline():
         fetch.append("     (HF_HUB_OFFLINE is set here; copy the folder HF_HOME from there, or name local folders)")
+    elif fetch:
+        fetch.append("     (no network here? copy the folder HF_HOME from there, or name local folders in the recipe)")
     here = ["     try sdo now, without any weights:  sdo finetune --recipe quickstart"]
     return "\n".join((fetch or ["check the paths in the recipe"]) + here)
 
