@@ -1,5 +1,6 @@
 """Loads an open_clip model and embeds images and prompts: shared by every reward that stands on CLIP."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,8 @@ def _identifier(model: str) -> str:
 def _load(identifier: str, pretrained: str | None, *, weights: bool = True) -> tuple[Any, Any]:
     import open_clip
 
+    # it warns of the weights that are left out on purpose
+    logging.disable(logging.NOTSET if weights else logging.WARNING)
     try:
         net = open_clip.create_model(identifier, pretrained=pretrained, precision="fp32", load_weights=weights)
         return net, open_clip.get_tokenizer(identifier)
@@ -101,3 +104,5 @@ def _load(identifier: str, pretrained: str | None, *, weights: bool = True) -> t
             f"cannot load the CLIP model {identifier.removeprefix('local-dir:')!r}: {str(fault).splitlines()[0]}",
             remedy="check the name, folder and weight file, or try the embedded model",
         ) from fault
+    finally:
+        logging.disable(logging.NOTSET)

@@ -67,6 +67,7 @@ def accepted(small, tmp_path_factory):
     return subprocess.run(command, capture_output=True, text=True, cwd=folder), folder / "out"
 
 
+@pytest.mark.slow
 def test_a_verdict_per_line(accepted):
     done, out = accepted
     assert (out / "verdicts.json").exists(), done.stderr
