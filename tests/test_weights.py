@@ -166,6 +166,8 @@ def test_fetch_downloads_what_is_missing_and_nothing_else(hub, tmp_path):
     serve("xswu/HPSv2", {"HPS_v2.1_compressed.pt": b"h" * 1000, "HPS_v2_compressed.pt": b"o" * 1000})
     unet = {"unet/diffusion_pytorch_model.safetensors": b"u" * 100, "unet/diffusion_pytorch_model.bin": b"b" * 100}
     unet |= {"unet/diffusion_pytorch_model.fp16.safetensors": b"f" * 100, "v1-5.safetensors": b"w" * 100}
+    # the same weights for other programs, as in Stability's repositories
+    unet |= {"text_encoders/t5xxl_fp16.safetensors": b"t" * 100, "vae_1_0/model.safetensors": b"v"}
     unet |= {"safety_checker/model.safetensors": b"s", "scheduler/scheduler_config.json": b"{}"}
     serve("a/b", unet | {"model_index.json": json.dumps(INDEX).encode(), "unet/config.json": b"{}"})
     words = ["quickstart", "model=a/b", "rewards=[hps]", "validation.rewards=[]"]
