@@ -2,13 +2,16 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from sdo_cli.hub import WeightFile
 from sdo_cli.plugins import REWARDS, installed_names, load_installed
+
+if TYPE_CHECKING:
+    from rewards.base import RewardInfo
 
 # Read by sdo at start-up to tell this package from another one called `rewards`.
 BELONGS_TO = "sdo-cli"
@@ -46,6 +49,8 @@ OPTIONS: dict[str, frozenset[str]] = {
     "mixture": frozenset({"parts"}),
     "judge": frozenset(),
 }
+# options without a default
+REQUIRED: dict[str, frozenset[str]] = {"mixture": frozenset({"parts"})}
 # options that are no text
 TYPES: dict[tuple[str, str], type] = {("mixture", "parts"): list, ("jpeg-compressibility", "quality"): int}
 
@@ -66,17 +71,18 @@ IMAGEREWARD = (
     WeightFile("THUDM/ImageReward", "med_config.json", 500, "Apache-2.0"),
     WeightFile(BERT, "vocab.txt", 230_000, "Apache-2.0"),
 )
-# what a reward needs beside its own options, by the option that replaces it
-_NEEDS: Mapping[str, Mapping[str, tuple[WeightFile, ...]]] = {
-    "clip-score": {"model": (OPENAI_CLIP,)},
-    "aesthetic-v2": {"model": (OPENAI_CLIP,), "head": (AESTHETIC_HEAD,)},
-    "hps-v2": {"checkpoint": (HPS["hps-v2"],)},
-    "hps-v2.1": {"checkpoint": (HPS["hps-v2.1"],)},
-    "pickscore-v1": {"model": PICKSCORE},
+# what a reward needs beside its own options, by the options of which any one replaces it
+_CLIP = {("model", "pretrained"): (OPENAI_CLIP,)}
+_NEEDS: Mapping[str, Mapping[tuple[str, ...], tuple[WeightFile, ...]]] = {
+    "clip-score": _CLIP,
+    "aesthetic-v2": {**_CLIP, ("head",): (AESTHETIC_HEAD,)},
+    "hps-v2": {("checkpoint",): (HPS["hps-v2"],)},
+    "hps-v2.1": {("checkpoint",): (HPS["hps-v2.1"],)},
+    "pickscore-v1": {("model",): PICKSCORE},
     "imagereward-v1": {
-        "checkpoint": IMAGEREWARD[:1],
-        "config": IMAGEREWARD[1:2],
-        "tokenizer": IMAGEREWARD[2:],
+        ("checkpoint",): IMAGEREWARD[:1],
+        ("config",): IMAGEREWARD[1:2],
+        ("tokenizer",): IMAGEREWARD[2:],
     },
 }
 WEIGHTS: Mapping[str, tuple[WeightFile, ...]] = {
@@ -128,17 +134,23 @@ def reward(
         options = _options_of(name, made)
         FOREIGN[name] = Foreign(made, summary, source, licence, range, differentiable)
         OPTIONS[name] = frozenset(options)
+        REQUIRED[name] = frozenset(o for o in options if parameters(made)[o].default is inspect.Parameter.empty)
         TYPES.update({(name, option): hint for option, hint in options.items()})
         return made
 
     return register
 
 
+def parameters(make: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """What a reward's class or ``build`` takes."""
+    return inspect.signature(make).parameters
+
+
 def _options_of(name: str, made: type) -> dict[str, type]:
     if made.__init__ is object.__init__:  # type: ignore[misc]
         return {}
     hints, options = get_type_hints(made.__init__), {}  # type: ignore[misc]
-    for parameter in inspect.signature(made).parameters.values():
+    for parameter in parameters(made).values():
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             raise ValueError(f"{parameter.name} of reward {name!r} must be keyword-only: write a * before it")
         if (hint := hints.get(parameter.name)) not in (str, int, float, bool):
@@ -150,7 +162,18 @@ def _options_of(name: str, made: type) -> dict[str, type]:
 def resolve(name: str) -> bool:
     """Whether there is a reward of this name: built in, registered, or in an installed package, which is loaded."""
     full = full_name(name)
-    return full in TABLE or full in FOREIGN or (load_installed(REWARDS, full) and full in FOREIGN)
+    return full in TABLE or full in FOREIGN or load_installed(REWARDS, full, FOREIGN)
+
+
+def info(name: str) -> "RewardInfo":
+    """What a known reward says about itself; imports its module, and so torch."""
+    full = full_name(name)
+    if full in FOREIGN:
+        from rewards.foreign import info_of
+
+        return info_of(full, FOREIGN[full])
+    # one module may make several versions
+    return replace(import_module(TABLE[full]).INFO, name=full)
 
 
 def is_measure_only(name: str) -> bool:
@@ -174,6 +197,19 @@ def embedded_options(name: str) -> dict[str, Any]:
     return dict(_EMBEDDED.get(full_name(name), {}))
 
 
+def with_embedded(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, with the embedded models where none is given; in every part of a mixture too."""
+    if full_name(name) == "mixture":
+        parts = [{**part, "options": with_embedded(part["name"], given)} for part, given in _parts_of(options)]
+        return {**options, "parts": parts}
+    return {**({} if "model" in options else embedded_options(name)), **options}
+
+
+def _parts_of(options: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """A mixture's parts, each with its options."""
+    return [(part, part.get("options") or {}) for part in options.get("parts") or []]
+
+
 def needed_files(name: str, options: Mapping[str, Any]) -> tuple[WeightFile, ...]:
     """Files of the hub a reward needs with these options.
 
@@ -181,14 +217,19 @@ def needed_files(name: str, options: Mapping[str, Any]) -> tuple[WeightFile, ...
     """
     full = full_name(name)
     if full == "mixture":
-        parts = options.get("parts") or []
-        return tuple(file for part in parts for file in needed_files(part["name"], part.get("options") or {}))
-    needs = _NEEDS.get(full, {})
-    return tuple(file for option, files in needs.items() if options.get(option) is None for file in files)
+        return tuple(file for part, given in _parts_of(options) for file in needed_files(part["name"], given))
+    return tuple(
+        file
+        for replaced_by, files in _NEEDS.get(full, {}).items()
+        if all(options.get(option) is None for option in replaced_by)
+        for file in files
+    )
 
 
 def missing_paths(name: str, options: Mapping[str, Any]) -> list[str]:
     """Options that name a local file or folder which is not there."""
+    if full_name(name) == "mixture":
+        return [path for part, given in _parts_of(options) for path in missing_paths(part["name"], given)]
     looks_local = [
         str(value)
         for option, value in options.items()

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from rewards import AESTHETIC_HEAD
-from rewards.base import RewardInfo
+from rewards.base import RewardInfo, scoring_dtype
+from rewards.checkpoints import read_state
 from rewards.clip_encoder import ClipEncoder
 from rewards.clip_score import openai_clip
 from sdo_cli import embedded
@@ -44,7 +45,7 @@ class Aesthetic:
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Aesthetic":
         self.encoder.to(device, dtype)
-        self.head.to(device=device, dtype=dtype)
+        self.head.to(device=device, dtype=scoring_dtype(dtype))
         return self
 
     def gradient_checkpointing(self) -> None:
@@ -65,7 +66,7 @@ def build(model: str | None = None, head: str | None = None, pretrained: str | N
     encoder = openai_clip(model, pretrained)
     net = predictor_head(encoder.width)
     try:
-        net.load_state_dict(_read(path))
+        net.load_state_dict(_layers(path))
     except RuntimeError as fault:
         raise EnvironmentFault(
             f"the head {path.name} does not fit a CLIP of width {encoder.width}",
@@ -77,16 +78,9 @@ def build(model: str | None = None, head: str | None = None, pretrained: str | N
 def _head_path(head: str | None) -> Path:
     if head is None:
         return find_file(AESTHETIC_HEAD)
-    path = embedded.folder("embedded:aesthetic") / "head.safetensors" if head == "embedded" else Path(head).expanduser()
-    if not path.exists():
-        raise EnvironmentFault(f"no aesthetic head at {path}", remedy="check `head`, or leave it out")
-    return path
+    return embedded.folder("embedded:aesthetic") / "head.safetensors" if head == "embedded" else Path(head).expanduser()
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """The head's weights; the published file was saved on a GPU and names its layers ``layers.N``."""
-    from safetensors.torch import load_file
-
-    safe = path.suffix == ".safetensors"
-    state = load_file(path) if safe else torch.load(path, weights_only=True, map_location="cpu")
-    return {key.removeprefix("layers."): value for key, value in state.items()}
+def _layers(path: Path) -> dict[str, Tensor]:
+    """The head's weights; the published file names its layers ``layers.N``."""
+    return {key.removeprefix("layers."): value for key, value in read_state(path, "aesthetic head").items()}

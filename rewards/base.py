@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 
@@ -44,3 +45,11 @@ class Reward(Protocol):
     info: RewardInfo
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor: ...
+
+
+def scoring_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In what cosines and heads are computed: at least float32, also where the towers run in half precision.
+
+    bf16 has steps of 0.002 at an HPS of 0.27 and of 0.125 at a PickScore of 21, as large as what training gains.
+    """
+    return torch.promote_types(dtype, torch.float32)

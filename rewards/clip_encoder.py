@@ -1,6 +1,7 @@
 """Loads an open_clip model and embeds images and prompts: shared by every reward that stands on CLIP."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rewards.base import scoring_dtype
+from rewards.checkpoints import UNREADABLE, reason
 from rewards.preprocess import Preprocess
 from sdo_cli import embedded
 from sdo_cli.errors import EnvironmentFault
@@ -42,20 +45,15 @@ class ClipEncoder:
 
         self.tokenize = tokenize
         self.net = net.eval().requires_grad_(False)
-        settings = open_clip.get_model_preprocess_cfg(self.net)
-        size = settings["size"]
-        self.preprocess = Preprocess(
-            size=size if isinstance(size, int) else size[0],
-            mean=tuple(settings["mean"]),
-            std=tuple(settings["std"]),
-            interpolation=settings.get("interpolation", "bicubic"),
-        )
+        self.preprocess = evaluation_transform(open_clip.get_model_preprocess_cfg(self.net))
         self._texts: dict[str, Tensor] = {}
 
     @property
     def width(self) -> int:
         """Length of an embedding."""
-        return int(self.net.text_projection.shape[-1])
+        # models with a text tower of its own (SigLIP, CoCa) say it there
+        text = getattr(self.net, "text", None)
+        return int(self.net.text_projection.shape[-1] if text is None else text.output_dim)
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "ClipEncoder":
         self.net.to(device=device, dtype=dtype)
@@ -69,7 +67,8 @@ class ClipEncoder:
     def images(self, images: Tensor) -> Tensor:
         """Unit-length embeddings ``[B, D]`` of images ``[B, 3, H, W]`` in [0, 1]; gradients flow."""
         dtype = next(self.net.parameters()).dtype
-        return F.normalize(self.net.encode_image(self.preprocess(images).to(dtype)), dim=-1)
+        seen = self.net.encode_image(self.preprocess(images).to(dtype))
+        return F.normalize(seen.to(scoring_dtype(dtype)), dim=-1)
 
     def prompts(self, prompts: list[str]) -> Tensor:
         """Unit-length embeddings ``[B, D]``, kept per prompt; no gradient."""
@@ -78,9 +77,32 @@ class ClipEncoder:
         with torch.no_grad():
             for start in range(0, len(missing), 256):
                 part = missing[start : start + 256]
-                rows = F.normalize(self.net.encode_text(self.tokenize(part).to(parameter.device)), dim=-1)
+                read = self.net.encode_text(self.tokenize(part).to(parameter.device))
+                rows = F.normalize(read.to(scoring_dtype(parameter.dtype)), dim=-1)
                 self._texts.update(zip(part, rows, strict=True))
-        return torch.stack([self._texts[prompt] for prompt in prompts]).to(parameter.dtype)
+        return torch.stack([self._texts[prompt] for prompt in prompts])
+
+
+def evaluation_transform(settings: Mapping[str, Any]) -> Preprocess:
+    """open_clip's evaluation transform, from what a model says of its preprocessing.
+
+    Raises:
+        EnvironmentFault: pictures that are not square, or borders that are not black.
+    """
+    sides, fit = settings["size"], settings.get("resize_mode") or "shortest"
+    sides = {sides} if isinstance(sides, int) else set(sides)
+    if len(sides) > 1 or (fit == "longest" and settings.get("fill_color")):
+        raise EnvironmentFault(
+            "this open_clip model wants pictures that are not square, or with coloured borders",
+            remedy="choose one that takes squares",
+        )
+    return Preprocess(
+        size=sides.pop(),
+        mean=tuple(settings["mean"]),
+        std=tuple(settings["std"]),
+        interpolation="bilinear" if settings.get("interpolation") == "bilinear" else "bicubic",
+        fit=fit,
+    )
 
 
 def _identifier(model: str) -> str:
@@ -99,9 +121,9 @@ def _load(identifier: str, pretrained: str | None, *, weights: bool = True) -> t
     try:
         net = open_clip.create_model(identifier, pretrained=pretrained, precision="fp32", load_weights=weights)
         return net, open_clip.get_tokenizer(identifier)
-    except (OSError, RuntimeError, ValueError) as fault:
+    except UNREADABLE as fault:
         raise EnvironmentFault(
-            f"cannot load the CLIP model {identifier.removeprefix('local-dir:')!r}: {str(fault).splitlines()[0]}",
+            f"cannot load the CLIP model {identifier.removeprefix('local-dir:')!r}: {reason(fault)}",
             remedy="check the name, folder and weight file, or try the embedded model",
         ) from fault
     finally:

@@ -6,6 +6,7 @@ from torch import Tensor
 from rewards import OPENAI_CLIP
 from rewards.base import RewardInfo
 from rewards.clip_encoder import ClipEncoder
+from sdo_cli.errors import RecipeFault
 from sdo_cli.hub import find_file
 
 INFO = RewardInfo(
@@ -37,13 +38,17 @@ class ClipScore:
 
 
 def openai_clip(model: str | None, pretrained: str | None) -> ClipEncoder:
-    """The encoder asked for, or OpenAI's ViT-L/14, as published for open_clip."""
+    """The encoder asked for, or OpenAI's ViT-L/14, as published for open_clip.
+
+    Raises:
+        RecipeFault: the embedded judge, whatever the reward: training on it would spoil what measures the gain.
+    """
+    if model == "embedded:judge":
+        raise RecipeFault(["the embedded judge only measures: name the reward `judge`"], what="reward's options")
     if model is None:
         model, pretrained = OPENAI, pretrained or str(find_file(OPENAI_CLIP))
     return ClipEncoder(model, pretrained)
 
 
 def build(model: str | None = None, pretrained: str | None = None) -> ClipScore:
-    if model == "embedded:judge":
-        raise ValueError("the judge only measures: build the reward `judge`")
     return ClipScore(openai_clip(model, pretrained))

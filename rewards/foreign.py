@@ -1,5 +1,7 @@
 """Rewards of plug-ins, held to the contract while they run: what breaks it is said to be the plug-in's."""
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -10,52 +12,65 @@ from rewards.base import RewardInfo
 from sdo_cli.errors import PluginFault
 
 HINT = "run `sdo reward check` on it, or with --debug to see where"
+# what a reward may have beside `score` (rewards/base.py)
+EXTRAS = ("to", "gradient_checkpointing")
+
+
+def info_of(name: str, foreign: Foreign) -> RewardInfo:
+    """What the decorator was told. One that is not differentiable only measures."""
+    return RewardInfo(
+        name,
+        foreign.summary,
+        foreign.source,
+        foreign.licence,
+        foreign.range,
+        differentiable=foreign.differentiable,
+        trainable=foreign.differentiable,
+    )
 
 
 class Guarded:
-    """A plug-in's reward that answers as the contract says, or says what it did instead."""
+    """A plug-in's reward that answers as the contract says, or says what it did instead.
+
+    It has ``to`` and ``gradient_checkpointing`` where the plug-in's class has them.
+    """
 
     def __init__(self, name: str, foreign: Foreign, made: Any) -> None:
-        self.name, self.made, self.differentiable = name, made, foreign.differentiable
-        self.info = RewardInfo(
-            name,
-            foreign.summary,
-            foreign.source,
-            foreign.licence,
-            foreign.range,
-            differentiable=foreign.differentiable,
-            trainable=foreign.differentiable,
-        )
+        self.name, self.made, self.info = name, made, info_of(name, foreign)
 
-    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Guarded":
-        if hasattr(self.made, "to"):
-            try:
-                self.made.to(device, dtype)
-            except Exception as fault:
-                raise self._fault(f"failed in to(device, dtype): {_said(fault)}") from fault
-        return self
+    def __getattr__(self, extra: str) -> Any:
+        if extra not in EXTRAS:
+            raise AttributeError(extra)
+        return self._blamed(getattr(self.made, extra), f"failed in {extra}()")
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        try:
-            scores = self.made.score(images, prompts)
-        # foreign code may raise anything; memory is the boundary's to explain
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as fault:
-            raise self._fault(f"failed: {_said(fault)}") from fault
+        scores = self._blamed(self.made.score, "failed")(images, prompts)
         if not isinstance(scores, Tensor) or scores.shape != (len(images),):
             got = f"a tensor of {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
             raise self._fault(f"returned {got}, not one score per image ({len(images)},)")
-        if self.differentiable and images.requires_grad and torch.is_grad_enabled() and not scores.requires_grad:
+        if self.info.differentiable and images.requires_grad and torch.is_grad_enabled() and not scores.requires_grad:
             raise self._fault("returned scores without a gradient: it detached the images")
+        # of a model that collapsed to NaN images, scores are NaN as well
+        if not bool(torch.isfinite(scores).all()) and bool(torch.isfinite(images).all()):
+            raise self._fault("returned a score that is no finite number, of images that are")
         return scores
+
+    def _blamed(self, method: Callable[..., Any], failed: str) -> Callable[..., Any]:
+        @wraps(method)
+        def call(*arguments: Any, **options: Any) -> Any:
+            try:
+                return method(*arguments, **options)
+            # memory is the command's boundary to explain
+            except torch.OutOfMemoryError:
+                raise
+            # foreign code may raise anything
+            except Exception as fault:
+                raise self._fault(f"{failed}: {type(fault).__name__}: {fault}") from fault
+
+        return call
 
     def _fault(self, text: str) -> PluginFault:
         return PluginFault(f"the plug-in's reward {self.name} {text}", remedy=HINT)
-
-
-def _said(fault: Exception) -> str:
-    return f"{type(fault).__name__}: {fault}"
 
 
 def guarded(name: str, foreign: Foreign, options: dict[str, Any]) -> Guarded:
@@ -63,4 +78,5 @@ def guarded(name: str, foreign: Foreign, options: dict[str, Any]) -> Guarded:
     try:
         return Guarded(name, foreign, foreign.make(**options))
     except Exception as fault:
-        raise PluginFault(f"the plug-in's reward {name} cannot be made: {_said(fault)}", remedy=HINT) from fault
+        text = f"the plug-in's reward {name} cannot be made: {type(fault).__name__}: {fault}"
+        raise PluginFault(text, remedy=HINT) from fault

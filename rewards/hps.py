@@ -3,11 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from rewards import HPS
 from rewards.base import RewardInfo
+from rewards.checkpoints import read_state
 from rewards.clip_encoder import ClipEncoder
 from rewards.clip_score import ClipScore
 from sdo_cli.errors import EnvironmentFault
@@ -23,18 +21,6 @@ INFO = RewardInfo(
 ARCHITECTURE = "ViT-H-14"
 
 
-def _state(path: Path) -> dict[str, Tensor]:
-    """The published file holds ``{"state_dict": …}`` beside what training left; names are open_clip's."""
-    try:
-        read = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as fault:
-        raise EnvironmentFault(
-            f"cannot read the HPS checkpoint {path}: {str(fault).splitlines()[0]}",
-            remedy="copy or download it again; it is a file of about 2 GB",
-        ) from fault
-    return read.get("state_dict", read)
-
-
 def build(version: str = "hps-v2.1", model: str = ARCHITECTURE, checkpoint: str | None = None) -> ClipScore:
     """The score of ``version``.
 
@@ -46,11 +32,11 @@ def build(version: str = "hps-v2.1", model: str = ARCHITECTURE, checkpoint: str 
         EnvironmentFault: no checkpoint, or one of another architecture.
     """
     path = find_file(HPS[version]) if checkpoint is None else Path(checkpoint).expanduser()
-    if not path.is_file():
-        raise EnvironmentFault(f"no HPS checkpoint at {path}", remedy="check `checkpoint`, or leave it out")
+    # the published file has its weights, under open_clip's names, beside what training left
+    state = read_state(path, "HPS checkpoint")
     encoder = ClipEncoder.untrained(model)
     try:
-        encoder.net.load_state_dict(_state(path))
+        encoder.net.load_state_dict(state)
     except RuntimeError as fault:
         raise EnvironmentFault(
             f"the HPS checkpoint {path.name} does not fit {model}", remedy="use the file that belongs to the model"

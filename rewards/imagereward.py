@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from rewards import IMAGEREWARD
 from rewards.aesthetic import predictor_head
-from rewards.base import RewardInfo
+from rewards.base import RewardInfo, scoring_dtype
+from rewards.checkpoints import read_state, reason
 from rewards.preprocess import Preprocess
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.hub import find_file
@@ -51,8 +52,9 @@ class ImageReward:
         self.preprocess = Preprocess(vision.config.image_size)
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "ImageReward":
-        for part in (self.vision, self.text, self.head):
+        for part in (self.vision, self.text):
             part.to(device=device, dtype=dtype)
+        self.head.to(device=device, dtype=scoring_dtype(dtype))
         return self
 
     def gradient_checkpointing(self) -> None:
@@ -70,8 +72,8 @@ class ImageReward:
             attention_mask=tokens.attention_mask,
             encoder_hidden_states=seen,
             encoder_attention_mask=torch.ones(seen.shape[:-1], dtype=torch.long, device=seen.device),
-        ).last_hidden_state
-        return (self.head(read[:, 0]).squeeze(-1) - MEAN) / STD
+        ).last_hidden_state[:, 0]
+        return (self.head(read.to(scoring_dtype(read.dtype))).squeeze(-1) - MEAN) / STD
 
 
 def build(checkpoint: str | None = None, config: str | None = None, tokenizer: str | None = None) -> ImageReward:
@@ -80,13 +82,11 @@ def build(checkpoint: str | None = None, config: str | None = None, tokenizer: s
     Args:
         checkpoint: ``ImageReward.pt``, fetched from the hub when not given.
         config: ``med_config.json`` of the text encoder; the vision tower's size is read off the checkpoint.
-        tokenizer: folder of a BERT tokenizer (``bert-base-uncased``).
+        tokenizer: folder with the ``vocab.txt`` of ``bert-base-uncased``, or that file.
 
     Raises:
         EnvironmentFault: files that are not there or do not fit together.
     """
-    from transformers import BertTokenizer
-
     files = [
         find_file(file) if given is None else Path(given).expanduser()
         for file, given in zip(IMAGEREWARD, (checkpoint, config, tokenizer), strict=True)
@@ -94,15 +94,41 @@ def build(checkpoint: str | None = None, config: str | None = None, tokenizer: s
     for path in files:
         if not path.exists():
             raise EnvironmentFault(f"no ImageReward file at {path}", remedy="check the option, or leave it out")
-    # the vocabulary file lies in the folder the tokenizer is read from
-    words = files[2] if files[2].is_dir() else files[2].parent
-    state = torch.load(files[0], weights_only=True, map_location="cpu")
+    state, med, words = read_state(files[0], "ImageReward checkpoint"), _config(files[1]), _words(files[2])
     try:
-        return ImageReward(*_parts(state, json.loads(files[1].read_text())), BertTokenizer.from_pretrained(words))
-    except RuntimeError as fault:
+        vision, text, head = _parts(state, med)
+    # the first name that is looked for is not there, a tensor has another shape, or a setting is of another kind
+    except (KeyError, RuntimeError, TypeError, ValueError) as fault:
         raise EnvironmentFault(
-            f"the ImageReward checkpoint {files[0].name} does not fit {files[1].name}", remedy="use files that belong"
+            f"the ImageReward checkpoint {files[0].name} does not fit {files[1].name}",
+            remedy="use ImageReward.pt and med_config.json as published together",
         ) from fault
+    if len(words) > text.config.vocab_size:
+        raise EnvironmentFault(
+            f"the vocabulary in {files[2]} has {len(words)} words, ImageReward's text encoder {text.config.vocab_size}",
+            remedy="give that of bert-base-uncased",
+        )
+    return ImageReward(vision, text, head, words)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        read = json.loads(path.read_text())
+    except (OSError, ValueError) as fault:
+        raise EnvironmentFault(f"cannot read {path}: {reason(fault)}", remedy="give med_config.json") from fault
+    if not isinstance(read, dict):
+        raise EnvironmentFault(f"{path} is no table of settings", remedy="give med_config.json")
+    return read
+
+
+def _words(path: Path) -> Any:
+    """BERT's tokenizer; without this look, transformers makes one that knows no word at all."""
+    from transformers import BertTokenizer
+
+    folder = path if path.is_dir() else path.parent
+    if not any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
+        raise EnvironmentFault(f"no vocab.txt in {folder}", remedy="give the folder of bert-base-uncased's tokenizer")
+    return BertTokenizer.from_pretrained(folder)
 
 
 def _parts(state: dict[str, Tensor], med: dict[str, Any]) -> tuple[Any, Any, nn.Module]:

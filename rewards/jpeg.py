@@ -7,6 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from rewards.base import RewardInfo
+from sdo_cli.errors import RecipeFault
 
 INFO = RewardInfo(
     name="jpeg-compressibility",
@@ -37,4 +38,6 @@ class JpegCompressibility:
 
 
 def build(quality: int = 95) -> JpegCompressibility:
+    if not 1 <= quality <= 100:
+        raise RecipeFault([f"quality must be between 1 and 100, not {quality}"], what="reward's options")
     return JpegCompressibility(quality)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 import rewards
 from rewards.base import Reward, RewardInfo
+from sdo_cli.errors import RecipeFault
 
 INFO = RewardInfo(
     name="mixture",
@@ -57,11 +58,17 @@ class Mixture:
 
 
 def build(parts: list[dict[str, Any]]) -> Mixture:
-    """``parts``: ``{name, weight: 1, mean: 0, std: 1, options: {}}`` each."""
-    members = {}
+    """``parts``: ``{name, weight: 1, mean: 0, std: 1, options: {}}`` each.
+
+    Raises:
+        RecipeFault: a part that only measures, or the same name twice: scores are told apart by it.
+    """
+    members: dict[str, tuple[Reward, float, float, float]] = {}
     for part in parts:
         reward = rewards.build(part["name"], part.get("options"))
         if not reward.info.trainable:
-            raise ValueError(f"{part['name']} only measures and cannot be part of a mixture")
+            raise RecipeFault([f"{part['name']} only measures and cannot be part of a mixture"], what="mixture")
+        if part["name"] in members:
+            raise RecipeFault([f"{part['name']} is a part twice; give it once"], what="mixture")
         members[part["name"]] = (reward, part.get("weight", 1.0), part.get("mean", 0.0), part.get("std", 1.0))
     return Mixture(members)

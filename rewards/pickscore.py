@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rewards import PICKSCORE
-from rewards.base import RewardInfo
+from rewards.base import RewardInfo, scoring_dtype
+from rewards.checkpoints import UNREADABLE, reason
 from rewards.preprocess import Preprocess
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.hub import find_file
@@ -34,11 +35,14 @@ class PickScore:
 
     def __init__(self, net: Any, tokenize: Any) -> None:
         self.net, self.tokenize = net.eval().requires_grad_(False), tokenize
+        # rounded to half precision, a temperature of 100 would be 98.9
+        self.log_scale = net.logit_scale.detach().clone()
         self.preprocess = Preprocess(net.config.vision_config.image_size)
         self._texts: dict[str, Tensor] = {}
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "PickScore":
         self.net.to(device=device, dtype=dtype)
+        self.log_scale = self.log_scale.to(device)
         self._texts.clear()
         return self
 
@@ -50,7 +54,10 @@ class PickScore:
     def images(self, images: Tensor) -> Tensor:
         """Unit-length embeddings ``[B, D]``."""
         pooled = self.net.vision_model(pixel_values=self.preprocess(images).to(self.net.dtype)).pooler_output
-        return F.normalize(self.net.visual_projection(pooled), dim=-1)
+        return self._unit(self.net.visual_projection(pooled))
+
+    def _unit(self, embeddings: Tensor) -> Tensor:
+        return F.normalize(embeddings.to(scoring_dtype(self.net.dtype)), dim=-1)
 
     def prompts(self, prompts: list[str]) -> Tensor:
         """Unit-length embeddings ``[B, D]``, kept per prompt; no gradient."""
@@ -59,12 +66,12 @@ class PickScore:
             with torch.no_grad():
                 ids = self.tokenize(missing).to(self.net.device)
                 pooled = self.net.text_model(input_ids=ids).pooler_output
-                rows = F.normalize(self.net.text_projection(pooled), dim=-1)
+                rows = self._unit(self.net.text_projection(pooled))
             self._texts.update(zip(missing, rows, strict=True))
         return torch.stack([self._texts[prompt] for prompt in prompts])
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        return self.net.logit_scale.exp() * (self.images(images) * self.prompts(prompts)).sum(-1)
+        return self.log_scale.exp() * (self.images(images) * self.prompts(prompts)).sum(-1)
 
 
 def _published() -> Path:
@@ -87,10 +94,18 @@ def build(model: str | None = None) -> PickScore:
             f"no CLIPModel at {folder}", remedy="give the folder with config.json and model.safetensors"
         )
     try:
-        net = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
-    except (OSError, RuntimeError, ValueError) as fault:
+        net, found = CLIPModel.from_pretrained(
+            folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+    except UNREADABLE as fault:
         raise EnvironmentFault(
-            f"cannot load PickScore from {folder}: {str(fault).splitlines()[0]}", remedy="check the folder"
+            f"cannot load PickScore from {folder}: {reason(fault)}", remedy="check the folder"
         ) from fault
+    # transformers would go on with random numbers
+    if missing := sorted(found["missing_keys"]):
+        raise EnvironmentFault(
+            f"the weights in {folder} lack {len(missing)} of CLIPModel's, for example {missing[0]}",
+            remedy="give the folder of a whole CLIPModel",
+        )
     # the authors' processor pads with a word where open_clip pads with zeros: CLIP looks at the end mark only
     return PickScore(net, open_clip.get_tokenizer("ViT-H-14"))

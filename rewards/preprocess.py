@@ -65,8 +65,8 @@ class Preprocess:
 
     Attributes:
         size: of the square, in pixels.
-        fit: ``shortest`` side to ``size`` and centre crop (CLIP's evaluation transform), or ``longest`` side to
-            ``size`` and black borders (HPS).
+        fit: ``shortest`` side to ``size`` and centre crop (CLIP's evaluation transform), ``longest`` side to
+            ``size`` and black borders (HPS), or ``squash`` both sides to ``size`` (SigLIP).
         from_bytes: the reference resizes an 8-bit PIL image: width first, then height, each clipped and rounded to
             bytes. The values here are the same; gradients pass the rounding as if it were not there. HPS resizes
             floats.
@@ -102,6 +102,8 @@ class Preprocess:
 
     def target(self, height: int, width: int) -> tuple[int, int]:
         """Height and width after resizing; the references truncate or round the other side."""
+        if self.fit == "squash":
+            return self.size, self.size
         if self.fit == "longest":
             scale = self.size / max(height, width)
             return round(height * scale), round(width * scale)

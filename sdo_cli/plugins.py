@@ -6,9 +6,9 @@ A recipe alone never runs foreign code: a file has to be given, a package has to
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from sdo_cli.errors import PluginFault
@@ -49,28 +49,39 @@ def installed_names(group: str) -> list[str]:
     return sorted({point.name for point in entry_points(group=group)})
 
 
-def load_installed(group: str, name: str) -> bool:
-    """Import the module an installed package offers under this name, which registers what it brings.
+def load_installed(group: str, name: str, registry: Container[str]) -> bool:
+    """Import the module an installed package offers under this name, which puts the name in the ``registry``.
 
     Returns:
         Whether there is such an entry point.
 
     Raises:
-        PluginFault: its import fails.
+        PluginFault: its import fails or does not register the name, or several packages offer it.
     """
-    if (group, name) in _installed:
-        return True
-    for point in entry_points(group=group, name=name):
-        package = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
-        try:
-            point.load()
-        # foreign code may raise anything
-        except Exception as fault:
-            where = f"{type(fault).__name__}: {fault}"
-            raise PluginFault(f"the package {package} ({point.value}) cannot be loaded: {where}") from fault
-        _installed[group, name] = Plugin(point.value, "", package)
-        return True
-    return False
+    points = list(entry_points(group=group, name=name))
+    if len(points) > 1:
+        both = " and ".join(_package(point) for point in points)
+        raise PluginFault(f"{name} is offered by {both}", remedy="uninstall all but one of them")
+    for point in points:
+        _import(point, name, registry)
+        _installed[group, name] = Plugin(point.value, "", _package(point))
+    return bool(points)
+
+
+def _package(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+
+
+def _import(point: EntryPoint, name: str, registry: Container[str]) -> None:
+    where = f"the package {_package(point)} ({point.value})"
+    remedy = "update or uninstall it; --debug shows where"
+    try:
+        point.load()
+    # foreign code may raise anything
+    except Exception as fault:
+        raise PluginFault(f"{where} cannot be loaded: {type(fault).__name__}: {fault}", remedy=remedy) from fault
+    if name not in registry:
+        raise PluginFault(f"{where} offers {name!r} but registers nothing of that name", remedy=remedy)
 
 
 def _load(path: Path, given: str) -> Plugin:

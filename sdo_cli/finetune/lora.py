@@ -34,11 +34,10 @@ def add_lora(family: Family, spec: LoraSpec, *, seed: int) -> list[nn.Parameter]
     if spec.text_encoder:
         family.train_text_encoders()
     trained = [family.denoiser, *(family.text_encoders.values() if spec.text_encoder else ())]
-    parameters = [p for part in trained for name, p in part.named_parameters() if "lora_" in name]
-    for parameter in parameters:
+    for parameter in (p for part in trained for name, p in part.named_parameters() if "lora_" in name):
         parameter.data = parameter.data.float()
         parameter.requires_grad_()
-    return parameters
+    return trainable(family)
 
 
 def _add_fresh(family: Family, part: nn.Module, targets: list[str], spec: LoraSpec) -> None:
@@ -71,7 +70,12 @@ def _require_layers(family: Family, spec: LoraSpec) -> None:
         )
 
 
-def train_everything(family: Family) -> list[nn.Parameter]:
-    """All weights of the denoiser, in fp32."""
+def train_everything(family: Family) -> None:
+    """All weights of the denoiser."""
     family.denoiser.requires_grad_(True)
-    return list(family.denoiser.parameters())
+
+
+def trainable(family: Family) -> list[nn.Parameter]:
+    """Every parameter with a gradient, denoiser first."""
+    parts = (family.denoiser, *family.text_encoders.values())
+    return [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]

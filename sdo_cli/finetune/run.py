@@ -21,7 +21,7 @@ from sdo_cli.drawing.prompts import PromptEmbeddings
 from sdo_cli.files import append_json_line, write_json, write_text
 from sdo_cli.finetune.card import curve_png, model_card
 from sdo_cli.finetune.loop import Job, StepResult, draw_settings, train
-from sdo_cli.finetune.lora import add_lora, train_everything
+from sdo_cli.finetune.lora import add_lora, train_everything, trainable
 from sdo_cli.finetune.objective import WeightedReward
 from sdo_cli.finetune.validate import Validation
 from sdo_cli.models.base import Family
@@ -61,7 +61,10 @@ def _load_all(loaded: LoadedRecipe) -> tuple[Job, Validation | None]:
     recipe, device = loaded.recipe, pick_device()
     prompts, held_out = loaded.prompts(recipe.prompts), _held_out(loaded)
     family = _load_family(recipe)
-    parameters = train_everything(family) if recipe.train == "full" else add_lora(family, recipe.lora, seed=recipe.seed)
+    if recipe.train == "full":
+        train_everything(family)
+    else:
+        add_lora(family, recipe.lora, seed=recipe.seed)
     embed = PromptEmbeddings(family)
     if not recipe.lora.text_encoder:
         embed.prepare([*prompts, *held_out], recipe.negative_prompt, device)
@@ -72,7 +75,8 @@ def _load_all(loaded: LoadedRecipe) -> tuple[Job, Validation | None]:
         for spec in recipe.rewards
     ]
     validation = _prepare_validation(loaded, held_out, trained, embed)
-    return Job(recipe, family, trained, prompts, parameters, embed), validation
+    # looked up after the move: only then are they the tensors the optimizer has to hold
+    return Job(recipe, family, trained, prompts, trainable(family), embed), validation
 
 
 def _held_out(loaded: LoadedRecipe) -> list[str]:

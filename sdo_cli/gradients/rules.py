@@ -160,7 +160,7 @@ RULES: dict[str, RuleInfo] = {
 
 def resolve(name: str) -> bool:
     """Whether there is a rule of this name, here or in an installed package, which is then loaded."""
-    return name in RULES or (load_installed(GRADIENT_RULES, name) and name in RULES)
+    return name in RULES or load_installed(GRADIENT_RULES, name, RULES)
 
 
 def known_names() -> list[str]:

@@ -132,6 +132,8 @@ def check_reward(spec: RewardSpec, key: Key, problem: Problem) -> None:
     if not reward_table.resolve(full):
         problem((*key, "name"), f"unknown reward {spec.name!r}; {suggestion(spec.name, known)}")
         return
+    for option in sorted(reward_table.REQUIRED.get(full, frozenset()) - set(spec.options)):
+        problem((*key, "options"), f"{spec.name} needs the option {option}; write options: {{{option}: …}}")
     for option, value in spec.options.items():
         allowed = sorted(reward_table.OPTIONS[full])
         if option not in allowed:
@@ -181,7 +183,12 @@ def wrong_parts(parts: Any) -> str | None:
                 return f"{part['name']}: {number} must be a number, not {value!r}"
         if part.get("std", 1.0) <= 0 or part.get("weight", 1.0) == 0:
             return f"{part['name']}: std must be more than 0 and weight other than 0"
-        for option, value in (part.get("options") or {}).items():
+        options = part.get("options") or {}
+        if not isinstance(options, dict):
+            return f"{part['name']}: options must be {{option: value}}, not {options!r}"
+        if "embedded:judge" in options.values():
+            return f"{part['name']}: the judge only measures, no recipe may train on it; use another model"
+        for option, value in options.items():
             if option not in reward_table.OPTIONS[full]:
                 return (
                     f"{part['name']}: unknown option {option}; known: {', '.join(sorted(reward_table.OPTIONS[full]))}"

@@ -60,8 +60,8 @@ def needs_of(recipe: Recipe) -> list[Need]:
 
 def reward_options(spec: RewardSpec, recipe: Recipe) -> dict[str, Any]:
     """A reward's options as the recipe means them: an embedded model goes with embedded rewards."""
-    if embedded.is_embedded(recipe.model) and "model" not in spec.options:
-        return rewards.embedded_options(spec.name) | spec.options
+    if embedded.is_embedded(recipe.model):
+        return rewards.with_embedded(spec.name, spec.options)
     return dict(spec.options)
 
 
