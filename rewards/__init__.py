@@ -72,7 +72,7 @@ IMAGEREWARD = (
     WeightFile(BERT, "vocab.txt", 230_000, "Apache-2.0"),
 )
 # what a reward needs beside its own options, by the options of which any one replaces it
-_CLIP = {("model", "pretrained"): (OPENAI_CLIP,)}
+_CLIP: Mapping[tuple[str, ...], tuple[WeightFile, ...]] = {("model", "pretrained"): (OPENAI_CLIP,)}
 _NEEDS: Mapping[str, Mapping[tuple[str, ...], tuple[WeightFile, ...]]] = {
     "clip-score": _CLIP,
     "aesthetic-v2": {**_CLIP, ("head",): (AESTHETIC_HEAD,)},

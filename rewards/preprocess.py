@@ -69,7 +69,8 @@ class Preprocess:
             ``size`` and black borders (HPS), or ``squash`` both sides to ``size`` (SigLIP).
         from_bytes: the reference resizes an 8-bit PIL image: width first, then height, each clipped and rounded to
             bytes. The values here are the same; gradients pass the rounding as if it were not there. HPS resizes
-            floats.
+            floats. (From Pillow 13 on, height comes first where it shrinks much more than width, which only
+            ``squash`` does: there a value may be one byte off.)
     """
 
     size: int

@@ -91,6 +91,16 @@ BAD = {
         ["rewards.0.name=mixture", "rewards.0.options.parts=[{name: judge}]"],
         "judge only measures and cannot be part of a mixture",
     ),
+    "mixture that trains on the judge by another name": (
+        GOOD,
+        ["rewards.0.name=mixture", "rewards.0.options.parts=[{name: clip, options: {model: 'embedded:judge'}}]"],
+        "clip: the judge only measures, no recipe may train on it",
+    ),
+    "mixture with options that are none": (
+        GOOD,
+        ["rewards.0.name=mixture", "rewards.0.options.parts=[{name: clip, options: embedded}]"],
+        "clip: options must be {option: value}, not 'embedded'",
+    ),
     "mixture with no spread": (
         GOOD,
         ["rewards.0.name=mixture", "rewards.0.options.parts=[{name: clip, std: 0}]"],

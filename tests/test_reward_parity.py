@@ -11,15 +11,28 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from reference_inputs import CLIP_SMALL, PROMPTS, pictures, random_state
+from safetensors.torch import save_file
 from small_rewards import make_small_reward, small_hf_clip, write_open_clip
 from torchvision.transforms.functional import to_tensor
 from transformers import CLIPImageProcessorPil
 
 import rewards
 from rewards.aesthetic import predictor_head
-from rewards.clip_encoder import ClipEncoder
+from rewards.clip_encoder import ClipEncoder, evaluation_transform
+from sdo_cli.errors import EnvironmentFault
 
+SIGLIP_SMALL = {
+    "embed_dim": 192,
+    "vision_cfg": {
+        "image_size": 224,
+        "timm_model_name": "vit_tiny_patch16_224",
+        "timm_pool": "map",
+        "timm_proj": "none",
+    },
+    "text_cfg": {"width": 48, "heads": 4, "layers": 2, "pool_type": "last", "no_causal_mask": True, "proj_bias": True},
+}
 REFERENCE = json.loads((Path(__file__).parent / "fixtures" / "reference_rewards.json").read_text())
 
 
@@ -142,13 +155,20 @@ def test_clip_and_aesthetic_at_full_size(tmp_path):
     compare_with_transformers(reward, reward.head)
 
 
-def test_pickscore_is_transformers_as_its_authors_use_it(tmp_path):
+@pytest.mark.parametrize("end_of_text", [49407, 2])
+def test_pickscore_is_transformers_as_its_authors_use_it(end_of_text, tmp_path):
+    """Older files of CLIP name another token as the last one, on which transformers reads the text another way."""
     from transformers import CLIPModel, CLIPTokenizer
 
     from sdo_cli.models.clip_vocabulary import write_clip_tokenizer
 
     options = make_small_reward("pickscore-v1", tmp_path)
+    described = Path(options["model"]) / "config.json"
+    config = json.loads(described.read_text())
+    config["text_config"]["eos_token_id"] = end_of_text
+    described.write_text(json.dumps(config))
     net = CLIPModel.from_pretrained(options["model"])
+    assert net.text_model.eos_token_id == end_of_text
     write_clip_tokenizer(tmp_path / "words")
     words = CLIPTokenizer.from_pretrained(str(tmp_path / "words"))
     reward = rewards.build("pickscore-v1", options)
@@ -192,3 +212,42 @@ def test_imagereward_is_the_authors_blip(tmp_path):
     reward.text.register_forward_hook(lambda module, given, out: read.append(out.last_hidden_state[:, 0, :16]))
     same_scores(alone(reward.score), REFERENCE["imagereward"]["score"])
     same_embeddings(torch.cat(read), torch.tensor(REFERENCE["imagereward"]["embedding"]))
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
+def test_every_evaluation_transform_of_open_clip(mode, interpolation):
+    settings = {"size": (56, 56), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+    settings |= {"interpolation": interpolation, "resize_mode": mode}
+    theirs = image_transform_v2(PreprocessCfg(**settings), is_train=False)
+    ours = evaluation_transform(settings)
+    # Pillow 13 takes height first where it shrinks much more than width: one byte may differ
+    byte = 1 / 255 / min(settings["std"]) if mode == "squash" else 0.0
+    for image in pictures()[:4]:
+        assert (ours(to_tensor(image)[None])[0] - theirs(image)).abs().max() < byte + 1e-5
+
+
+def test_transforms_that_are_not_square_are_refused():
+    settings = {"size": (56, 112), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    with pytest.raises(EnvironmentFault, match="not square"):
+        evaluation_transform(settings)
+
+
+def test_clip_score_with_towers_of_timm(tmp_path):
+    """In SigLIP's form: a text tower of its own, pictures squashed to a square, another mean."""
+    net = open_clip.model.CustomTextCLIP(**SIGLIP_SMALL).eval()
+    save_file(random_state(net.state_dict()), tmp_path / "open_clip_model.safetensors")
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+    described = {"model_cfg": SIGLIP_SMALL | {"custom_text": True}, "preprocess_cfg": preprocess}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(described))
+    reward = rewards.build("clip-score", {"model": str(tmp_path)})
+    assert reward.encoder.width == SIGLIP_SMALL["embed_dim"]
+
+    theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
+    theirs.eval()
+    words = open_clip.get_tokenizer(f"local-dir:{tmp_path}")
+    with torch.no_grad():
+        seen = torch.cat([theirs.encode_image(transform(image)[None], normalize=True) for image in pictures()])
+        read = theirs.encode_text(words(PROMPTS), normalize=True)
+    same_embeddings(alone(lambda image, prompt: reward.encoder.images(image)), seen)
+    same_scores(alone(reward.score), (seen * read).sum(-1))

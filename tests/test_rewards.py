@@ -1,5 +1,6 @@
 """The rewards' contract on the embedded models, and parity of the preprocessing."""
 
+import math
 from pathlib import Path
 
 import open_clip
@@ -7,7 +8,7 @@ import pytest
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
-from small_rewards import make_small_reward
+from small_rewards import make_small_reward, small_hf_clip
 from torchvision.transforms.functional import to_tensor
 
 import rewards
@@ -15,9 +16,10 @@ from rewards.aesthetic import build as build_aesthetic
 from rewards.aesthetic import predictor_head
 from rewards.clip_encoder import ClipEncoder
 from rewards.colorfulness import colorfulness
+from rewards.pickscore import PickScore
 from rewards.preprocess import Preprocess
 from sdo_cli import embedded
-from sdo_cli.errors import EnvironmentFault
+from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.recipe.load import load_recipe, shipped_recipes
 
 PUBLISHED_HEAD = Path(__file__).parent.parent.parent / "shared" / "data" / "sac+logos+ava1-l14-linearMSE.pth"
@@ -109,9 +111,20 @@ def test_half_precision_scores_nearly_the_same(differentiable, dtype):
     differentiable.to(torch.device("cpu"), dtype)
     images = pictures().requires_grad_()
     half = differentiable.score(images, PROMPTS)
-    half.float().sum().backward()
+    half.sum().backward()
     assert torch.isfinite(images.grad).all() and images.grad.abs().max() > 0
-    assert (half.float() - exact).abs().max() < 0.1 * exact.abs().max()
+    assert (half - exact).abs().max() < 0.15 * exact.abs().max()
+    # the towers are coarse, the score is not rounded on top of that
+    assert half.dtype == torch.float32 and not torch.equal(half, half.to(dtype).float())
+
+
+def test_pickscores_temperature_is_not_rounded():
+    """exp of bf16's log 100 is 98.9."""
+    net = small_hf_clip()
+    net.logit_scale.data.fill_(math.log(100))
+    reward = PickScore(net, open_clip.get_tokenizer("ViT-H-14")).to(torch.device("cpu"), torch.bfloat16)
+    cosine = (reward.images(pictures()) * reward.prompts(PROMPTS)).sum(-1)
+    assert torch.allclose(reward.score(pictures(), PROMPTS), 100 * cosine, rtol=1e-5)
 
 
 def test_a_picture_is_nearer_to_its_own_caption():
@@ -129,8 +142,11 @@ def test_a_picture_is_nearer_to_its_own_caption():
 def test_the_judge_cannot_be_trained_on(tmp_path):
     assert not rewards.build("judge").info.trainable
     assert {name for name in NAMES if not make(name, tmp_path / name).info.trainable} == set(rewards.MEASURE_ONLY)
-    with pytest.raises(ValueError, match="only measures"):
-        rewards.build("clip-score", {"model": "embedded:judge"})
+    part = {"name": "aesthetic", "options": {"model": "embedded:judge", "head": "embedded"}}
+    disguised = (("clip", {"model": "embedded:judge"}), ("aesthetic", part["options"]), ("mixture", {"parts": [part]}))
+    for name, options in disguised:
+        with pytest.raises(RecipeFault, match="only measures"):
+            rewards.build(name, options)
     for name in shipped_recipes():
         assert not {rewards.full_name(spec.name) for spec in load_recipe(name).recipe.rewards} & rewards.MEASURE_ONLY
 
@@ -244,6 +260,8 @@ def test_jpeg_counts_the_bytes_of_the_file(tmp_path):
     assert score.item() == pytest.approx(-(tmp_path / "a.jpg").stat().st_size / 1000)
     flat = rewards.build("jpeg-compressibility").score(torch.full((1, 3, 64, 64), 0.5), ["x"])
     assert flat > score
+    with pytest.raises(RecipeFault, match="quality must be between 1 and 100, not 0"):
+        rewards.build("jpeg-compressibility", {"quality": 0})
 
 
 def test_a_mixture_is_its_normalised_parts(tmp_path):
@@ -252,8 +270,10 @@ def test_a_mixture_is_its_normalised_parts(tmp_path):
     assert set(parts) == {"clip-score", "colorfulness"}
     expected = 2.0 * (parts["clip-score"] - 0.8) / 0.1 + 0.5 * parts["colorfulness"]
     assert torch.allclose(mixture.score(images, PROMPTS), expected)
-    with pytest.raises(ValueError, match="only measures"):
+    with pytest.raises(RecipeFault, match="only measures"):
         rewards.build("mixture", {"parts": [{"name": "judge"}]})
+    with pytest.raises(RecipeFault, match="colorfulness is a part twice"):
+        rewards.build("mixture", {"parts": [{"name": "colorfulness"}, {"name": "colorfulness", "weight": 2.0}]})
 
 
 def test_tables_agree_with_the_modules(tmp_path):
@@ -263,37 +283,3 @@ def test_tables_agree_with_the_modules(tmp_path):
         info = make(name, tmp_path / name).info
         assert info.name == name and (name in rewards.MEASURE_ONLY) == (not info.trainable)
     assert {rewards.full_name(short) for short in rewards.SHORT} <= set(rewards.TABLE)
-
-
-def test_options_replace_files_of_the_hub():
-    assert [str(file) for file in rewards.needed_files("hps", {})] == ["xswu/HPSv2/HPS_v2.1_compressed.pt"]
-    assert rewards.needed_files("hps", {"checkpoint": "x.pt"}) == ()
-    assert (
-        len(rewards.needed_files("aesthetic", {})) == 2 and len(rewards.needed_files("aesthetic", {"head": "x"})) == 1
-    )
-    assert rewards.needed_files("aesthetic", rewards.embedded_options("aesthetic")) == ()
-    parts = [{"name": "hps"}, {"name": "clip", "options": {"model": "embedded"}}]
-    assert len(rewards.needed_files("mixture", {"parts": parts})) == 1
-
-
-@pytest.mark.parametrize("name", ["clip-score", "aesthetic-v2", "hps-v2", "hps-v2.1", "pickscore-v1", "imagereward-v1"])
-def test_published_weights_that_are_not_here_are_one_sentence(name, monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(EnvironmentFault, match="is not on this machine and HF_HUB_OFFLINE is set"):
-        rewards.build(name)
-
-
-def test_checkpoints_that_do_not_fit_are_one_sentence(tmp_path):
-    options = make_small_reward("hps-v2.1", tmp_path)
-    torch.save({"state_dict": {"visual.proj": torch.zeros(2, 2)}}, tmp_path / "other.pt")
-    with pytest.raises(EnvironmentFault, match=r"the HPS checkpoint other.pt does not fit"):
-        rewards.build("hps-v2.1", options | {"checkpoint": str(tmp_path / "other.pt")})
-    (tmp_path / "broken.pt").write_bytes(b"no checkpoint")
-    with pytest.raises(EnvironmentFault, match="cannot read the HPS checkpoint"):
-        rewards.build("hps-v2.1", options | {"checkpoint": str(tmp_path / "broken.pt")})
-    with pytest.raises(EnvironmentFault, match="no HPS checkpoint at"):
-        rewards.build("hps-v2.1", options | {"checkpoint": str(tmp_path / "gone.pt")})
-    with pytest.raises(EnvironmentFault, match="no ImageReward file at"):
-        rewards.build("imagereward-v1", make_small_reward("imagereward-v1", tmp_path) | {"config": "gone.json"})
-    with pytest.raises(EnvironmentFault, match="no CLIPModel at gone"):
-        rewards.build("pickscore-v1", {"model": "gone"})

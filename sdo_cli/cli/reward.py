@@ -1,6 +1,7 @@
 """`sdo reward list|show|check`."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,36 +13,44 @@ from sdo_cli.plugins import load_plugins
 
 app = typer.Typer(help="List, show and check rewards.", no_args_is_help=True, rich_markup_mode=None)
 PluginOption = Annotated[list[Path] | None, typer.Option(help="A Python file with rewards of your own.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 
 @app.command("list")
-def list_rewards(
-    plugin: PluginOption = None, as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False
-) -> None:
+def list_rewards(plugin: PluginOption = None, as_json: JsonOption = False) -> None:
     """The rewards recipes can name."""
     import rewards
     from sdo_cli.weights.needs import size_text
 
     load_plugins(plugin or ())
-    short = {full: name for name, full in rewards.SHORT.items()}
-    rows: list[dict[str, Any]] = []
-    for name in [name for name in rewards.known_names() if name not in rewards.SHORT]:
-        size = sum(file.size for file in rewards.WEIGHTS.get(name, ()))
-        use = "measures only" if rewards.resolve(name) and rewards.is_measure_only(name) else "trains"
-        rows.append({"name": name, "short": short.get(name, ""), "use": use, "weights": size})
+    rows = [row_of(name) for name in rewards.known_names() if name not in rewards.SHORT]
     if as_json:
         typer.echo(json.dumps(rows))
         return
     for row in rows:
-        weights = size_text(row["weights"]) if row["weights"] else "none to fetch"
-        typer.echo(f"{row['name']:<22} {row['short']:<12} {row['use']:<14} {weights}")
+        size = size_text(row["weights"]) if row["weights"] else "no weights"
+        typer.echo(f"{row['name']:<22} {row['short']:<12} {row['use']:<14} {size:<11} {row['licence']}")
+        typer.echo(f"    {row['summary']}")
+
+
+def row_of(name: str) -> dict[str, Any]:
+    """What a list says of a reward. Listing an installed package's runs none of its code."""
+    import rewards
+
+    short = {full: name for name, full in rewards.SHORT.items()}.get(name, "")
+    weights = sum(file.size for file in rewards.WEIGHTS.get(name, ()))
+    row: dict[str, Any] = {"name": name, "short": short, "weights": weights}
+    if name not in rewards.TABLE and name not in rewards.FOREIGN:
+        told = {"summary": "of an installed package; sdo reward show loads it", "licence": ""}
+        return {**row, **told, "use": "installed", "differentiable": None, "trainable": None}
+    info = rewards.info(name)
+    row |= {key: getattr(info, key) for key in ("summary", "licence", "differentiable", "trainable")}
+    return {**row, "use": "trains" if info.trainable else "measures only"}
 
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A reward.")],
-    plugin: PluginOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    name: Annotated[str, typer.Argument(help="A reward.")], plugin: PluginOption = None, as_json: JsonOption = False
 ) -> None:
     """What a reward is, its options and weights."""
     import rewards
@@ -49,23 +58,42 @@ def show(
 
     load_plugins(plugin or ())
     full = known(name)
-    if full in rewards.FOREIGN:
-        described = {k: v for k, v in asdict(rewards.FOREIGN[full]).items() if k != "make"}
-    else:
-        from importlib import import_module
-
-        described = asdict(import_module(rewards.TABLE[full]).INFO)
-    record: dict[str, Any] = {**described, "name": full, "options": sorted(rewards.OPTIONS[full])}
-    record["weights"] = [asdict(file) for file in rewards.WEIGHTS.get(full, ())]
+    info = rewards.info(full)
+    # JSON knows no infinity
+    ends = [end if math.isfinite(end) else None for end in info.range]
     if as_json:
-        typer.echo(json.dumps(record))
+        weights = [asdict(file) for file in rewards.WEIGHTS.get(full, ())]
+        typer.echo(json.dumps({**asdict(info), "range": ends, "options": options_of(full), "weights": weights}))
         return
-    typer.echo(f"{full}: {record['summary']}\nsource: {record['source']}\nlicence: {record['licence']}")
-    low, high = record["range"]
-    typer.echo(f"usually between {low:g} and {high:g}; options: {', '.join(record['options']) or 'none'}")
+    typer.echo(f"{full}: {info.summary}\nsource: {info.source or 'not said'}\nlicence: {info.licence or 'not said'}")
+    typer.echo("usually between {} and {}".format(*("any number" if end is None else f"{end:g}" for end in ends)))
+    for option, told in options_of(full).items():
+        typer.echo(
+            f"option {option}: {told['type']}, {'needed' if told['needed'] else 'default ' + str(told['default'])}"
+        )
     for file in rewards.WEIGHTS.get(full, ()):
-        typer.echo(f"  {file}  about {size_text(file.size)}  {file.licence}")
-    typer.echo(f"in a recipe:  rewards: [{{name: {name}}}]")
+        typer.echo(f"weights {file}  about {size_text(file.size)}  {file.licence}")
+    place = "rewards" if info.trainable else "validation.rewards"
+    typer.echo(f"in a recipe:  {place}: [{{name: {name}}}]")
+
+
+def options_of(full: str) -> dict[str, dict[str, Any]]:
+    """Type, default and need of each option of a known reward."""
+    from importlib import import_module
+
+    import rewards
+
+    foreign = full in rewards.FOREIGN
+    taken = rewards.parameters(rewards.FOREIGN[full].make if foreign else import_module(rewards.TABLE[full]).build)
+    needed = rewards.REQUIRED.get(full, frozenset())
+    return {
+        option: {
+            "type": rewards.TYPES.get((full, option), str).__name__,
+            "default": None if option in needed else taken[option].default,
+            "needed": option in needed,
+        }
+        for option in sorted(rewards.OPTIONS[full])
+    }
 
 
 def known(name: str) -> str:
@@ -84,28 +112,26 @@ def check(
     option: Annotated[list[str] | None, typer.Option("--option", "-o", help="key=value of the reward.")] = None,
     size: Annotated[int, typer.Option(help="Height and width of the test images.")] = 64,
     plugin: PluginOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Try a reward against the contract: shape, range, gradient, finite differences, batches, types."""
     if not 8 <= size <= 4096:
         raise RecipeFault([f"--size: must be between 8 and 4096, not {size}"], what="command line")
-    options = read_options(option or [])
+    import rewards
+
     load_plugins(plugin or ())
     name = loaded_name(what)
-    import rewards
+    reward = rewards.build(name, read_options(name, option or []))
     from sdo_cli.device import pick_device
     from sdo_cli.scoring.contract import check_contract
 
-    unknown = sorted(set(options) - rewards.OPTIONS[name])
-    if unknown:
-        text = f"--option {unknown[0]}: unknown; {name} has {', '.join(sorted(rewards.OPTIONS[name])) or 'none'}"
-        raise RecipeFault([text], what="command line")
     found = []
-    for finding in check_contract(rewards.build(name, options), size=size, device=pick_device()):
+    for finding in check_contract(reward, size=size, device=pick_device()):
         found.append(finding)
         if not as_json:
             word = {True: "pass", False: "FAIL", None: "  - "}[finding.passed]
-            typer.echo(f"{word}  {finding.item:<20} {finding.figure}")
+            remedy = f"\n      {finding.remedy}" if finding.remedy else ""
+            typer.echo(f"{word}  {finding.item:<20} {finding.figure}{remedy}")
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in found]))
     failed = [finding.item for finding in found if finding.passed is False]
@@ -115,15 +141,19 @@ def check(
         )
 
 
-def read_options(pairs: list[str]) -> dict[str, Any]:
-    """``key=value`` words, their values read as YAML reads them."""
-    from omegaconf import OmegaConf
+def read_options(name: str, pairs: list[str]) -> dict[str, Any]:
+    """``key=value`` words as recipes' overrides are read, checked as recipes' options are; raises RecipeFault."""
+    from sdo_cli.recipe.check import check_reward
+    from sdo_cli.recipe.document import read_document
+    from sdo_cli.recipe.schema import RewardSpec
 
-    wrong = [pair for pair in pairs if "=" not in pair]
-    if wrong:
-        raise RecipeFault([f"--option {wrong[0]}: not of the form key=value"], what="command line")
-    tree = OmegaConf.to_container(OmegaConf.create("\n".join(pair.replace("=", ": ", 1) for pair in pairs) or "{}"))
-    return {str(key): value for key, value in tree.items()} if isinstance(tree, dict) else {}
+    document = read_document("{}", "command line", pairs)
+    problems = list(document.problems)
+    spec = RewardSpec(name=name, options=document.tree)
+    check_reward(spec, (), lambda key, text: problems.append(f"--option {'.'.join(key[1:]) or '…'}: {text}"))
+    if problems:
+        raise RecipeFault(problems, what="command line")
+    return document.tree
 
 
 def loaded_name(what: str) -> str:
@@ -131,6 +161,8 @@ def loaded_name(what: str) -> str:
     import rewards
 
     file, colon, cls = what.partition(":")
+    if what.endswith(".py"):
+        raise RecipeFault([f"{what}: name the class as well, like {what}:MyReward"], what="command line")
     if not colon or not file.endswith(".py"):
         return known(what)
     before = set(rewards.FOREIGN)

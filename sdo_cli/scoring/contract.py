@@ -55,7 +55,7 @@ def check_contract(reward: Any, *, size: int = 64, device: torch.device | None =
         if item in OF_GRADIENTS and not reward.info.differentiable:
             yield Finding(item, None, "it only measures")
             continue
-        passed, figure = _tried(check, reward, images)
+        passed, figure = _tried(check, reward, images.clone())
         yield Finding(item, passed, figure, remedy if passed is False else "")
         if item == "shape" and not passed:
             return
@@ -128,7 +128,8 @@ def _apart(reward: Any, images: Tensor) -> Outcome:
     """One that takes pixels for bytes finds them all black."""
     shown = torch.stack([images[0], torch.zeros_like(images[0]), torch.ones_like(images[0]), images[1]])
     scores = reward.score(shown, PROMPTS[:1] * len(shown))
-    spread = (scores.max() - scores.min()).item()
+    finite = scores[torch.isfinite(scores)].tolist() or [0.0]
+    spread = max(finite) - min(finite)
     return spread > 0, f"two pictures, black and white score {spread:.3g} apart"
 
 
@@ -270,7 +271,7 @@ OF_GRADIENTS = ("gradient", "finite differences", "memory")
 PRECISION_REMEDY = "compute sums and square roots in float32; or keep reward_precision: no"
 # each with what to change where it fails
 CHECKS: dict[str, tuple[Check, str]] = {
-    "shape": (_shape, "return one floating-point number per image, a tensor [B]"),
+    "shape": (_shape, "return one finite number per image, a floating-point tensor [B]"),
     "device": (_device, "move weights in to(device, dtype); make new tensors on images.device"),
     "finite": (_finite, "add a small number under square roots and logarithms and to divisors"),
     "range": (_range, "return a tensor [B] for any images in [0, 1]"),
