@@ -160,7 +160,10 @@ def _load_pipeline(wanted: ModelSource, dtype: "torch.dtype") -> Any:
     place = locate(wanted.model)
     vae = {} if wanted.vae is None else {"vae": _load_vae(wanted.vae, dtype)}
     if is_single_file(place):
-        return load_single_file(Path(place), dtype=dtype, prediction_type=wanted.prediction_type, **vae)
+        pipeline = load_single_file(Path(place), dtype=dtype, prediction_type=wanted.prediction_type)
+        for name, part in vae.items():
+            setattr(pipeline, name, part)
+        return pipeline
     index = _index(place, wanted.revision)
     kind = index.get("_class_name") if isinstance(index, dict) else None
     family = _family_name(kind, wanted.model)
