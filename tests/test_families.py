@@ -1,6 +1,8 @@
 """Every family on small random pipelines: the images are plain diffusers', the interface is kept."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -188,3 +190,13 @@ def test_a_pipeline_no_family_serves(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(EnvironmentFault, match="is a FluxPipeline, which no model family serves"):
         load_family(str(tmp_path))
+
+
+def test_parts_sdo_has_no_use_for_need_not_be_there(small, tmp_path):
+    """The published SD 1.5 names a safety checker and an image processor; neither is fetched."""
+    shutil.copytree(small("sd15"), tmp_path / "m")
+    index = json.loads((tmp_path / "m" / "model_index.json").read_text())
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (tmp_path / "m" / "model_index.json").write_text(json.dumps(index))
+    assert load_family(str(tmp_path / "m")).name == "sd"

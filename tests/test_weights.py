@@ -58,6 +58,12 @@ def test_needs_say_what_is_here(cache):
     (folder / "unet" / "model.safetensors").write_text("x")
     assert all(need.present for need in needs_of(recipe))
     assert is_whole(folder, None) and not is_whole(folder, "fp16")
+    (folder / "unet" / "model.safetensors").rename(folder / "unet" / "model-00001-of-00002.safetensors")
+    assert not is_whole(folder, None)
+    (folder / "unet" / "model-00002-of-00002.safetensors").write_text("x")
+    assert is_whole(folder, None)
+    (folder / "unet" / "model.fp16-00001-of-00001.safetensors").write_text("x")
+    assert is_whole(folder, "fp16")
     assert revisions_of(recipe) == {"a/b": COMMIT, "xswu/HPSv2/HPS_v2.1_compressed.pt": "b" * 40}
 
 

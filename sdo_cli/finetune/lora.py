@@ -62,6 +62,11 @@ def _require_layers(family: Family, spec: LoraSpec) -> None:
     wanted = {"the denoiser": family.denoiser}
     if spec.text_encoder:
         wanted |= family.text_encoders
+    if not spec.text_encoder and any(name in family.text_encoders for name in family.adapted(ADAPTER)):
+        raise EnvironmentFault(
+            f"the LoRA {spec.start_from} has layers for the text encoders, which would be lost",
+            remedy="set lora.text_encoder=true to train them on",
+        )
     missing = [name for name, part in wanted.items() if part not in family.adapted(ADAPTER).values()]
     if missing:
         raise EnvironmentFault(

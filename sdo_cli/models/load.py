@@ -168,8 +168,10 @@ def _load_pipeline(wanted: ModelSource, dtype: "torch.dtype") -> Any:
     kind = index.get("_class_name") if isinstance(index, dict) else None
     family = _family_name(kind, wanted.model)
     options: dict[str, Any] = dict(vae)
+    # sdo has no use for them and fetches none
+    options |= {name: None for name in ("safety_checker", "feature_extractor", "image_encoder") if name in index}
     if "safety_checker" in index:
-        options |= {"safety_checker": None, "requires_safety_checker": False}
+        options["requires_safety_checker"] = False
     no_third = not wanted.t5 or not (index.get("text_encoder_3") or [None])[0]
     if family == "sd3" and no_third:
         options |= {"text_encoder_3": None, "tokenizer_3": None}

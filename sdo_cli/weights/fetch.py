@@ -44,7 +44,7 @@ def _snapshot(need: Need, variant: str | None, *, t5: bool) -> None:
             need.source,
             revision=need.revision,
             allow_patterns=_wanted(need, variant, t5=t5),
-            ignore_patterns=[*NEVER, *([] if variant else ["*.fp16.*"])],
+            ignore_patterns=[*NEVER, *([] if variant else ["*.fp16[.-]*"])],
         )
     except MissingWeights:
         raise

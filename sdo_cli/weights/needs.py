@@ -1,6 +1,7 @@
 """Which weights a recipe needs and whether they are on this machine."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -112,10 +113,19 @@ def is_whole(folder: Path, variant: str | None, *, t5: bool = True) -> bool:
             continue
         files = [path.name for path in (folder / part).glob("*")]
         has_weights = part not in ("scheduler",) and not part.startswith("tokenizer")
-        wanted = f".{variant}." if variant else "."
-        if not files or (has_weights and not any(n.endswith(".safetensors") and wanted in n for n in files)):
+        if not files or (has_weights and not _has_weights(files, variant)):
             return False
     return True
+
+
+def _has_weights(files: list[str], variant: str | None) -> bool:
+    """Whether all pieces of the weights of this variant are among the files of a part."""
+    named = re.compile(rf"\.{variant}[.-]" if variant else r"^(?!.*\.fp16[.-])")
+    weights = [name for name in files if name.endswith(".safetensors") and named.search(name)]
+    pieces = [found for name in weights if (found := re.search(r"-(\d{5})-of-(\d{5})", name))]
+    if pieces:
+        return len({found[1] for found in pieces}) == int(pieces[0][2])
+    return bool(weights)
 
 
 def size_text(size: int) -> str:
