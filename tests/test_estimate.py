@@ -318,7 +318,8 @@ def test_rewards_without_weights_cost_what_the_real_ones_cost(name, options):
 def test_published_rewards_have_their_published_size(name, millions):
     assert reward_bytes(RewardSetup.of(name, {}), "no") / 4e6 == pytest.approx(millions, rel=0.01)
     half = 2 * reward_bytes(RewardSetup.of(name, {}), "bf16")
-    assert half == pytest.approx(reward_bytes(RewardSetup.of(name, {}), "no"), rel=1e-4)
+    # but for the small heads of aesthetic and imagereward, which stay in fp32
+    assert half == pytest.approx(reward_bytes(RewardSetup.of(name, {}), "no"), rel=3e-3)
 
 
 def test_recomputing_in_a_reward_saves_memory():
