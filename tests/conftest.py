@@ -22,3 +22,12 @@ def small(tmp_path_factory):
         return made[kind]
 
     return folder
+
+
+@pytest.fixture
+def tables(monkeypatch):
+    """Rewards registered in the test are forgotten after it."""
+    import rewards
+
+    for name in ("FOREIGN", "OPTIONS", "REQUIRED", "TYPES"):
+        monkeypatch.setattr(rewards, name, dict(getattr(rewards, name)))

@@ -159,6 +159,15 @@ def test_half_precision_draws_nearly_the_same(kind, dtype, small):
     assert half.dtype == torch.float32 and 0 < (half - full).abs().mean() < 0.03
 
 
+def test_what_overflows_fp16_stays_in_fp32(small):
+    """T5's last projections: transformers names them, and pictures of SD 3 turn black without it."""
+    family = load_family(str(small("sd3")), dtype=torch.float16)
+    family.to(torch.device("cpu"), torch.float16)
+    kinds = {name: p.dtype for name, p in family.pipeline.text_encoder_3.named_parameters()}
+    wide = {name for name, dtype in kinds.items() if dtype == torch.float32}
+    assert wide and wide == {name for name in kinds if ".wo." in name}
+
+
 def test_fp16_files_are_found(small, tmp_path):
     """A folder that holds only the fp16 variant, as the hub names it."""
     plain(small("sdxl"), torch_dtype=torch.float16).save_pretrained(tmp_path / "half", variant="fp16")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from small_models import KINDS, plain
 
 from sdo_cli.drawing.draw import Noise, draw_noise, encode_pair, make_path
 from sdo_cli.finetune.batches import PromptOrder
+from sdo_cli.finetune.card import how_to_load
 from sdo_cli.finetune.loop import Job, accumulate, train
 from sdo_cli.finetune.run import prepare
 from sdo_cli.gradients.outcome import Scored, Terms
@@ -64,27 +66,43 @@ def pixels(path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_finetuned_and_loaded_by_plain_diffusers(kind, small, tmp_path):
-    """Two steps by the command; the file, loaded by plain diffusers, gives `sdo sample`'s image."""
+    """Two steps by the command; the lines of Python on the model card give `sdo sample`'s image."""
     done = sdo("finetune", "--recipe", recipe_file(tmp_path, small(kind)), "--out", "run", "-q", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     words = ["--model", small(kind), "--steps", 4, "--guidance", 3, "--seed", 9, "-q"]
     drawn = sdo("sample", "the cat", *words, "--lora", "run", "--out", "tuned", cwd=tmp_path)
     assert drawn.returncode == 0, drawn.stderr
-    pipe = plain(small(kind))
-    pipe.scheduler = _solver(pipe)
 
     def theirs():
         generator = torch.Generator().manual_seed(9)
         image = pipe("the cat", num_inference_steps=4, guidance_scale=3.0, generator=generator).images[0]
         return np.asarray(image, dtype=int)
 
-    before = theirs()
-    pipe.load_lora_weights(tmp_path / "run")
+    card = (tmp_path / "run" / "README.md").read_text()
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], names)
+    pipe = names["pipe"]
     assert np.abs(pixels(tmp_path / "tuned" / "00000.png") - theirs()).max() <= 2
-    assert np.abs(before - theirs()).mean() > 0.3
+    tuned = theirs()
+    pipe.unload_lora_weights()
+    assert np.abs(tuned - theirs()).mean() > 0.3
     with safe_open(tmp_path / "run" / "pytorch_lora_weights.safetensors", "pt") as stream:
         metadata = json.loads(stream.metadata()["lora_adapter_metadata"])
     assert {value for key, value in metadata.items() if key.endswith("lora_alpha")} == {2}
+
+
+def test_the_card_says_every_choice_of_the_recipe(small, tmp_path):
+    """Solver, kind of prediction and VAE, too: without them the LoRA meets another sampler than it was trained with."""
+    folder = small("sd2")
+    words = ["solver=dpm++2m-karras", "prediction_type=v_prediction", f"vae={folder}/vae"]
+    loaded = load_recipe(str(recipe_file(tmp_path, folder)), words)
+    lines = how_to_load(loaded.recipe, prepare(loaded)[0].family, tmp_path)
+    names = {}
+    exec(lines.replace("pipe.load_lora_weights", "print"), names)
+    config = names["pipe"].scheduler.config
+    assert type(names["pipe"].scheduler).__name__ == "DPMSolverMultistepScheduler"
+    assert config.use_karras_sigmas and config.prediction_type == "v_prediction"
+    assert f'vae=AutoencoderKL.from_pretrained("{folder}/vae")' in lines
 
 
 def _solver(pipe):

@@ -16,9 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sdo_cli.drawing.draw import draw_noise, make_path
+from sdo_cli.errors import RecipeFault
 from sdo_cli.finetune.loop import plan_step, train
 from sdo_cli.finetune.objective import RewardObjective, WeightedReward
-from sdo_cli.finetune.run import prepare
+from sdo_cli.finetune.run import _write_recipe, only_measured, prepare
 from sdo_cli.gradients.one_graph import one_graph
 from sdo_cli.gradients.outcome import Terms
 from sdo_cli.gradients.rules import RULES, find_rule
@@ -26,6 +27,7 @@ from sdo_cli.gradients.run import with_repeats
 from sdo_cli.gradients.three_stage import three_stage
 from sdo_cli.models.load import load_family
 from sdo_cli.recipe.load import load_recipe
+from sdo_cli.scoring.statistics import paired_gain
 
 TINY = [
     "max_train_steps=2",
@@ -104,8 +106,8 @@ def test_the_resolved_recipe_repeats_the_run(run_folder, tmp_path):
 
 def test_the_card_says_where_things_are(run_folder):
     text = (run_folder[0] / "README.md").read_text()
-    for path in re.findall(r'(?:from_pretrained|load_lora_weights)\("(.+)"\)', text):
-        assert Path(path).is_dir()
+    named = re.findall(r'(?:from_pretrained|load_lora_weights)\("([^"]+)"', text)
+    assert len(named) == 2 and all(Path(path).is_dir() for path in named)
     assert "only measured" in text
 
 
@@ -131,6 +133,56 @@ def test_a_reward_that_is_not_finite_stops_the_run_with_a_sentence(tmp_path):
     assert done.returncode == 2 and "finite" in done.stderr and "learning_rate" in done.stderr
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "failed"
     assert not list((tmp_path / "run").glob("*.safetensors"))
+
+
+def test_the_weights_outlive_a_measurement_that_fails(tmp_path):
+    """The held-out scores come after the training; a reward that breaks there must not cost the run."""
+    (tmp_path / "mine.py").write_text(
+        "from rewards import reward\n"
+        "@reward('breaks', summary='fails after the training', licence='none needed')\n"
+        "class Breaks:\n    seen = 0\n"
+        "    def score(self, images, prompts):\n        self.seen += len(images)\n"
+        "        if self.seen > 4: raise RuntimeError('the second time')\n"
+        "        return images.mean(dim=(1, 2, 3))\n"
+    )
+    words = [
+        "validation.rewards=[breaks]",
+        f"--plugin={tmp_path}/mine.py",
+        "validation.grid_prompts=0",
+        "validation.seeds=1",
+    ]
+    done = subprocess.run(command("--out", str(tmp_path / "r"), "-q", *TINY, *words), capture_output=True, text=True)
+    assert done.returncode != 0 and "the second time" in done.stderr
+    ups = [v for k, v in load_file(tmp_path / "r" / "pytorch_lora_weights.safetensors").items() if ".up." in k]
+    assert any(value.abs().max() > 0 for value in ups)
+    assert json.loads((tmp_path / "r" / "manifest.json").read_text())["status"] == "failed"
+    assert not (tmp_path / "r" / "README.md").exists()
+
+
+def test_the_same_reward_with_other_options_is_measured():
+    def measured(*names):
+        listed = ", ".join(f"{{name: clip, options: {{model: '{name}'}}}}" if name else "clip" for name in names)
+        return only_measured(load_recipe("clip", [f"validation.rewards=[{listed}, colorfulness]"]).recipe)
+
+    assert list(measured("")) == ["colorfulness"]
+    assert list(measured("ViT-B-32")) == ["clip (model=ViT-B-32)", "colorfulness"]
+    with pytest.raises(RecipeFault, match="clip is in the list twice; give it once"):
+        measured("ViT-B-32", "ViT-B-32")
+
+
+def test_the_resolved_recipe_names_its_files_from_anywhere(tmp_path, monkeypatch, small):
+    monkeypatch.chdir(small("sd15").parent)
+    name = small("sd15").name
+    loaded = load_recipe("quickstart", [*TINY, f"model=./{name}", "rewards=[colorfulness]", "validation.rewards=[]"])
+    _write_recipe(loaded, tmp_path, None)
+    monkeypatch.chdir("/")
+    assert load_recipe(str(tmp_path / "resolved.yaml"), []).recipe.model == str(small("sd15"))
+
+
+def test_no_error_no_number_of_errors():
+    same = torch.tensor([0.1, 0.5])
+    assert paired_gain(same, same).times_its_error == "–"
+    assert paired_gain(same, same + torch.tensor([0.1, 0.3])).times_its_error == "+2.0"
 
 
 def test_what_is_only_measured_changes_nothing():
@@ -273,7 +325,13 @@ def test_noise_of_ddim_is_drawn_per_sample():
 
 
 def test_half_precision_trains_an_adapter_in_full_precision(tmp_path):
-    words = ["mixed_precision=bf16", "gradient_checkpointing=true", "lr_warmup_steps=0", "validation.grid_prompts=0"]
+    words = [
+        "mixed_precision=bf16",
+        "gradient_checkpointing=true",
+        "lr_warmup_steps=0",
+        "validation.grid_prompts=0",
+        "validation.seeds=1",
+    ]
     done = subprocess.run(command("--out", str(tmp_path / "r"), "-q", *TINY, *words), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     weights = load_file(tmp_path / "r" / "pytorch_lora_weights.safetensors")

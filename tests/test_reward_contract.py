@@ -239,30 +239,26 @@ BREAKS = {
 
 
 @pytest.mark.parametrize("kind", BREAKS)
+@pytest.mark.usefixtures("tables")
 def test_what_breaks_the_contract_in_a_run_is_the_plugins(kind):
     made, expected = BREAKS[kind]
-    try:
-        rewards.reward("mine", summary="")(made)
-        with pytest.raises(PluginFault, match=re.escape(f"the plug-in's reward mine {expected}")):
-            rewards.build("mine").score(torch.rand(2, 3, 8, 8).requires_grad_(), ["a", "b"])
-    finally:
-        del rewards.FOREIGN["mine"]
+    rewards.reward("mine", summary="")(made)
+    with pytest.raises(PluginFault, match=re.escape(f"the plug-in's reward mine {expected}")):
+        rewards.build("mine").score(torch.rand(2, 3, 8, 8).requires_grad_(), ["a", "b"])
 
 
+@pytest.mark.usefixtures("tables")
 def test_a_constructor_that_fails_is_the_plugins():
-    try:
+    @rewards.reward("failing", summary="")
+    class Failing:
+        def __init__(self):
+            raise OSError("no weights")
 
-        @rewards.reward("failing", summary="")
-        class Failing:
-            def __init__(self):
-                raise OSError("no weights")
-
-        with pytest.raises(PluginFault, match="reward failing cannot be made: OSError: no weights"):
-            rewards.build("failing")
-    finally:
-        del rewards.FOREIGN["failing"]
+    with pytest.raises(PluginFault, match="reward failing cannot be made: OSError: no weights"):
+        rewards.build("failing")
 
 
+@pytest.mark.usefixtures("tables")
 def test_what_else_a_plugins_reward_has_is_passed_on_and_held_to_account():
     calls = []
 
@@ -273,17 +269,14 @@ def test_what_else_a_plugins_reward_has_is_passed_on_and_held_to_account():
         def to(self, device, dtype):
             raise MemoryError("no room")
 
-    try:
-        rewards.reward("extra", summary="")(Extra)
-        rewards.reward("bare", summary="")(Plain)
-        extra = rewards.build("extra")
-        extra.gradient_checkpointing()
-        assert calls == ["checkpointing"] and not hasattr(extra, "parts")
-        with pytest.raises(PluginFault, match=r"reward extra failed in to\(\): MemoryError: no room"):
-            extra.to(torch.device("cpu"), torch.float32)
-        bare = rewards.build("bare")
-        assert not hasattr(bare, "to") and not hasattr(bare, "gradient_checkpointing")
-        # the model's fault, not the plug-in's
-        assert bare.score(torch.full((1, 3, 8, 8), torch.nan), ["x"]).isnan().all()
-    finally:
-        del rewards.FOREIGN["extra"], rewards.FOREIGN["bare"]
+    rewards.reward("extra", summary="")(Extra)
+    rewards.reward("bare", summary="")(Plain)
+    extra = rewards.build("extra")
+    extra.gradient_checkpointing()
+    assert calls == ["checkpointing"] and not hasattr(extra, "parts")
+    with pytest.raises(PluginFault, match=r"reward extra failed in to\(\): MemoryError: no room"):
+        extra.to(torch.device("cpu"), torch.float32)
+    bare = rewards.build("bare")
+    assert not hasattr(bare, "to") and not hasattr(bare, "gradient_checkpointing")
+    # the model's fault, not the plug-in's
+    assert bare.score(torch.full((1, 3, 8, 8), torch.nan), ["x"]).isnan().all()

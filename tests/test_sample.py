@@ -132,7 +132,10 @@ def test_json_names_the_files(tmp_path):
     ("arguments", "expected"),
     [
         (["sample"], "no prompt; write one in quotes"),
-        (["sample", "x", "--steps", "0", "--solver", "heun"], "--solver: unknown solver 'heun'; choose one of ddim"),
+        (
+            ["sample", "x", "--steps", "0", "--solver", "heun"],
+            "--solver: unknown solver 'heun'; choose one of auto, ddim",
+        ),
         (["sample", "x", "--eta", "2"], "--eta: must be between 0 and 1, not 2"),
         (["sample", "x", "--eta", "0.5", "--solver", "euler"], "--eta: is the noise of ddim; solver euler takes none"),
         (["sample", "x", "--prompts-file", "gone"], "--prompts-file: no file gone"),

@@ -64,6 +64,12 @@ def test_needs_say_what_is_here(cache):
     assert is_whole(folder, None)
     (folder / "unet" / "model.fp16-00001-of-00001.safetensors").write_text("x")
     assert is_whole(folder, "fp16")
+    # a part without the variant is taken plain, as diffusers does
+    (folder / "vae").mkdir()
+    (folder / "model_index.json").write_text(json.dumps(INDEX | {"vae": ["diffusers", "V"]}))
+    assert not is_whole(folder, "fp16")
+    (folder / "vae" / "model.safetensors").write_text("x")
+    assert is_whole(folder, "fp16")
     assert revisions_of(recipe) == {"a/b": COMMIT, "xswu/HPSv2/HPS_v2.1_compressed.pt": "b" * 40}
 
 
@@ -195,6 +201,28 @@ def test_fetch_downloads_what_is_missing_and_nothing_else(hub, tmp_path):
     # and offline everything is found
     listed = sdo("fetch", *words, "--list", cwd=tmp_path, HF_HUB_OFFLINE="1", **settings)
     assert listed.stdout.count("here ") == 2
+
+
+def test_fetch_takes_a_variant_where_a_part_has_one(hub, tmp_path):
+    files = {"unet/m.safetensors": b"u", "unet/m.fp16.safetensors": b"f", "scheduler/scheduler_config.json": b"{}"}
+    index = INDEX | {"vae": ["diffusers", "V"]}
+    serve("a/b", files | {"vae/m.safetensors": b"v", "model_index.json": json.dumps(index).encode()})
+    serve("c/vae", {"config.json": b"{}"})
+    settings = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub, "HF_HUB_DISABLE_XET": "1"}
+    words = ["fetch", "quickstart", "model=a/b", "rewards=[colorfulness]", "validation.rewards=[]"]
+    done = sdo(*words, "variant=fp16", cwd=tmp_path, **settings)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "home" / "hub" / "models--a--b" / "snapshots" / COMMIT
+    assert {p.name for p in folder.rglob("*.safetensors")} == {"m.fp16.safetensors", "m.safetensors"}
+    assert not (folder / "unet" / "m.safetensors").exists()
+    done = sdo(*words, "variant=bf16", cwd=tmp_path, **settings)
+    assert done.returncode == 2 and "a/b has no bf16 files" in done.stderr
+    # a config alone is no VAE
+    done = sdo(*words, "vae=c/vae", cwd=tmp_path, **settings)
+    assert done.returncode == 2 and "c/vae has no whole safetensors weights for vae" in done.stderr
+    write_cache(tmp_path / "home", "c/vae", {"config.json": "{}"})
+    listed = sdo(*words, "vae=c/vae", "--list", cwd=tmp_path, **settings)
+    assert "missing " in next(line for line in listed.stdout.splitlines() if "c/vae" in line)
 
 
 def test_a_download_that_breaks_leaves_nothing_that_looks_whole(hub, tmp_path):

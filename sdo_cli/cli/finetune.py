@@ -85,8 +85,7 @@ def as_text(loaded: LoadedRecipe, summary: "RunSummary") -> str:
         role = "trained" if name in summary.trained_on else "only measured"
         change = f"{gain.difference.mean:+.4f} ± {gain.difference.standard_error:.4f}"
         lines.append(
-            f"  {name:<12} {gain.before}  →  {gain.after}   {change}"
-            f" ({gain.in_standard_errors:+.1f} standard errors; {role})"
+            f"  {name:<12} {gain.before}  →  {gain.after}   {change} ({gain.times_its_error} standard errors; {role})"
         )
     total = sum(summary.seconds.values()) or 1.0
     stages = ", ".join(f"{name} {value:.0f} s ({value / total:.0%})" for name, value in summary.seconds.items())

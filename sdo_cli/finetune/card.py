@@ -1,15 +1,17 @@
 """What a run leaves for people to read: the reward curve and the model card."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdo_cli.files import write_atomic
 from sdo_cli.finetune.loop import StepResult
 from sdo_cli.models.base import Family
-from sdo_cli.models.load import locate
+from sdo_cli.models.load import ModelSource, locate, plain_options
 from sdo_cli.plugins import loaded_plugins
 from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.recipe.schema import Recipe
+from sdo_cli.sampling.solvers import AUTO, SOLVERS, native_solver, settings_of
 from sdo_cli.weights.needs import needs_of
 
 if TYPE_CHECKING:
@@ -44,9 +46,7 @@ def gain_table(summary: "RunSummary") -> str:
     lines = ["| reward | before | after | difference | in standard errors |", "|---|---|---|---|---|"]
     for name, gain in summary.gains.items():
         role = "trained" if name in summary.trained_on else "only measured"
-        lines.append(
-            f"| {name} ({role}) | {gain.before} | {gain.after} | {gain.difference} | {gain.in_standard_errors:+.1f} |"
-        )
+        lines.append(f"| {name} ({role}) | {gain.before} | {gain.after} | {gain.difference} | {gain.times_its_error} |")
     return "\n".join(lines)
 
 
@@ -94,13 +94,32 @@ def what_was_trained(recipe: Recipe) -> str:
 
 def how_to_load(recipe: Recipe, family: Family, folder: Path) -> str:
     """Lines of Python for plain diffusers."""
-    lines = [f"from diffusers import {family.pipeline_class}", ""]
+    solver = native_solver(family.scheduler_config) if recipe.solver == AUTO else recipe.solver
+    scheduler = SOLVERS[solver].scheduler
+    settings = settings_of(solver)
+    if recipe.prediction_type is not None:
+        settings["prediction_type"] = recipe.prediction_type
+    change = "".join(f", {name}={quoted(value)}" for name, value in settings.items())
+    after = [f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config{change})"]
     if recipe.train == "full":
-        return "\n".join([*lines, f'pipe = {family.pipeline_class}.from_pretrained("{folder.resolve() / "pipeline"}")'])
-    place = locate(family.source)
-    way = "from_single_file" if Path(place).is_file() else "from_pretrained"
-    lines.append(f'pipe = {family.pipeline_class}.{way}("{place}")')
-    return "\n".join([*lines, f'pipe.load_lora_weights("{folder.resolve()}")'])
+        place, way, options = str(folder.resolve() / "pipeline"), "from_pretrained", []
+    else:
+        place = locate(family.source)
+        way = "from_single_file" if Path(place).is_file() else "from_pretrained"
+        asked = ModelSource(recipe.model, recipe.revision, recipe.variant, t5=recipe.t5)
+        options = [f"{name}={quoted(value)}" for name, value in plain_options(asked).items()]
+        if recipe.vae is not None:
+            options.append(f"vae=AutoencoderKL.from_pretrained({quoted(recipe.vae)})")
+        after.append(f"pipe.load_lora_weights({quoted(str(folder.resolve()))})")
+    classes = sorted({family.pipeline_class, scheduler, *(["AutoencoderKL"] if recipe.vae and options else [])})
+    first = [f"from diffusers import {', '.join(classes)}", ""]
+    made = f"pipe = {family.pipeline_class}.{way}({', '.join([quoted(place), *options])})"
+    return "\n".join([*first, made, *after])
+
+
+def quoted(value: object) -> str:
+    """A Python literal, strings in double quotes."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def licences(recipe: Recipe) -> str:

@@ -115,11 +115,7 @@ def _prepare_validation(
         return None
     recipe, spec = loaded.recipe, loaded.recipe.validation
     known = {item.name: item.reward for item in trained}
-    measured = {
-        item.name: _build_reward(item, recipe, pick_device())
-        for item in spec.rewards
-        if rewards.full_name(item.name) not in {rewards.full_name(name) for name in known}
-    }
+    measured = {name: _build_reward(item, recipe, pick_device()) for name, item in only_measured(recipe).items()}
     return Validation(
         prompts=held_out,
         seeds=spec.seeds,
@@ -129,6 +125,21 @@ def _prepare_validation(
         batch_size=spec.batch_size,
         embed=embed,
     )
+
+
+def only_measured(recipe: Recipe) -> dict[str, RewardSpec]:
+    """The validation rewards that are not trained on, by a name for each; other options make another reward."""
+    trained = [(rewards.full_name(spec.name), spec.options) for spec in recipe.rewards]
+    taken = {name for name, _ in trained}
+    found = {}
+    for spec in recipe.validation.rewards:
+        full = rewards.full_name(spec.name)
+        if (full, spec.options) in trained:
+            continue
+        options = ", ".join(f"{key}={value}" for key, value in spec.options.items()) or "published"
+        found[f"{spec.name} ({options})" if full in taken else spec.name] = spec
+        taken.add(full)
+    return found
 
 
 def new_run_folder(loaded: LoadedRecipe, out: Path | None) -> Path:
@@ -177,7 +188,7 @@ def manifest(loaded: LoadedRecipe, family: str, status: str, started: str) -> di
 def finetune(loaded: LoadedRecipe, folder: Path, reporter: Reporter) -> RunSummary:
     """Run the whole job into ``folder``.
 
-    The adapter, card and a manifest with status ``finished`` are written last: a run that was killed has none.
+    The weights are saved as soon as training ends; card and a manifest with status ``finished`` come last.
     """
     job, validation = prepare(loaded)
     for spec in (*loaded.recipe.rewards, *loaded.recipe.validation.rewards):
@@ -208,7 +219,24 @@ def _write_recipe(loaded: LoadedRecipe, folder: Path, validation: Validation | N
     for name, (place, prompts) in sources.items():
         write_text(folder / f"{name}_prompts.txt", "".join(f"{prompt}\n" for prompt in prompts))
         place["prompts"] = {"file": f"{name}_prompts.txt"}
+    _absolute_paths(tree)
     write_text(folder / "resolved.yaml", OmegaConf.to_yaml(OmegaConf.create(tree)))
+
+
+def _absolute_paths(tree: dict[str, Any]) -> None:
+    """Files and folders the recipe names were looked up from where the command ran."""
+
+    def absolute(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: absolute(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [absolute(inner) for inner in value]
+        is_path = isinstance(value, str) and "/" in value and Path(value).expanduser().exists()
+        return str(Path(value).expanduser().resolve()) if is_path else value
+
+    for key in ("model", "vae", "lora", "rewards"):
+        tree[key] = absolute(tree[key])
+    tree["validation"]["rewards"] = absolute(tree["validation"]["rewards"])
 
 
 def _train_and_measure(
@@ -229,6 +257,8 @@ def _train_and_measure(
         every = job.recipe.validation.grid_steps
         if every and result.step % every == 0 and result.step < job.recipe.max_train_steps:
             _grid(job, validation, first_grid, folder, result.step)
+    # before anything else that could fail
+    _save_weights(job, folder)
     after = _measure(job.family, validation, "held-out, after", reporter)
     _grid(job, validation, first_grid, folder, job.recipe.max_train_steps)
 
@@ -271,6 +301,9 @@ def _write_results(
         table = {when: {name: value.tolist() for name, value in rows.items()} for when, rows in scores.items()}
         write_json(folder / "validation.json", {"prompts": validation.prompts, **table})
     write_text(folder / "README.md", model_card(loaded, job.family, summary))
+
+
+def _save_weights(job: Job, folder: Path) -> None:
     if job.recipe.train == "full":
         _save_pipeline(job, folder / "pipeline")
         return

@@ -260,6 +260,9 @@ class DiffusersFamily:
 def _cast(part: Any, device: torch.device, dtype: torch.dtype) -> None:
     """Move and cast a part, but keep its adapters as they are, in fp32: a scaler refuses half-precision gradients."""
     part.to(device=device)
+    wide = getattr(part, "_keep_in_fp32_modules", None) or ()
     for name, tensor in (*part.named_parameters(), *part.named_buffers()):
         if tensor.is_floating_point() and "lora_" not in name:
-            tensor.data = tensor.data.to(dtype)
+            # T5's outputs overflow fp16: transformers names the modules that stay in fp32
+            keep = dtype == torch.float16 and any(kept in name.split(".") for kept in wide)
+            tensor.data = tensor.data.to(torch.float32 if keep else dtype)

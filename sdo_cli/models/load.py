@@ -166,23 +166,31 @@ def _load_pipeline(wanted: ModelSource, dtype: "torch.dtype") -> Any:
         return pipeline
     index = _index(place, wanted.revision)
     kind = index.get("_class_name") if isinstance(index, dict) else None
-    family = _family_name(kind, wanted.model)
+    _family_name(kind, wanted.model)
     options: dict[str, Any] = dict(vae)
     # sdo has no use for them and fetches none
     options |= {name: None for name in ("safety_checker", "feature_extractor", "image_encoder") if name in index}
     if "safety_checker" in index:
         options["requires_safety_checker"] = False
+    options |= _choices(wanted, place, index)
+    return getattr(diffusers, str(kind)).from_pretrained(place, torch_dtype=dtype, use_safetensors=True, **options)
+
+
+def plain_options(wanted: ModelSource) -> dict[str, Any]:
+    """What else plain ``from_pretrained`` must be told to load this model, its VAE apart; nothing for a single file."""
+    place = locate(wanted.model)
+    if Path(place).is_file():
+        return {}
+    return _choices(wanted, place, _index(place, wanted.revision))
+
+
+def _choices(wanted: ModelSource, place: str, index: Any) -> dict[str, Any]:
+    choices: dict[str, Any] = {"revision": wanted.revision, "variant": wanted.variant or _only_variant(place)}
+    choices = {name: value for name, value in choices.items() if value is not None}
     no_third = not wanted.t5 or not (index.get("text_encoder_3") or [None])[0]
-    if family == "sd3" and no_third:
-        options |= {"text_encoder_3": None, "tokenizer_3": None}
-    return getattr(diffusers, str(kind)).from_pretrained(
-        place,
-        revision=wanted.revision,
-        variant=wanted.variant or _only_variant(place),
-        torch_dtype=dtype,
-        use_safetensors=True,
-        **options,
-    )
+    if PIPELINES[index["_class_name"]] == "sd3" and no_third:
+        choices |= {"text_encoder_3": None, "tokenizer_3": None}
+    return choices
 
 
 def _index(place: str, revision: str | None) -> Any:

@@ -114,8 +114,13 @@ def check_rewards(recipe: Recipe, problem: Problem) -> None:
         check_loss(spec, key, problem)
         if spec.weight == 0 or not math.isfinite(spec.weight):
             problem((*key, "weight"), f"must be a number other than 0, not {spec.weight}")
-    for index, spec in enumerate(recipe.validation.rewards):
-        check_reward(spec, ("validation", "rewards", str(index)), problem)
+    measured = recipe.validation.rewards
+    for index, spec in enumerate(measured):
+        place = ("validation", "rewards", str(index))
+        check_reward(spec, place, problem)
+        same = [reward_table.full_name(s.name) for s in measured[:index] if s.options == spec.options]
+        if reward_table.full_name(spec.name) in same:
+            problem((*place, "name"), f"{spec.name} is in the list twice; give it once")
 
 
 def check_loss(spec: RewardSpec, key: Key, problem: Problem) -> None:

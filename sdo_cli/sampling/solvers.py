@@ -99,10 +99,15 @@ def make_scheduler(name: str, config: Mapping[str, Any], num_inference_steps: in
             "the model's scheduler config sets use_dynamic_shifting, whose steps depend on the image size",
             remedy="set it to false, and shift to the value you want, in scheduler/scheduler_config.json",
         )
-    cls = getattr(diffusers, solver.scheduler)
-    settings = dict(solver.settings)
-    if "clip_sample" in inspect.signature(cls).parameters:
-        settings["clip_sample"] = False
-    scheduler = cls.from_config(dict(config), **settings)
+    scheduler = getattr(diffusers, solver.scheduler).from_config(dict(config), **settings_of(name))
     scheduler.set_timesteps(num_inference_steps)
     return scheduler
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """What makes a diffusers scheduler, whatever the model's config leaves out, the solver ``name``."""
+    import diffusers
+
+    solver = SOLVERS[name]
+    takes = inspect.signature(getattr(diffusers, solver.scheduler)).parameters
+    return {**solver.settings, **({"clip_sample": False} if "clip_sample" in takes else {})}

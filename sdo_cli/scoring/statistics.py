@@ -30,6 +30,11 @@ class Gain:
         error = self.difference.standard_error
         return self.difference.mean / error if error > 0 else float("nan")
 
+    @property
+    def times_its_error(self) -> str:
+        """``+8.1``, or a dash where there is no error to count in: one prompt, or no difference at all."""
+        return f"{self.in_standard_errors:+.1f}" if self.difference.standard_error > 0 else "–"
+
 
 def estimate(scores: Tensor) -> Estimate:
     """Mean and standard error over prompts of ``scores [prompts]`` or ``[prompts, seeds]``."""

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 
 from sdo_cli.hub import MissingWeights, WeightFile, download, is_offline, remedy_for, why_not
 from sdo_cli.models.catalog import MODELS
-from sdo_cli.weights.needs import Need
+from sdo_cli.weights.needs import Need, weights_of
 
 # parts of a pipeline sdo has no use for
 UNUSED = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
 # other forms of the same weights, for other programs
-NEVER = ("*non_ema*", "*openvino*", "*flax*", "*.bin", "*.ckpt", "*.onnx*", "*.msgpack", "*.pt", "*.xml", "*.gguf")
+NEVER = ("non_ema", "openvino", "flax", "onnx")
 
 
 def fetch(needs: list[Need], *, variant: str | None, t5: bool) -> Iterator[Need]:
@@ -37,15 +37,11 @@ def fetch(needs: list[Need], *, variant: str | None, t5: bool) -> Iterator[Need]
 
 
 def _snapshot(need: Need, variant: str | None, *, t5: bool) -> None:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
     try:
-        snapshot_download(
-            need.source,
-            revision=need.revision,
-            allow_patterns=_wanted(need, variant, t5=t5),
-            ignore_patterns=[*NEVER, *([] if variant else ["*.fp16[.-]*"])],
-        )
+        files = HfApi().list_repo_files(need.source, revision=need.revision)
+        snapshot_download(need.source, revision=need.revision, allow_patterns=_wanted(need, files, variant, t5=t5))
     except MissingWeights:
         raise
     # a network can fail in any way
@@ -54,14 +50,36 @@ def _snapshot(need: Need, variant: str | None, *, t5: bool) -> None:
         raise MissingWeights(why_not(need.source + page, fault), remedy=remedy_for(fault)) from fault
 
 
-def _wanted(need: Need, variant: str | None, *, t5: bool) -> list[str]:
-    """Files of the parts that ``model_index.json`` names: repositories hold the same weights in many other forms."""
+def _wanted(need: Need, files: list[str], variant: str | None, *, t5: bool) -> list[str]:
+    """Files of the parts that ``model_index.json`` names: repositories hold the same weights in many other forms.
+
+    Raises:
+        MissingWeights: a part that the repository has no safetensors for.
+    """
     if need.what == "vae":
-        return ["config.json", "diffusion_pytorch_model.safetensors"]
+        return ["config.json", *_weights("vae", [name for name in files if "/" not in name], None, need)]
     index = json.loads(download(WeightFile(need.source, "model_index.json", 0, "", need.revision)).read_text())
+    if variant and not any(f".{variant}" in name for name in files):
+        raise MissingWeights(
+            f"the hub's {need.source} has no {variant} files", remedy="leave variant out of the recipe"
+        )
     parts = [name for name, value in index.items() if isinstance(value, list) and value[0] and name not in UNUSED]
-    kind = f".{variant}" if variant else ""
-    # large parts come in pieces: model-00001-of-00002, with the variant before or behind
-    names = [f"*{kind}.safetensors", f"*{kind}-?????-of-?????.safetensors", f"*-?????-of-?????{kind}.safetensors"]
-    names += ["*.json", "*.txt", "*.model"]
-    return ["model_index.json", *(f"{part}/{name}" for part in parts if t5 or part[-2:] != "_3" for name in names)]
+    wanted = ["model_index.json"]
+    for part in parts:
+        if part.endswith("_3") and not t5:
+            continue
+        inside = [name for name in files if name.startswith(f"{part}/")]
+        wanted += [name for name in inside if name.endswith((".json", ".txt", ".model"))]
+        if part != "scheduler" and not part.startswith("tokenizer"):
+            wanted += _weights(part, inside, variant, need)
+    return wanted
+
+
+def _weights(part: str, files: list[str], variant: str | None, need: Need) -> list[str]:
+    plain = [name for name in files if not any(word in name for word in NEVER)]
+    if not (found := weights_of(plain, variant)):
+        raise MissingWeights(
+            f"the hub's {need.source} has no whole safetensors weights for {part}",
+            remedy="name another repository or revision; sdo reads safetensors only",
+        )
+    return found

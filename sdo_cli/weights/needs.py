@@ -89,7 +89,10 @@ def _model(
         return Need(what, model, 0, "", None, Path(model).expanduser().exists(), is_local=True)
     known = MODELS.get(model)
     folder = snapshot(model, revision)
-    present = folder is not None and (is_vae or is_whole(folder, variant, t5=t5))
+    if is_vae:
+        present = folder is not None and bool(weights_of([path.name for path in folder.glob("*")], None))
+    else:
+        present = folder is not None and is_whole(folder, variant, t5=t5)
     size = known.size // (2 if variant == "fp16" else 1) if known else 0
     return Need(what, model, size, known.licence if known else "", revision, present)
 
@@ -108,24 +111,28 @@ def is_whole(folder: Path, variant: str | None, *, t5: bool = True) -> bool:
     skipped = {"safety_checker", "feature_extractor", "image_encoder"} | (
         set() if t5 else {"text_encoder_3", "tokenizer_3"}
     )
+    has_variant = variant is None
     for part, value in index.items():
         if part in skipped or not isinstance(value, list) or not value[0]:
             continue
         files = [path.name for path in (folder / part).glob("*")]
+        has_variant |= any(f".{variant}" in name for name in files)
         has_weights = part not in ("scheduler",) and not part.startswith("tokenizer")
-        if not files or (has_weights and not _has_weights(files, variant)):
+        if not files or (has_weights and not weights_of(files, variant)):
             return False
-    return True
+    # some parts may lack the variant, not all
+    return has_variant
 
 
-def _has_weights(files: list[str], variant: str | None) -> bool:
-    """Whether all pieces of the weights of this variant are among the files of a part."""
+def weights_of(files: list[str], variant: str | None) -> list[str]:
+    """The weights among the files of one part: of this variant, else the plain ones; empty if a piece is missing."""
     named = re.compile(rf"\.{variant}[.-]" if variant else r"^(?!.*\.fp16[.-])")
     weights = [name for name in files if name.endswith(".safetensors") and named.search(name)]
     pieces = [found for name in weights if (found := re.search(r"-(\d{5})-of-(\d{5})", name))]
-    if pieces:
-        return len({found[1] for found in pieces}) == int(pieces[0][2])
-    return bool(weights)
+    if pieces and len({found[1] for found in pieces}) != int(pieces[0][2]):
+        weights = []
+    # diffusers takes the plain file where a part has none of the variant
+    return weights if weights or not variant else weights_of(files, None)
 
 
 def size_text(size: int) -> str:
