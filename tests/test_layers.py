@@ -15,7 +15,7 @@ ROWS = [
     {"gradients", "scoring", "skipping", "drawing", "weights", "estimate"},
     {"sampling", "models", "rewards"},
     {"recipe", "plugins", "hub"},
-    {"embedded", "errors", "files", "seeding", "progress", "device"},
+    {"embedded", "errors", "files", "seeding", "progress", "device", "provenance"},
 ]
 LEVEL = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}
 # the schema is checked against literal tables that import no torch

@@ -19,8 +19,8 @@ from sdo_cli.bench.training import Comparison, compare_training
 from sdo_cli.bench.variants import Variant
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.files import write_json
-from sdo_cli.finetune.run import now, versions
 from sdo_cli.progress import Reporter
+from sdo_cli.provenance import now, versions
 from sdo_cli.recipe.load import LoadedRecipe
 
 # gradients are compared at an adapter that has moved: a fresh one has no gradient in half of its weights

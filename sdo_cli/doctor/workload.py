@@ -9,7 +9,7 @@ from sdo_cli.drawing.draw import DrawSettings, decode_batch, make_route
 from sdo_cli.drawing.prompts import ENCODE_BATCH
 from sdo_cli.errors import RecipeFault
 from sdo_cli.estimate.cost import META
-from sdo_cli.estimate.network import Recompute, source_of
+from sdo_cli.estimate.network import Recompute
 from sdo_cli.estimate.pipelines import plain_family
 from sdo_cli.estimate.scoring import RewardSetup
 from sdo_cli.estimate.stages import LiveCalls, Workload
@@ -17,6 +17,7 @@ from sdo_cli.gradients.counts import LIVE, counts, held_at_once
 from sdo_cli.gradients.plan import Plan
 from sdo_cli.gradients.rules import RULES, find_rule
 from sdo_cli.models.base import Family
+from sdo_cli.models.load import source_of
 from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
 from sdo_cli.sampling.coefficients import coefficients_of

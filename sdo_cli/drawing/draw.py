@@ -9,6 +9,7 @@ from torch import Tensor
 from sdo_cli.drawing.prompts import PromptEmbeddings
 from sdo_cli.errors import RecipeFault
 from sdo_cli.models.base import Family
+from sdo_cli.recipe.schema import Recipe
 from sdo_cli.sampling.guidance import Condition, Guided
 from sdo_cli.sampling.loop import Path, sample_latents
 from sdo_cli.sampling.route import Route
@@ -30,6 +31,19 @@ class DrawSettings:
     negative_prompt: str = ""
     height: int | None = None
     width: int | None = None
+
+
+def draw_settings(recipe: Recipe) -> DrawSettings:
+    """What a recipe says of drawing."""
+    return DrawSettings(
+        solver=recipe.solver,
+        eta=recipe.eta,
+        num_inference_steps=recipe.num_inference_steps,
+        guidance_scale=recipe.guidance_scale,
+        negative_prompt=recipe.negative_prompt,
+        height=recipe.height,
+        width=recipe.width,
+    )
 
 
 # generator_for(j) -> the CPU generator of image j

@@ -12,7 +12,7 @@ from sdo_cli.device import dtype_of
 from sdo_cli.estimate.cost import META, Cost, count
 from sdo_cli.estimate.pipelines import bytes_of, meta_family, plain_family
 from sdo_cli.models.base import Family
-from sdo_cli.models.load import ModelSource
+from sdo_cli.models.load import ModelSource, source_of
 from sdo_cli.recipe.schema import Recipe
 from sdo_cli.sampling.guidance import Guided
 
@@ -52,11 +52,6 @@ class NetworkSetup:
             height=recipe.height,
             width=recipe.width,
         )
-
-
-def source_of(recipe: Recipe) -> ModelSource:
-    """Where the recipe's model comes from."""
-    return ModelSource(recipe.model, recipe.revision, recipe.variant, recipe.vae, recipe.t5)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,10 @@ from torch import Tensor
 from rewards.base import Reward
 from sdo_cli.device import dtype_of
 from sdo_cli.estimate.cost import META, Cost, count
-from sdo_cli.estimate.network import source_of
 from sdo_cli.estimate.pipelines import meta_family, plain_family
 from sdo_cli.estimate.towers import meta_reward
 from sdo_cli.models.base import Family
-from sdo_cli.models.load import ModelSource
+from sdo_cli.models.load import ModelSource, source_of
 from sdo_cli.recipe.schema import Recipe
 
 # of sdo_cli/scoring: images scored at a time when they are only measured

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sdo_cli.drawing.draw import DrawSettings, draw_noise, encode_pair, make_path, make_route
+from sdo_cli.drawing.draw import DrawSettings, draw_noise, draw_settings, encode_pair, make_path, make_route
 from sdo_cli.drawing.prompts import PromptEmbeddings
 from sdo_cli.errors import PluginFault, TrainingFault
 from sdo_cli.finetune.batches import PromptOrder
@@ -60,18 +60,6 @@ class Job:
     @property
     def draw_settings(self) -> DrawSettings:
         return draw_settings(self.recipe)
-
-
-def draw_settings(recipe: Recipe) -> DrawSettings:
-    return DrawSettings(
-        solver=recipe.solver,
-        eta=recipe.eta,
-        num_inference_steps=recipe.num_inference_steps,
-        guidance_scale=recipe.guidance_scale,
-        negative_prompt=recipe.negative_prompt,
-        height=recipe.height,
-        width=recipe.width,
-    )
 
 
 def train(job: Job, *, change_g: Callable[[Tensor, int], Tensor] | None = None) -> Iterator[StepResult]:

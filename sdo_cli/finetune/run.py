@@ -1,11 +1,8 @@
 """One fine-tuning job from recipe to run folder. All I/O of a run is here."""
 
-import shlex
 import shutil
-import sys
 import time
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +13,25 @@ from torch import Tensor
 import rewards
 from rewards.base import Reward
 from sdo_cli.device import dtype_of, pick_device
+from sdo_cli.drawing.draw import draw_settings
 from sdo_cli.drawing.pictures import save_grid
 from sdo_cli.drawing.prompts import PromptEmbeddings
 from sdo_cli.files import append_json_line, write_json, write_text
 from sdo_cli.finetune.card import curve_png, model_card
-from sdo_cli.finetune.loop import Job, StepResult, draw_settings, train
+from sdo_cli.finetune.loop import Job, StepResult, train
 from sdo_cli.finetune.lora import add_lora, train_everything, trainable
 from sdo_cli.finetune.objective import WeightedReward
 from sdo_cli.finetune.validate import Validation
 from sdo_cli.models.base import Family
-from sdo_cli.models.load import ModelSource, load_family
+from sdo_cli.models.load import load_family, source_of
 from sdo_cli.plugins import loaded_plugins
 from sdo_cli.progress import Reporter
+from sdo_cli.provenance import command, now, versions
 from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
 from sdo_cli.scoring.rewards import build_reward
 from sdo_cli.scoring.statistics import Gain, paired_gain
 from sdo_cli.weights.needs import explaining, revisions_of, reward_options
-
-PACKAGES = ("torch", "diffusers", "transformers", "peft", "open_clip_torch", "omegaconf", "sdo-cli")
 
 
 @dataclass(frozen=True)
@@ -85,9 +82,8 @@ def _held_out(loaded: LoadedRecipe) -> list[str]:
 
 
 def _load_family(recipe: Recipe) -> Family:
-    source = ModelSource(recipe.model, recipe.revision, recipe.variant, recipe.vae, recipe.t5, recipe.prediction_type)
     # weights that are all trained stay in fp32
-    return load_family(source, dtype=dtype_of("no" if recipe.train == "full" else recipe.mixed_precision))
+    return load_family(source_of(recipe), dtype=dtype_of("no" if recipe.train == "full" else recipe.mixed_precision))
 
 
 def _save_memory(family: Family, recipe: Recipe) -> None:
@@ -155,19 +151,11 @@ def new_run_folder(loaded: LoadedRecipe, out: Path | None) -> Path:
     return folder
 
 
-def now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
-def versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in PACKAGES}
-
-
 def manifest(loaded: LoadedRecipe, family: str, status: str, started: str) -> dict[str, Any]:
     """What ran, with which versions; ``status`` is running, finished, interrupted or failed."""
     return {
         "status": status,
-        "command": shlex.join(sys.argv),
+        "command": command(),
         "recipe": loaded.name,
         "overrides": list(loaded.overrides),
         "seed": loaded.recipe.seed,
@@ -177,7 +165,6 @@ def manifest(loaded: LoadedRecipe, family: str, status: str, started: str) -> di
         },
         "weights": revisions_of(loaded.recipe),
         "device": str(pick_device()),
-        "python": sys.version.split()[0],
         "versions": versions(),
         "plugins": [asdict(plugin) for plugin in loaded_plugins()],
         "started": started,

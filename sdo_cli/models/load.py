@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdo_cli import embedded
 from sdo_cli.errors import EnvironmentFault
+from sdo_cli.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +47,11 @@ class ModelSource:
     vae: str | None = None
     t5: bool = True
     prediction_type: str | None = None
+
+
+def source_of(recipe: Recipe) -> ModelSource:
+    """The model a recipe names."""
+    return ModelSource(recipe.model, recipe.revision, recipe.variant, recipe.vae, recipe.t5, recipe.prediction_type)
 
 
 def locate(model: str) -> str:

@@ -1,0 +1,35 @@
+"""Where a result came from: versions, machine, command, time."""
+
+import os
+import platform
+import shlex
+import sys
+import time
+from importlib import metadata
+
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "open_clip_torch", "omegaconf", "sdo-cli")
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def versions() -> dict[str, str]:
+    """Of the packages a result depends on, and of Python."""
+    return {"python": sys.version.split()[0], **{name: metadata.version(name) for name in PACKAGES}}
+
+
+def command() -> str:
+    """As it was typed, but for the path of `sdo`."""
+    return shlex.join(["sdo", *sys.argv[1:]])
+
+
+def machine() -> dict[str, str]:
+    """What computed it; nothing that names a person or a host."""
+    import torch
+
+    found = {"system": f"{platform.system()} {platform.machine()}", "processors": str(os.cpu_count())}
+    if torch.cuda.is_available():
+        found["GPU"] = torch.cuda.get_device_name()
+        found["CUDA"] = str(torch.version.cuda)
+    return found | {"threads": str(torch.get_num_threads())}
