@@ -31,6 +31,10 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def append_json_line(path: Path, value: Any) -> None:
     with path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(value) + "\n")

@@ -19,6 +19,7 @@ class WeightFile:
         size: in bytes, as published when this was written; 0 when not known.
         licence: of the weights.
         revision: branch, tag or commit; None is the default branch.
+        kind: of the repository, ``model`` or ``dataset``.
     """
 
     repo: str
@@ -26,6 +27,7 @@ class WeightFile:
     size: int
     licence: str
     revision: str | None = None
+    kind: str = "model"
 
     def __str__(self) -> str:
         return f"{self.repo}/{self.filename}"
@@ -58,7 +60,7 @@ def cached_file(file: WeightFile) -> Path | None:
     """Where the file lies on this machine, None when it does not; never asks the network."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(file.repo, file.filename, revision=file.revision)
+    found = try_to_load_from_cache(file.repo, file.filename, revision=file.revision, repo_type=file.kind)
     return Path(found) if isinstance(found, str) else None
 
 
@@ -72,10 +74,37 @@ def find_file(file: WeightFile) -> Path:
         return found
     if is_offline():
         raise MissingWeights(
-            f"{file} is not on this machine and HF_HUB_OFFLINE is set",
-            remedy="run `sdo fetch RECIPE` where there is a network, or give a local file in the options",
+            f"{file} is not on this machine and HF_HUB_OFFLINE is set", remedy=_offline_remedy(file.kind)
         )
     return download(file)
+
+
+def _offline_remedy(kind: str) -> str:
+    if kind == "dataset":
+        return "copy the file from a machine with a network, and name it"
+    return "run `sdo fetch RECIPE` where there is a network, or give a local file in the options"
+
+
+def list_files(repo: str, revision: str | None, *, kind: str) -> list[str]:
+    """Paths inside a repository; of what is cached when offline.
+
+    Raises:
+        MissingWeights: in one sentence.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    if is_offline():
+        try:
+            folder = Path(snapshot_download(repo, revision=revision, repo_type=kind, local_files_only=True))
+        except OSError as fault:
+            text = f"the {kind} {repo} is not on this machine and HF_HUB_OFFLINE is set"
+            raise MissingWeights(text, remedy=_offline_remedy(kind)) from fault
+        return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    try:
+        return sorted(HfApi().list_repo_files(repo, revision=revision, repo_type=kind))
+    # a network can fail in any way
+    except Exception as fault:
+        raise MissingWeights(why_not(f"{kind} {repo}", fault), remedy=remedy_for(fault)) from fault
 
 
 def download(file: WeightFile) -> Path:
@@ -87,7 +116,7 @@ def download(file: WeightFile) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(file.repo, file.filename, revision=file.revision))
+        return Path(hf_hub_download(file.repo, file.filename, revision=file.revision, repo_type=file.kind))
     # a network can fail in any way
     except Exception as fault:
         raise MissingWeights(why_not(str(file), fault), remedy=remedy_for(fault)) from fault

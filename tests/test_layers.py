@@ -12,9 +12,12 @@ ROWS = [
     {"cli"},
     {"bench"},
     {"finetune", "optimize", "evaluate", "prune", "doctor", "exporting"},
+    {"reports"},
     {"gradients", "scoring", "skipping", "drawing", "weights", "estimate"},
     {"sampling", "models", "rewards"},
-    {"recipe", "plugins", "hub"},
+    {"recipe", "plugins"},
+    {"prompt_sets"},
+    {"hub"},
     {"embedded", "errors", "files", "seeding", "progress", "device", "provenance"},
 ]
 LEVEL = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}

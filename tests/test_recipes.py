@@ -57,7 +57,7 @@ BAD = {
     "empty prompt file": (
         GOOD.replace("lines: [a tiger]", "file: empty.txt"),
         [],
-        "prompts.file: gives no prompt at all",
+        "prompts.file: empty.txt gives no prompt at all",
     ),
     "override without =": (GOOD, ["seed"], "argument 'seed': not of the form key=value; write for example seed=1"),
     "judge": (GOOD.replace("clip", "judge"), [], "rewards.0.name: judge only measures, no recipe may train on it"),

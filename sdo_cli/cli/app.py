@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sdo_cli.cli import bench, doctor, export, fetch, finetune, recipe, reward, sample
+from sdo_cli.cli import bench, doctor, evaluate, export, fetch, finetune, recipe, reward, sample
 from sdo_cli.errors import EnvironmentFault, SdoError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command("finetune")(finetune.finetune)
 app.command("sample")(sample.sample)
+app.command("eval")(evaluate.evaluate)
 app.command("fetch")(fetch.fetch)
 app.command("export")(export.export)
 app.command("bench")(bench.bench)

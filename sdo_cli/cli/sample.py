@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
+from sdo_cli.cli.drawing import drawing_problems
 from sdo_cli.cli.output import make_reporter
 from sdo_cli.device import PRECISIONS
 from sdo_cli.errors import RecipeFault
-from sdo_cli.sampling.solvers import AUTO, MOST_STEPS, SOLVERS, STOCHASTIC
+from sdo_cli.sampling.solvers import AUTO, SOLVERS
 
 
 def sample(
@@ -47,32 +48,21 @@ def sample(
     """Draw images, with or without a LoRA."""
     lines = gather_prompts(prompts or [], prompts_file)
     count = len(lines) * num_images
-    limits = {
-        "num-images": (num_images, 1, 10**6),
-        "steps": (steps, 1, MOST_STEPS),
-        "batch-size": (batch_size, 1, 10**6),
-        "guidance": (guidance, 0, 1000),
-        "lora-scale": (lora_scale, -1000, 1000),
-        "eta": (eta, 0, 1),
-        "seed": (seed, 0, 2**63 - 1 - count),
-    }
-    wrong = [
-        f"--{name}: must be between {least} and {most}, not {value}"
-        for name, (value, least, most) in limits.items()
-        # also catches NaN
-        if not least <= value <= most
-    ]
-    if prediction_type not in (None, "epsilon", "v_prediction"):
-        wrong.append(f"--prediction-type: {prediction_type!r} is neither epsilon nor v_prediction")
-    if precision not in PRECISIONS:
-        wrong.append(f"--precision: {precision!r} is not one of {', '.join(PRECISIONS)}")
-    if solver not in (AUTO, *SOLVERS):
-        wrong.append(f"--solver: unknown solver {solver!r}; choose one of {', '.join((AUTO, *SOLVERS))}")
-    elif eta > 0 and solver not in (AUTO, *STOCHASTIC):
-        wrong.append(f"--eta: is the noise of {', '.join(STOCHASTIC)}; solver {solver} takes none")
-    for side, pixels in (("height", height), ("width", width)):
-        if pixels is not None and (pixels < 8 or pixels % 8):
-            wrong.append(f"--{side}: must be a multiple of 8, not {pixels}")
+    wrong = [] if 1 <= num_images <= 10**6 else [f"--num-images: must be between 1 and {10**6}, not {num_images}"]
+    wrong += drawing_problems(
+        steps=steps,
+        guidance=guidance,
+        lora_scales=[lora_scale],
+        eta=eta,
+        batch_size=batch_size,
+        seed=seed,
+        count=count,
+        solver=solver,
+        precision=precision,
+        prediction_type=prediction_type,
+        height=height,
+        width=width,
+    )
     folder = out or Path("samples") / time.strftime("%Y%m%d-%H%M%S")
     if any(folder.glob("[0-9]*.png")):
         wrong.append(f"--out {folder}: holds images already; give another folder, nothing is overwritten")

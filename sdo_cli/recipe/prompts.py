@@ -4,22 +4,18 @@ import itertools
 import re
 from pathlib import Path
 
+from sdo_cli.prompt_sets.files import read_path
+from sdo_cli.prompt_sets.read import shipped_file, shipped_folder
 from sdo_cli.recipe.schema import PromptSource
 
-
-def shipped_folder() -> Path:
-    """Where the recipes lie: inside the package when installed from a wheel, beside it in a checkout."""
-    package = Path(__file__).parent.parent
-    inside = package / "recipes"
-    return inside if inside.is_dir() else package.parent / "recipes"
+__all__ = ["find_prompt_file", "read_prompts", "shipped_folder"]
 
 
 def find_prompt_file(name: str, beside: Path | None) -> Path | None:
-    """``name`` beside the recipe, as given, or among the shipped lists (with or without ``.txt``)."""
-    shipped = shipped_folder() / "prompts"
+    """``name`` beside the recipe, as given, or among the shipped sets (with or without suffix)."""
     places = [beside / name] if beside else []
-    places += [Path(name), shipped / name, shipped / f"{name}.txt"]
-    return next((place for place in places if place.is_file()), None)
+    places.append(Path(name).expanduser())
+    return next((place for place in places if place.is_file()), None) or shipped_file(name)
 
 
 def read_prompts(source: PromptSource, beside: Path | None) -> list[str]:
@@ -33,10 +29,12 @@ def read_prompts(source: PromptSource, beside: Path | None) -> list[str]:
         raise ValueError(f"needs exactly one of file, lines, template; has {', '.join(ways) or 'none'}")
     if source.values is not None and source.template is None:
         raise ValueError("values belong to a template; there is none")
+    if source.column is not None and source.file is None:
+        raise ValueError("column belongs to a file; there is none")
     if source.lines is not None:
         prompts = source.lines
     elif source.file is not None:
-        prompts = _from_file(source.file, beside)
+        prompts = _from_file(source.file, beside, source.column)
     else:
         prompts = _from_template(source.template or "", source.values or {})
     prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
@@ -45,17 +43,11 @@ def read_prompts(source: PromptSource, beside: Path | None) -> list[str]:
     return prompts
 
 
-def _from_file(name: str, beside: Path | None) -> list[str]:
+def _from_file(name: str, beside: Path | None, column: str | None) -> list[str]:
     path = find_prompt_file(name, beside)
     if path is None:
         raise ValueError(f"no file {name}; it is looked for beside the recipe, here, and among `sdo prompts`")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise ValueError(f"{name} is not UTF-8 text; save it as UTF-8") from None
-    except OSError as fault:
-        raise ValueError(f"{name} cannot be read: {fault.strerror}") from None
-    return [line for line in lines if not line.startswith("#")]
+    return [prompt.text for prompt in read_path(path, column=column)]
 
 
 def _from_template(template: str, values: dict[str, list[str]]) -> list[str]:

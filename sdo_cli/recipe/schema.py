@@ -6,12 +6,14 @@ from typing import Any, ClassVar, Literal
 
 @dataclass(frozen=True)
 class PromptSource:
-    """Prompts from a file (one a line), lines in the recipe, or a template with values; exactly one of them.
+    """Prompts from a file, lines in the recipe, or a template with values; exactly one of them.
 
-    ``file`` is looked up beside the recipe, then among the shipped lists.
+    ``file`` is looked up beside the recipe, then among the shipped sets: text (one a line), JSON, JSON lines, CSV, TSV
+    or parquet, whose ``column`` of prompts is found by its name unless given.
     """
 
     file: str | None = None
+    column: str | None = None
     lines: list[str] | None = None
     template: str | None = None
     values: dict[str, list[str]] | None = None

@@ -1,0 +1,366 @@
+"""`sdo eval`."""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sdo_cli.cli.drawing import drawing_problems
+from sdo_cli.cli.output import make_reporter
+from sdo_cli.device import PRECISIONS
+from sdo_cli.errors import Interrupted, RecipeFault
+from sdo_cli.plugins import load_plugins
+from sdo_cli.recipe.load import LoadedRecipe, load_recipe
+from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
+from sdo_cli.sampling.solvers import AUTO, SOLVERS
+
+if TYPE_CHECKING:
+    from sdo_cli.evaluate.job import Job, Prompts
+
+DEFAULT_REWARDS = "clip,aesthetic"
+
+
+def evaluate(
+    prompts: Annotated[str | None, typer.Option("--prompts", "-p", help="A prompt set (see `sdo prompts`).")] = None,
+    column: Annotated[str | None, typer.Option(help="The column of the prompts in a table.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many prompts.")] = None,
+    rewards: Annotated[
+        str | None, typer.Option("--rewards", help=f"Separated by commas; default {DEFAULT_REWARDS}, or the recipe's.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="REWARD.KEY=VALUE", help="An option of a reward, e.g. clip.model=….")
+    ] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(help="A run folder or LoRA file; may be given several times.")
+    ] = None,
+    lora_scale: Annotated[str, typer.Option(help="Weights of each LoRA, separated by commas: 0,0.25,0.5,1.")] = "1",
+    base: Annotated[bool, typer.Option(help="Also draw without a LoRA, to compare with.")] = True,
+    images: Annotated[
+        list[Path] | None, typer.Option(help="Score this folder of images instead of drawing; may be given again.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", "-r", help="Model, sampling and rewards as in this recipe.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Images per prompt.")] = 1,
+    seed: Annotated[int, typer.Option(help="Another number, other noise.")] = 0,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="embedded, a diffusers folder, a .safetensors file, a hub id.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of a model on the hub.")] = None,
+    variant: Annotated[str | None, typer.Option(help="fp16: weight files of that name.")] = None,
+    vae: Annotated[str | None, typer.Option(help="Another VAE: a folder or hub id.")] = None,
+    t5: Annotated[bool | None, typer.Option(help="The third text encoder of SD 3.")] = None,
+    prediction_type: Annotated[
+        str | None, typer.Option(help="epsilon or v_prediction, if the config is wrong.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help=f"What the model computes in: {', '.join(PRECISIONS)}.")] = None,
+    reward_precision: Annotated[str | None, typer.Option(help="What the rewards compute in.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="num_inference_steps.")] = None,
+    guidance: Annotated[float | None, typer.Option("--guidance", help="guidance_scale; 1 is without.")] = None,
+    solver: Annotated[str | None, typer.Option(help=f"{AUTO}, or {', '.join(SOLVERS)}.")] = None,
+    eta: Annotated[float | None, typer.Option(help="DDIM's noise, 0 to 1.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What guidance moves away from.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels; the model's own by default.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels; the model's own by default.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 16,
+    embedding: Annotated[
+        bool, typer.Option(help="Also clip-score, diversity over seeds, and distance from the base.")
+    ] = True,
+    reference: Annotated[Path | None, typer.Option(help="A folder of real images, for FID and KID.")] = None,
+    fid_features: Annotated[str, typer.Option(help="inception, or clip (clip-score's model).")] = "inception",
+    inception_weights: Annotated[Path | None, typer.Option(help="Inception's weights as a local file.")] = None,
+    select_by: Annotated[str | None, typer.Option(help="The measure that chooses a scale; default the first.")] = None,
+    plugin: Annotated[list[Path] | None, typer.Option(help="A Python file with rewards of your own.")] = None,
+    report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
+    out: Annotated[Path | None, typer.Option(help="Folder; one that holds this evaluation is continued.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON for machines.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Draw a prompt set with and without LoRAs, score the images, and say what differs, with intervals."""
+    load_plugins(plugin or ())
+    loras, folders = lora or [], images or []
+    start, come_from = starting_recipe(recipe, model, loras)
+    given: dict[str, Any] = {
+        "model": model,
+        "revision": revision,
+        "variant": variant,
+        "vae": vae,
+        "t5": t5,
+        "prediction_type": prediction_type,
+        "mixed_precision": precision,
+        "reward_precision": reward_precision,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "solver": solver,
+        "eta": eta,
+        "negative_prompt": negative_prompt,
+        "height": height,
+        "width": width,
+    }
+    asked = replace(
+        start.recipe if start else BARE, **{name: value for name, value in given.items() if value is not None}
+    )
+    wrong = [] if seeds >= 1 else [f"--seeds: must be at least 1, not {seeds}"]
+    if limit is not None and limit < 1:
+        wrong.append(f"--limit: must be at least 1, not {limit}")
+    if not loras and folders == [] and not base:
+        wrong.append("--no-base: leaves nothing to draw; give --lora")
+    scales = scales_of(lora_scale, wrong)
+    if folders and (loras or recipe or model):
+        wrong.append("--images: scores what is there; --lora, --recipe and --model are for drawing")
+    if fid_features not in ("inception", "clip"):
+        wrong.append(f"--fid-features: {fid_features!r} is neither inception nor clip")
+    if fid_features == "clip" and reference and not embedding:
+        wrong.append("--fid-features clip: needs the embeddings; leave --no-embedding out")
+    if reference is not None and not reference.is_dir():
+        wrong.append(f"--reference {reference}: no such folder")
+    wrong += drawing_problems(
+        steps=asked.num_inference_steps,
+        guidance=asked.guidance_scale,
+        lora_scales=scales,
+        eta=asked.eta,
+        batch_size=batch_size,
+        seed=seed,
+        count=1,
+        solver=asked.solver,
+        precision=asked.mixed_precision,
+        prediction_type=asked.prediction_type,
+        height=asked.height,
+        width=asked.width,
+    )
+    if asked.reward_precision not in PRECISIONS:
+        wrong.append(f"--reward-precision: {asked.reward_precision!r} is not one of {', '.join(PRECISIONS)}")
+    wrong += [f"--lora {path}: no such file or folder" for path in loras if is_missing(path)]
+    specs = reward_specs(rewards, option or [], start, asked, embedding, wrong)
+    chosen = chosen_measure(select_by, rewards, specs, wrong)
+    prompt_set = find_prompts(prompts, column, limit, start, bool(folders), wrong)
+    if wrong:
+        raise RecipeFault(wrong, what="command line")
+
+    from sdo_cli.evaluate.run import evaluate as run
+
+    job = make_job(asked, prompt_set, loras, scales, base, folders, seeds, seed, specs, embedding, chosen, start)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder = out or Path("evals") / f"{job.prompts.name}-{stamp}"
+    reporter = make_reporter(as_json=as_json, quiet=quiet)
+    if come_from:
+        reporter.note(come_from)
+    try:
+        tree = run(
+            job,
+            folder,
+            reporter,
+            batch_size=batch_size,
+            reference=reference,
+            features=fid_features,
+            inception_weights=inception_weights,
+            report=report,
+        )
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted; what is drawn is kept in {folder}/", remedy="the same command goes on"
+        ) from None
+    finally:
+        reporter.close()
+    typer.echo(json.dumps({"folder": str(folder), **tree}) if as_json else as_text(tree, folder, report=report))
+
+
+BARE = Recipe("embedded", [], PromptSource(lines=["-"]))
+
+
+def starting_recipe(recipe: str | None, model: str | None, loras: list[str]) -> tuple[LoadedRecipe | None, str]:
+    """Settings to start from: the recipe given, else that of the first run folder; and a line that says so."""
+    if recipe is not None:
+        return load_recipe(recipe), ""
+    if model is None:
+        for lora in loras:
+            own = Path(lora) / "resolved.yaml"
+            if own.is_file():
+                return load_recipe(str(own)), f"model, sampling and rewards as in {own}"
+    return None, ""
+
+
+def scales_of(text: str, wrong: list[str]) -> list[float]:
+    try:
+        return list(dict.fromkeys(float(part) for part in text.split(",")))
+    except ValueError:
+        wrong.append(f"--lora-scale: {text!r} is no list of numbers; write 0,0.5,1")
+        return [1.0]
+
+
+def is_missing(path: str) -> bool:
+    """Whether a LoRA is named by a path that is not there; a/b may be a hub id."""
+    return not Path(path).expanduser().exists() and (path.count("/") != 1 or path.endswith(".safetensors"))
+
+
+def reward_specs(
+    names: str | None,
+    options: list[str],
+    start: LoadedRecipe | None,
+    asked: Recipe,
+    embedding: bool,
+    wrong: list[str],
+) -> dict[str, RewardSpec]:
+    """By full name, with every option, the embedded models filled in."""
+    import rewards as table
+    from sdo_cli.recipe.check import check_reward
+    from sdo_cli.weights.needs import reward_options
+
+    own = [*start.recipe.rewards, *start.recipe.validation.rewards] if start else []
+    of_recipe = {table.full_name(spec.name): spec.options for spec in reversed(own)}
+    if names is None:
+        wanted = [spec.name for spec in own] or DEFAULT_REWARDS.split(",")
+    else:
+        wanted = [name.strip() for name in names.split(",") if name.strip()]
+    given: dict[str, dict[str, Any]] = {}
+    for text in options:
+        key, equals, value = text.partition("=")
+        # names may hold dots: hps-v2.1.checkpoint
+        name, dot, part = key.rpartition(".")
+        if not equals or not dot:
+            wrong.append(f"--option {text}: is not REWARD.KEY=VALUE")
+            continue
+        given.setdefault(table.full_name(name), {})[part] = _parsed(value)
+    if embedding:
+        # its model embeds the images
+        wanted.append("clip-score")
+    full = list(dict.fromkeys(table.full_name(name) for name in wanted))
+    wrong += [f"--option: {name} is not among the rewards {', '.join(full)}" for name in given if name not in full]
+    specs = {}
+    for name in full:
+        spec = RewardSpec(name, options={**of_recipe.get(name, {}), **given.get(name, {})})
+        check_reward(
+            spec, (), lambda key, text: wrong.append(f"--{'option' if 'options' in key else 'rewards'}: {text}")
+        )
+        if table.resolve(name):
+            specs[name] = replace(spec, options=reward_options(spec, asked))
+    return specs
+
+
+def _parsed(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def chosen_measure(asked: str | None, names: str | None, specs: dict[str, RewardSpec], wrong: list[str]) -> str:
+    """The measure scales are chosen by: the one asked for, else the first that may select."""
+    import rewards as table
+
+    may = [name for name in specs if not table.is_measure_only(name)]
+    if asked is None:
+        return may[0] if may else ""
+    full = table.full_name(asked)
+    if full not in specs:
+        wrong.append(f"--select-by: {asked} is not among the rewards {', '.join(specs)}")
+    elif full not in may:
+        wrong.append(f"--select-by: {asked} only measures, nothing is chosen by it; take one of {', '.join(may)}")
+    return full
+
+
+def find_prompts(
+    name: str | None,
+    column: str | None,
+    limit: int | None,
+    start: LoadedRecipe | None,
+    optional: bool,
+    wrong: list[str],
+) -> "Prompts | None":
+    from sdo_cli.evaluate.job import EvalPrompt, Prompts
+    from sdo_cli.prompt_sets.read import read_prompt_set
+
+    if name is not None:
+        try:
+            found = read_prompt_set(name, column=column)
+        except RecipeFault as fault:
+            wrong += [f"--prompts: {problem}" for problem in fault.problems]
+            return None
+        except ValueError as fault:
+            wrong.append(f"--prompts: {fault}")
+            return None
+        return Prompts(found.name, found.source, [EvalPrompt(p.text, p.category) for p in found.prompts][:limit])
+    if start is not None and start.recipe.validation.prompts != PromptSource():
+        lines = start.prompts(start.recipe.validation.prompts)[: start.recipe.validation.num_prompts]
+        return Prompts(
+            f"{start.name}-heldout", f"held-out prompts of {start.given}", [EvalPrompt(p) for p in lines][:limit]
+        )
+    if not optional:
+        wrong.append(
+            "--prompts: is missing; name a set (`sdo prompts list`), a file, or a recipe with held-out prompts"
+        )
+    return None
+
+
+def make_job(
+    asked: Recipe,
+    prompts: "Prompts | None",
+    loras: list[str],
+    scales: list[float],
+    base: bool,
+    folders: list[Path],
+    seeds: int,
+    seed: int,
+    specs: dict[str, RewardSpec],
+    embedding: bool,
+    select_by: str,
+    start: LoadedRecipe | None,
+) -> "Job":
+    import rewards as table
+    from sdo_cli.drawing.draw import draw_settings
+    from sdo_cli.evaluate.job import Job, Settings, variants_of
+    from sdo_cli.evaluate.run import folder_variants
+    from sdo_cli.models.load import source_of
+
+    trained = [table.full_name(spec.name) for spec in start.recipe.rewards] if start and loras else []
+    if folders:
+        variants, prompts = folder_variants(folders, prompts)
+        settings = None
+    else:
+        assert prompts is not None
+        source, draw = source_of(asked), draw_settings(asked)
+        settings = Settings(source, draw, asked.mixed_precision, seeds, seed, prompts.fingerprint)
+        variants = variants_of(loras, scales, base=base)
+    return Job(prompts, settings, variants, specs, asked.reward_precision, embedding, select_by, trained)
+
+
+def as_text(tree: dict[str, Any], folder: Path, *, report: bool) -> str:
+    """A table per measure: every variant, and its difference to the first."""
+    lines = []
+    names = list(dict.fromkeys(name for entry in tree["variants"].values() for name in entry["measures"]))
+    width = max(len(name) for name in tree["variants"])
+    for name in names:
+        lines.append(f"\n{name}")
+        for variant, entry in tree["variants"].items():
+            if name not in entry["measures"]:
+                continue
+            row = entry["measures"][name]
+            line = f"  {variant:<{width}}  {row['mean']:.4f} ± {_said(row['standard_error'], '.4f')}"
+            found = tree["differences"].get(variant, {}).get(name)
+            if found:
+                d, w = found["difference"], found["win_rate"]
+                ends = f"[{_said(d['low'], '+.4f')}, {_said(d['high'], '+.4f')}]"
+                won = f"[{100 * w['low']:.0f}, {100 * w['high']:.0f}]"
+                line += f"   {d['mean']:+.4f} {ends}   better on {100 * w['mean']:.0f} % {won}"
+            lines.append(line)
+    for variant, entry in tree["variants"].items():
+        for key, value in entry.get("reference", {}).items():
+            if key != "reference_images":
+                lines.append(f"\n{key}  {variant}: {value:.4g}")
+    for lora, found in tree.get("recommended_scale", {}).items():
+        lines.append(
+            f"\nrecommended scale of {lora}: {found['scale']:g} (smallest that {found['by']} cannot tell from the best)"
+        )
+    base, count = tree["baseline"], tree["prompts"]["count"]
+    lines.append(f"\n{count} prompts; differences to {base}, same noise; brackets are 95 % intervals over prompts")
+    lines.append(f"{folder}/{'report.html' if report else 'summary.json'}")
+    return "\n".join(lines).lstrip("\n")
+
+
+def _said(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)

@@ -1,0 +1,1 @@
+"""Images of a prompt set drawn, scored, compared and shown."""

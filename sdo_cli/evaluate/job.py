@@ -1,0 +1,208 @@
+"""What an evaluation draws and measures, as data: settings, variants, and the list of its images."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sdo_cli.drawing.draw import DrawSettings
+from sdo_cli.models.load import ModelSource
+from sdo_cli.recipe.schema import RewardSpec
+from sdo_cli.seeding import key_to_seed
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class EvalPrompt:
+    """One prompt of the set and the category it belongs to, empty when the set has none."""
+
+    text: str
+    category: str = ""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of an evaluation and where they came from."""
+
+    name: str
+    source: str
+    prompts: list[EvalPrompt]
+
+    @property
+    def categories(self) -> list[str]:
+        return list(dict.fromkeys(p.category for p in self.prompts if p.category))
+
+    @property
+    def fingerprint(self) -> str:
+        return digest([[p.text, p.category] for p in self.prompts])
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image.
+
+    Attributes:
+        file: ``00012_00.png``, or the path inside a folder that was made elsewhere.
+        prompt, seed_index: its place in the table of scores.
+        text, category: of its prompt.
+        seed: its noise is that of ``torch.Generator("cpu").manual_seed(seed)``; None when not known.
+    """
+
+    file: str
+    prompt: int
+    seed_index: int
+    text: str
+    category: str
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What images are made by: a LoRA and its scale, the plain model, or a folder made elsewhere.
+
+    Attributes:
+        name: of its folder and in tables; ``base`` for the plain model.
+        lora: run folder, file or hub id; None for the plain model.
+        fingerprint: of its weight file or images; None for a hub id.
+        folder: of images made elsewhere.
+    """
+
+    name: str
+    lora: str | None = None
+    scale: float = 1.0
+    fingerprint: str | None = None
+    folder: str | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What has to be the same for scores to be compared.
+
+    ``batch_size`` is not among them: it changes no more than rounding.
+    """
+
+    model: ModelSource
+    draw: DrawSettings
+    precision: str
+    seeds: int
+    seed: int
+    prompts: str  # their fingerprint
+
+    def differences(self, other: "Settings") -> dict[str, tuple[Any, Any]]:
+        """What differs but for the model, by name."""
+        mine, theirs = self.flat(), other.flat()
+        return {
+            key: (mine[key], theirs[key]) for key in mine if mine[key] != theirs[key] and not key.startswith("model.")
+        }
+
+    def flat(self) -> dict[str, Any]:
+        tree = asdict(self)
+        for part in ("model", "draw"):
+            inner = tree.pop(part)
+            tree |= {f"{part}.{key}" if part == "model" else key: value for key, value in inner.items()}
+        return tree
+
+
+@dataclass(frozen=True)
+class Job:
+    """A whole evaluation.
+
+    Attributes:
+        settings: None when only folders made elsewhere are scored.
+        rewards: by full name.
+        reward_precision: what they compute in.
+        embedding: measure diversity and distance, for which clip-score's model embeds the images.
+        select_by: the measure a LoRA scale is recommended by.
+    """
+
+    prompts: Prompts
+    settings: Settings | None
+    variants: list[Variant]
+    rewards: dict[str, RewardSpec]
+    reward_precision: str = "no"
+    embedding: bool = True
+    select_by: str = ""
+    trained_on: list[str] = field(default_factory=list)
+
+    @property
+    def baseline(self) -> str:
+        """Every difference is taken to the first variant."""
+        return self.variants[0].name
+
+
+def items_of(prompts: Prompts, settings: Settings) -> list[Item]:
+    """Every image of a variant, prompts outermost.
+
+    The seed depends on the two indices only: more seeds or a longer set leave the others' images as they are.
+    """
+    return [
+        Item(f"{i:05d}_{j:02d}.png", i, j, p.text, p.category, key_to_seed(settings.seed, "eval", i, j))
+        for i, p in enumerate(prompts.prompts)
+        for j in range(settings.seeds)
+    ]
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value; the same in any order of its keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def lora_file(path: str) -> Path | None:
+    """The weight file behind a run folder or path; None for a hub id."""
+    place = Path(path).expanduser()
+    if place.is_dir():
+        named = place / "pytorch_lora_weights.safetensors"
+        return named if named.is_file() else next(iter(sorted(place.glob("*.safetensors"))), None)
+    return place if place.is_file() else None
+
+
+def variants_of(loras: list[str], scales: list[float], *, base: bool) -> list[Variant]:
+    """``base``, then every LoRA at every scale; scale 0 is ``base``, drawn once."""
+    wants_base = base or not loras or 0.0 in scales
+    found = [Variant(BASE)] if wants_base else []
+    names = list(_names(loras))
+    for lora, name in zip(loras, names, strict=True):
+        file = lora_file(lora)
+        fingerprint = file_hash(file) if file else None
+        for scale in scales:
+            if scale == 0:
+                continue
+            suffix = "" if scale == 1 else f"@{scale:g}"
+            found.append(Variant(name + suffix, lora, scale, fingerprint))
+    return found
+
+
+def _names(loras: list[str]) -> Iterator[str]:
+    """Short names fit for a folder, each once."""
+    taken = {BASE}
+    for lora in loras:
+        path = Path(lora)
+        stem = path.stem if path.suffix == ".safetensors" else path.name or path.resolve().name
+        if stem == "pytorch_lora_weights":
+            stem = path.resolve().parent.name
+        stem = re.sub(r"[^\w.+-]+", "-", stem).strip("-.") or "lora"
+        name, count = stem, 1
+        while name in taken:
+            count += 1
+            name = f"{stem}-{count}"
+        taken.add(name)
+        yield name
+
+
+def as_settings(tree: Mapping[str, Any]) -> Settings:
+    """Read back what ``asdict`` wrote."""
+    return Settings(
+        model=ModelSource(**tree["model"]),
+        draw=DrawSettings(**tree["draw"]),
+        **{key: tree[key] for key in ("precision", "seeds", "seed", "prompts")},
+    )

@@ -1,0 +1,255 @@
+"""What the report of an evaluation or a comparison says."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import rewards
+from sdo_cli.evaluate.job import Job, Prompts
+from sdo_cli.evaluate.score import DISTANCE, DIVERSITY
+from sdo_cli.evaluate.summary import (
+    Comparison,
+    Measured,
+    comparisons,
+    recommended,
+    scale_of,
+    sweeps,
+    values_of,
+)
+from sdo_cli.provenance import machine, versions
+from sdo_cli.reports import content
+from sdo_cli.scoring.statistics import Interval, mean_interval
+
+HOW_TO_READ = (
+    "The unit is the prompt: its seeds are averaged first. Brackets hold 95 % intervals by a studentized bootstrap "
+    "over prompts; win rates count prompts, ties half, with Wilson's interval."
+)
+
+
+def evaluation_report(job: Job, measured: list[Measured], tree: Mapping[str, Any], folder: Path) -> content.Report:
+    """Of one evaluation: every variant beside the first."""
+    base, measures = measured[0], _measures(measured)
+    pairs = {m.name: comparisons(base, m, job.prompts) for m in measured[1:]}
+    blocks: list[content.Chart | content.Forest | content.Table] = [_means(job, measured, measures)]
+    blocks += _difference_blocks(base, pairs, job.prompts)
+    for lora, sweep in sweeps(measured).items():
+        blocks += [_sweep_chart(lora, sweep, name, job) for name in measures if all(m.scores.get(name) for m in sweep)]
+    if table := _reference_table(tree):
+        blocks.append(table)
+    count = len({item.prompt for item in base.items})
+    seeds = len(base.items) // max(1, count)
+    return content.Report(
+        title=f"Evaluation: {', '.join(m.name for m in measured)}",
+        subtitle=f"{count} prompts of {job.prompts.name}, {seeds} image{'s' * (seeds != 1)} each",
+        verdict=_verdict(base, pairs, job.select_by) + _scale_sentences(measured, job),
+        blocks=blocks,
+        gallery=_gallery(measured, measures, job.prompts),
+        settings=_settings(job, tree),
+        machine=facts(),
+        repeat=[_repeat(folder)],
+    )
+
+
+def comparison_report(
+    measured: list[Measured],
+    pairs: Mapping[str, Mapping[str, Comparison]],
+    prompts: Prompts,
+    settings: list[tuple[str, str]],
+    select_by: str,
+    command: str,
+) -> content.Report:
+    """Of several variants, which may come from several evaluations, against the first."""
+    base, measures = measured[0], _measures(measured)
+    count = max((c.difference.n for found in pairs.values() for c in found.values()), default=0)
+    return content.Report(
+        title=f"Comparison: {' against '.join([', '.join(m.name for m in measured[1:]), base.name])}",
+        subtitle=f"{count} prompts of {prompts.name} that all have, same seeds",
+        verdict=_verdict(base, pairs, select_by),
+        blocks=_difference_blocks(base, pairs, prompts),
+        gallery=_gallery(measured, measures, prompts),
+        settings=settings,
+        machine=facts(),
+        repeat=[command],
+    )
+
+
+def facts() -> list[tuple[str, str]]:
+    """Machine and versions."""
+    return [*machine().items(), *versions().items()]
+
+
+def _measures(measured: list[Measured]) -> list[str]:
+    return list(dict.fromkeys(name for m in measured for name, table in m.scores.items() if table))
+
+
+def number(value: float) -> str:
+    return f"{value:.4f}" if value == value else "–"
+
+
+def signed(interval: Interval) -> str:
+    """``+0.0123 [+0.0100, +0.0146]``, a dash where an end cannot be told."""
+    ends = [f"{v:+.4f}" if v == v else "–" for v in (interval.mean, interval.low, interval.high)]
+    return f"{ends[0]} [{ends[1]}, {ends[2]}]"
+
+
+def percent(interval: Interval) -> str:
+    ends = [f"{100 * v:.0f}" if v == v else "–" for v in (interval.mean, interval.low, interval.high)]
+    return f"{ends[0]} % [{ends[1]}, {ends[2]}]"
+
+
+def role_of(name: str, job: Job) -> str:
+    if name in (DIVERSITY, DISTANCE):
+        return "of the images"
+    if name in job.trained_on:
+        return "trained"
+    return "only measures" if name in rewards.MEASURE_ONLY else ""
+
+
+def _means(job: Job, measured: list[Measured], measures: list[str]) -> content.Table:
+    rows = []
+    for m in measured:
+        for name in measures:
+            if m.scores.get(name):
+                found = mean_interval(values_of(m.scores[name]))
+                ends = f"[{number(found.low)}, {number(found.high)}]"
+                rows.append([m.name, name, role_of(name, job), number(found.mean), ends, str(found.n)])
+    head = ["images of", "measure", "", "mean", "95 % interval", "prompts"]
+    return content.Table("Means", head, rows, note=HOW_TO_READ)
+
+
+def _difference_blocks(
+    base: Measured, pairs: Mapping[str, Mapping[str, Comparison]], prompts: Prompts
+) -> list[content.Chart | content.Forest | content.Table]:
+    if not pairs:
+        return []
+    rows = [
+        [name, measure, signed(c.difference), percent(c.wins), str(c.difference.n)]
+        for name, found in pairs.items()
+        for measure, c in found.items()
+    ]
+    head = ["images of", "measure", f"difference to {base.name}", "better on", "prompts"]
+    blocks: list[content.Chart | content.Forest | content.Table] = [
+        content.Table(f"Differences to {base.name}, same prompts and noise", head, rows)
+    ]
+    measures = list(dict.fromkeys(measure for found in pairs.values() for measure in found))
+    for measure in measures:
+        lines = []
+        for name, found in pairs.items():
+            if measure not in found:
+                continue
+            whole = found[measure]
+            if whole.difference.low == whole.difference.low:
+                lines.append(_row("all prompts", whole.difference, name))
+            for category in prompts.categories:
+                if category in whole.categories:
+                    lines.append(_row(category, whole.categories[category], name))
+        if lines:
+            blocks.append(content.Forest(f"{measure}: difference to {base.name}", measure, lines))
+    return blocks
+
+
+def _row(label: str, interval: Interval, group: str) -> content.IntervalRow:
+    span = content.Interval(interval.mean, interval.low, interval.high)
+    return content.IntervalRow(label, span, f"{signed(interval)}, {interval.n} prompts", group)
+
+
+def _sweep_chart(lora: str, sweep: list[Measured], name: str, job: Job) -> content.Chart:
+    found = [mean_interval(values_of(m.scores[name])) for m in sweep]
+    series = content.Series(
+        name=name,
+        x=[scale_of(m.variant) for m in sweep],
+        y=[f.mean for f in found],
+        low=[f.low for f in found],
+        high=[f.high for f in found],
+    )
+    role = role_of(name, job)
+    title = f"{name}{f' ({role})' if role else ''} by the scale of {Path(lora).name}"
+    note = "Intervals are of each mean; neighbours share prompts and noise, so differences are known better."
+    return content.Chart(title, "LoRA scale", name, [series], note=note, markers=True)
+
+
+def _reference_table(tree: Mapping[str, Any]) -> content.Table | None:
+    rows = [
+        [name, key.replace("_", " "), f"{value:.4g}"]
+        for name, entry in tree["variants"].items()
+        for key, value in entry.get("reference", {}).items()
+    ]
+    note = "FID is biased upwards for small sets: compare only sets of the same size. KID is not."
+    return (
+        content.Table("Distance to the reference images", ["images of", "", "value"], rows, note=note) if rows else None
+    )
+
+
+def _verdict(base: Measured, pairs: Mapping[str, Mapping[str, Comparison]], select_by: str) -> list[str]:
+    sentences = []
+    for name, found in list(pairs.items())[:4]:
+        if select_by not in found:
+            continue
+        c = found[select_by]
+        if c.difference.low > 0:
+            said = "is better than"
+        elif c.difference.high < 0:
+            said = "is worse than"
+        else:
+            said = "cannot be told from"
+        sentences.append(
+            f"By {select_by}, {name} {said} {base.name}: {signed(c.difference)}, better on {percent(c.wins)} of "
+            f"{c.difference.n} prompts."
+        )
+    return sentences
+
+
+def _scale_sentences(measured: list[Measured], job: Job) -> list[str]:
+    sentences = []
+    for lora, sweep in sweeps(measured).items():
+        if all(m.scores.get(job.select_by) for m in sweep):
+            scale = scale_of(recommended(sweep, job.select_by).variant)
+            sentences.append(
+                f"Recommended scale of {Path(lora).name}: {scale:g}, the smallest that {job.select_by} cannot tell "
+                "from the best. It is chosen on these prompts: state its gain on others."
+            )
+    return sentences
+
+
+def _settings(job: Job, tree: Mapping[str, Any]) -> list[tuple[str, str]]:
+    found = [("prompts", f"{job.prompts.name} ({job.prompts.source})")]
+    if job.settings is not None:
+        flat = {key.removeprefix("model."): value for key, value in job.settings.flat().items()}
+        found += [
+            (key.replace("_", " "), str(value))
+            for key, value in flat.items()
+            if value not in (None, "") and key != "prompts"
+        ]
+    for variant in job.variants:
+        if variant.lora:
+            found.append((variant.name, f"{variant.lora} at scale {variant.scale:g}"))
+        elif variant.folder:
+            found.append((variant.name, variant.folder))
+    for name, spec in job.rewards.items():
+        given = ", ".join(f"{key}={value}" for key, value in spec.options.items())
+        found.append((name, given or "as published"))
+    return [*found, ("settings hash", tree["settings_hash"][:16])]
+
+
+def _repeat(folder: Path) -> str:
+    from sdo_cli.files import read_json
+
+    manifest = folder / "manifest.json"
+    return read_json(manifest)["command"] if manifest.exists() else f"sdo report {shlex.quote(str(folder))}"
+
+
+def _gallery(measured: list[Measured], measures: list[str], prompts: Prompts) -> content.Gallery:
+    places = {m.name: {(item.prompt, item.seed_index): item for item in m.items} for m in measured}
+    cases = []
+    # every image that any variant has, in the order of the set
+    for key in sorted(set().union(*places.values())):
+        item = next(table[key] for table in places.values() if key in table)
+        images = [m.folder / places[m.name][key].file if key in places[m.name] else None for m in measured]
+        scores = {
+            name: [m.scores.get(name, {}).get(key, m.scores.get(name, {}).get((key[0], None))) for m in measured]
+            for name in measures
+        }
+        details = f"prompt {item.prompt}" + (f", seed {item.seed}" if item.seed is not None else "")
+        cases.append(content.Case(f"{key[0]:05d}_{key[1]:02d}", item.text, item.category, images, scores, details))
+    return content.Gallery([m.name for m in measured], measures, cases)

@@ -1,0 +1,394 @@
+"""One evaluation from settings to report. All I/O of an evaluation folder is here."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdo_cli.device import dtype_of, pick_device
+from sdo_cli.errors import RecipeFault
+from sdo_cli.evaluate.draw import draw_variant, missing_items
+from sdo_cli.evaluate.folders import SUFFIXES, folder_hash, read_folder
+from sdo_cli.evaluate.job import EvalPrompt, Item, Job, Prompts, Variant, as_settings, digest, items_of
+from sdo_cli.evaluate.reference import fid_kid, inception, inception_features, require_torchmetrics
+from sdo_cli.evaluate.report import evaluation_report
+from sdo_cli.evaluate.score import (
+    CLIP_SCORE,
+    EMBEDDED_MEASURES,
+    ScoreFile,
+    distance_lines,
+    diversity_lines,
+    embed_variant,
+    read_image,
+    score_variant,
+)
+from sdo_cli.evaluate.summary import Measured, scores_csv, summary, summary_csv, values_of
+from sdo_cli.files import read_json, write_json, write_text
+from sdo_cli.progress import Reporter
+from sdo_cli.provenance import command, machine, now, versions
+from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec, ValidationSpec
+from sdo_cli.reports.page import write_report
+from sdo_cli.scoring.rewards import build_reward
+from sdo_cli.scoring.statistics import mean_interval
+from sdo_cli.weights.needs import explaining
+
+SETTINGS = "settings.json"
+
+
+class Evaluation:
+    """An evaluation folder: its settings, images and scores.
+
+    Args:
+        job: what to draw and measure.
+        folder: new, or one that holds an evaluation with the same settings, which is then continued.
+    """
+
+    def __init__(self, job: Job, folder: Path) -> None:
+        self.job, self.folder = job, folder
+        self.items = {variant.name: self._items(variant) for variant in job.variants}
+
+    @classmethod
+    def open(cls, folder: Path) -> "Evaluation":
+        """One on disk.
+
+        Raises:
+            RecipeFault: the folder holds none.
+        """
+        path = folder / SETTINGS
+        if not path.is_file():
+            raise RecipeFault([f"{folder}: holds no evaluation (no {SETTINGS})"], what="command line")
+        return cls(job_from(read_json(path)), folder)
+
+    def _items(self, variant: Variant) -> list[Item]:
+        if variant.folder is not None:
+            return read_folder(Path(variant.folder), self.job.prompts)[1]
+        assert self.job.settings is not None
+        return items_of(self.job.prompts, self.job.settings)
+
+    def images(self, variant: Variant) -> Path:
+        """The folder of a variant's images."""
+        return Path(variant.folder) if variant.folder is not None else self.folder / variant.name
+
+    def measured(self) -> list[Measured]:
+        """Every variant with the scores there are."""
+        scores = ScoreFile(self.folder / "scores.jsonl")
+        names = [*self.job.rewards, *(EMBEDDED_MEASURES if self.job.embedding else ())]
+        return [
+            Measured(
+                variant,
+                self.images(variant),
+                self.items[variant.name],
+                {name: table for name in names if (table := scores.of(variant.name, name))},
+            )
+            for variant in self.job.variants
+        ]
+
+
+def job_tree(job: Job) -> dict[str, Any]:
+    """What ``settings.json`` holds."""
+    measured = {"rewards": {name: spec.options for name, spec in job.rewards.items()}, "embedding": job.embedding}
+    measured["reward_precision"] = job.reward_precision
+    drawn = asdict(job.settings) if job.settings else None
+    return {
+        "hash": digest([drawn, job.prompts.fingerprint, measured]),
+        "settings": drawn,
+        **measured,
+        "select_by": job.select_by,
+        "trained_on": job.trained_on,
+        "variants": [asdict(variant) for variant in job.variants],
+        "prompts": {
+            "name": job.prompts.name,
+            "source": job.prompts.source,
+            "fingerprint": job.prompts.fingerprint,
+            "list": [[p.text, p.category] for p in job.prompts.prompts],
+        },
+    }
+
+
+def job_from(tree: dict[str, Any]) -> Job:
+    prompts = tree["prompts"]
+    return Job(
+        prompts=Prompts(prompts["name"], prompts["source"], [EvalPrompt(*pair) for pair in prompts["list"]]),
+        settings=as_settings(tree["settings"]) if tree["settings"] else None,
+        variants=[Variant(**entry) for entry in tree["variants"]],
+        rewards={name: RewardSpec(name, options=options) for name, options in tree["rewards"].items()},
+        reward_precision=tree["reward_precision"],
+        embedding=tree["embedding"],
+        select_by=tree["select_by"],
+        trained_on=tree["trained_on"],
+    )
+
+
+def joined(job: Job, folder: Path) -> Job:
+    """``job``, with what an evaluation in ``folder`` already has: more LoRAs and rewards may be added to it.
+
+    Raises:
+        RecipeFault: the folder holds something else, or an evaluation with other settings.
+    """
+    path = folder / SETTINGS
+    if not path.is_file():
+        if folder.exists() and any(folder.iterdir()):
+            raise RecipeFault(
+                [f"--out {folder}: is not empty and holds no evaluation; give another folder"], what="command line"
+            )
+        return job
+    before = job_from(read_json(path))
+    problems = list(_clashes(before, job))
+    if problems:
+        lines = [f"--out {folder}: holds an evaluation with other settings: {problem}" for problem in problems]
+        raise RecipeFault([*lines[:6], "give another folder, or the same settings to continue it"], what="command line")
+    variants = {variant.name: variant for variant in (*before.variants, *job.variants)}
+    return replace(
+        job,
+        variants=list(variants.values()),
+        rewards=before.rewards | job.rewards,
+        embedding=before.embedding or job.embedding,
+        trained_on=list(dict.fromkeys((*before.trained_on, *job.trained_on))),
+    )
+
+
+def _clashes(before: Job, job: Job) -> Iterable[str]:
+    if (before.settings is None) != (job.settings is None):
+        yield "images of a folder beside images sdo draws"
+    elif before.settings is not None and job.settings is not None:
+        mine, theirs = before.settings.flat(), job.settings.flat()
+        yield from (f"{key} is {mine[key]!r} there, {theirs[key]!r} here" for key in mine if mine[key] != theirs[key])
+    elif before.prompts.fingerprint != job.prompts.fingerprint:
+        yield "other prompts"
+    if before.reward_precision != job.reward_precision:
+        yield f"reward precision is {before.reward_precision} there, {job.reward_precision} here"
+    known = {variant.name: variant for variant in before.variants}
+    for variant in job.variants:
+        other = known.get(variant.name, variant)
+        if other != variant:
+            kind = "images" if variant.folder else "LoRA"
+            yield f"its {kind} {variant.name} has changed, or is another one of that name"
+    for name, spec in job.rewards.items():
+        if name in before.rewards and before.rewards[name].options != spec.options:
+            yield f"options of {name} are {before.rewards[name].options} there, {dict(spec.options)} here"
+
+
+def evaluate(
+    job: Job,
+    folder: Path,
+    reporter: Reporter,
+    *,
+    batch_size: int = 16,
+    reference: Path | None = None,
+    features: str = "inception",
+    inception_weights: Path | None = None,
+    report: bool = True,
+) -> dict[str, Any]:
+    """Draw what is missing, score what is not scored, write the tables; returns what ``summary.json`` holds.
+
+    Images, scores and tables of a repeated, resumed or unbroken evaluation are the same, byte for byte.
+    """
+    if reference is not None:
+        require_torchmetrics(features, inception_weights)
+    job = joined(job, folder)
+    evaluation = Evaluation(job, folder)
+    with explaining(_as_recipe(job), "RECIPE"):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / SETTINGS, job_tree(job))
+        record = {"command": command(), "started": now(), "versions": versions(), "machine": machine()}
+        status = "failed"
+        _write_manifest(folder, record, "running")
+        try:
+            draw(evaluation, reporter, batch_size=batch_size)
+            score(evaluation, reporter, batch_size=batch_size)
+            distances = {}
+            if reference is not None:
+                distances = to_reference(evaluation, reference, features, inception_weights, reporter)
+            tree = write_tables(evaluation, distances, report=report)
+            status = "finished"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            _write_manifest(folder, record, status)
+    return tree
+
+
+def _write_manifest(folder: Path, record: dict[str, Any], status: str) -> None:
+    write_json(folder / "manifest.json", {"status": status, **record, "written": now()})
+
+
+def _as_recipe(job: Job) -> Recipe:
+    """The weights an evaluation needs, in the form they are looked up by."""
+    model = asdict(job.settings.model) if job.settings else {"model": "embedded"}
+    specs = [replace(spec, name=name) for name, spec in job.rewards.items()]
+    return Recipe(rewards=[], prompts=PromptSource(lines=["-"]), validation=ValidationSpec(rewards=specs), **model)
+
+
+def draw(evaluation: Evaluation, reporter: Reporter, *, batch_size: int, rank: int = 0, world: int = 1) -> None:
+    """Every variant's missing images; ``rank`` of ``world`` processes draws its share of the chunks."""
+    settings = evaluation.job.settings
+    if settings is None:
+        return
+    drawn = [variant for variant in evaluation.job.variants if variant.folder is None]
+    left = sum(len(missing_items(evaluation.items[v.name], evaluation.images(v))) for v in drawn)
+    if left:
+        reporter.phase("images", left)
+    for variant in drawn:
+        draw_variant(
+            settings,
+            variant,
+            evaluation.items[variant.name],
+            evaluation.images(variant),
+            reporter,
+            batch_size=batch_size,
+            rank=rank,
+            world=world,
+        )
+
+
+def score(evaluation: Evaluation, reporter: Reporter, *, batch_size: int) -> None:
+    """One reward after the other, so that no two take memory at a time."""
+    job, device = evaluation.job, pick_device()
+    scores = ScoreFile(evaluation.folder / "scores.jsonl")
+    total = sum(len(items) for items in evaluation.items.values())
+    for name, spec in job.rewards.items():
+        if all(_is_scored(evaluation, scores, variant, name) for variant in job.variants):
+            continue
+        reward = build_reward(name, spec.options, device, dtype_of(job.reward_precision))
+        reporter.phase(name, total)
+        for variant in job.variants:
+            items, images = evaluation.items[variant.name], evaluation.images(variant)
+            if name == CLIP_SCORE and job.embedding:
+                kept = _embeddings_file(evaluation, variant)
+                embed_variant(
+                    reward, variant.name, items, images, kept, scores, reporter, device=device, batch_size=batch_size
+                )
+            else:
+                score_variant(
+                    name, reward, variant.name, items, images, scores, reporter, device=device, batch_size=batch_size
+                )
+        del reward
+        reporter.note(_said(evaluation, scores, name))
+    if job.embedding:
+        _embedded_measures(evaluation, scores)
+
+
+def _is_scored(evaluation: Evaluation, scores: ScoreFile, variant: Variant, name: str) -> bool:
+    needs_file = name == CLIP_SCORE and evaluation.job.embedding
+    if needs_file and not _embeddings_file(evaluation, variant).exists():
+        return False
+    return all(scores.has(variant.name, name, i.prompt, i.seed_index) for i in evaluation.items[variant.name])
+
+
+def _embeddings_file(evaluation: Evaluation, variant: Variant) -> Path:
+    return evaluation.folder / "embeddings" / f"{variant.name}.safetensors"
+
+
+def _embeddings(evaluation: Evaluation, variant: Variant) -> Tensor:
+    from safetensors.torch import load_file
+
+    table = load_file(_embeddings_file(evaluation, variant))
+    return torch.stack([table[item.file] for item in evaluation.items[variant.name]])
+
+
+def _embedded_measures(evaluation: Evaluation, scores: ScoreFile) -> None:
+    first = evaluation.job.variants[0]
+    base_items, base = evaluation.items[first.name], _embeddings(evaluation, first)
+    for variant in evaluation.job.variants:
+        items, rows = evaluation.items[variant.name], _embeddings(evaluation, variant)
+        scores.add(diversity_lines(variant.name, items, rows))
+        if variant is not first:
+            scores.add(distance_lines(variant.name, items, rows, base_items, base))
+
+
+def _said(evaluation: Evaluation, scores: ScoreFile, name: str) -> str:
+    means = []
+    for variant in evaluation.job.variants:
+        found = mean_interval(values_of(scores.of(variant.name, name)))
+        means.append(f"{variant.name} {found.mean:.4f} [{found.low:.4f}, {found.high:.4f}]")
+    return f"{name}: " + ", ".join(means)
+
+
+def to_reference(
+    evaluation: Evaluation,
+    reference: Path,
+    features: str,
+    weights: Path | None,
+    reporter: Reporter,
+) -> dict[str, dict[str, float]]:
+    """FID and KID of every variant to the images in ``reference``."""
+    device, job = pick_device(), evaluation.job
+    files = sorted(path for path in reference.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if len(files) < 2:
+        raise RecipeFault(
+            [f"--reference {reference}: holds {len(files)} images; it needs two or more"], what="command line"
+        )
+    reporter.phase(f"reference ({features})", len(job.variants) + 1)
+    network: Any = None
+    clip: Any = None
+    if features == "inception":
+        network = inception(weights, device)
+    else:
+        spec = job.rewards[CLIP_SCORE]
+        clip = build_reward(CLIP_SCORE, spec.options, device, dtype_of(job.reward_precision))
+
+    def rows(paths: list[Path]) -> Tensor:
+        reporter.advance()
+        if network is not None:
+            return inception_features(network, paths, device)
+        with torch.no_grad():
+            return torch.cat([clip.encoder.images(read_image(path)[None].to(device)).float().cpu() for path in paths])
+
+    theirs = rows(files)
+    prefix = "" if features == "inception" else "clip_"
+    found = {}
+    for variant in job.variants:
+        mine = [evaluation.images(variant) / item.file for item in evaluation.items[variant.name]]
+        found[variant.name] = {**fid_kid(rows(mine), theirs, prefix=prefix), "reference_images": float(len(files))}
+    write_json(evaluation.folder / "reference.json", found)
+    return found
+
+
+def write_tables(
+    evaluation: Evaluation, distances: dict[str, dict[str, float]], *, report: bool = True
+) -> dict[str, Any]:
+    """``summary.json``, two CSV files and the report."""
+    folder, job = evaluation.folder, evaluation.job
+    kept = folder / "reference.json"
+    distances = distances or (read_json(kept) if kept.exists() else {})
+    measured = evaluation.measured()
+    tree = {
+        "settings_hash": job_tree(job)["hash"],
+        "versions": versions(),
+        "settings": asdict(job.settings) if job.settings else None,
+        "rewards": {name: dict(spec.options) for name, spec in job.rewards.items()},
+        **summary(job, measured, distances),
+    }
+    write_json(folder / "summary.json", tree)
+    write_text(folder / "summary.csv", summary_csv(tree))
+    write_text(folder / "scores.csv", scores_csv(measured, job.prompts))
+    if report:
+        write_report(evaluation_report(job, measured, tree, folder), folder / "report.html")
+    return tree
+
+
+def folder_variants(folders: list[Path], prompts: Prompts | None) -> tuple[list[Variant], Prompts]:
+    """Folders made elsewhere as variants, and their prompts, which must be the same.
+
+    Raises:
+        RecipeFault: a folder that cannot be read, or whose prompts are not those of the first.
+    """
+    variants: list[Variant] = []
+    first: Prompts | None = None
+    for folder in folders:
+        own, items = read_folder(folder, prompts)
+        if first is not None and [p.text for p in own.prompts] != [p.text for p in first.prompts]:
+            raise RecipeFault(
+                [f"--images {folder}: has other prompts than {folders[0]}; score them one by one"], what="command line"
+            )
+        first = first or own
+        name = folder.resolve().name
+        taken = {variant.name for variant in variants}
+        unique = next(n for n in (name, *(f"{name}-{i}" for i in range(2, 1000))) if n not in taken)
+        variants.append(Variant(unique, folder=str(folder.resolve()), fingerprint=folder_hash(folder, items)))
+    assert first is not None
+    return variants, prompts or first

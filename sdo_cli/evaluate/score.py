@@ -1,0 +1,214 @@
+"""Scores of images on disk, one reward at a time, each appended to ``scores.jsonl`` as it is known."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rewards.base import Reward
+from sdo_cli.errors import EnvironmentFault, TrainingFault
+from sdo_cli.evaluate.job import Item
+from sdo_cli.files import write_atomic
+from sdo_cli.progress import Reporter
+
+CLIP_SCORE = "clip-score"
+DIVERSITY = "diversity"
+DISTANCE = "distance-from-base"
+# measured by embeddings, not by a reward
+EMBEDDED_MEASURES = (DIVERSITY, DISTANCE)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A line of ``scores.jsonl``; ``seed`` is None for what is measured over all images of a prompt."""
+
+    variant: str
+    measure: str
+    prompt: int
+    seed: int | None
+    image: str | None
+    score: float
+
+
+class ScoreFile:
+    """Append-only; a line that was cut off by a kill is removed when the file is opened again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known: dict[tuple[str, str], dict[tuple[int, int | None], float]] = defaultdict(dict)
+        if path.exists():
+            self._read()
+
+    def _read(self) -> None:
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            with self.path.open("r+b") as stream:
+                stream.truncate(len(whole))
+        for number, line in enumerate(whole.decode().splitlines(), 1):
+            try:
+                self._keep(Score(**json.loads(line)))
+            except (ValueError, TypeError) as fault:
+                raise EnvironmentFault(
+                    f"{self.path}:{number}: is not a score", remedy="remove the file; images are scored again"
+                ) from fault
+
+    def _keep(self, score: Score) -> None:
+        self._known[score.variant, score.measure][score.prompt, score.seed] = score.score
+
+    def has(self, variant: str, measure: str, prompt: int, seed: int | None) -> bool:
+        return (prompt, seed) in self._known[variant, measure]
+
+    def add(self, scores: list[Score]) -> None:
+        """Append those that are not known yet, in one write."""
+        fresh = [s for s in scores if not self.has(s.variant, s.measure, s.prompt, s.seed)]
+        if not fresh:
+            return
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write("".join(json.dumps(s.__dict__) + "\n" for s in fresh))
+        for score in fresh:
+            self._keep(score)
+
+    def of(self, variant: str, measure: str) -> dict[tuple[int, int | None], float]:
+        """By (prompt, seed)."""
+        return dict(self._known[variant, measure])
+
+
+def read_image(path: Path) -> Tensor:
+    """``[3, H, W]`` in [0, 1], as 8-bit RGB; transparent parts are black."""
+    try:
+        with Image.open(path) as image:
+            array = np.array(image.convert("RGB"))
+    except (OSError, ValueError) as fault:
+        raise EnvironmentFault(
+            f"{path} is no readable image: {fault}", remedy="remove it; if sdo drew it, it is drawn again"
+        ) from fault
+    return torch.from_numpy(array).permute(2, 0, 1).float() / 255
+
+
+def batches(items: list[Item], folder: Path, size: int, device: torch.device) -> Iterator[tuple[list[Item], Tensor]]:
+    """Images of one size together, at most ``size``; which go together does not depend on what was scored before."""
+    for start in range(0, len(items), size):
+        by_shape: dict[torch.Size, list[tuple[Item, Tensor]]] = defaultdict(list)
+        for item in items[start : start + size]:
+            image = read_image(folder / item.file)
+            by_shape[image.shape].append((item, image))
+        for pairs in by_shape.values():
+            yield [item for item, _ in pairs], torch.stack([image for _, image in pairs]).to(device)
+
+
+@torch.no_grad()
+def score_variant(
+    name: str,
+    reward: Reward,
+    variant: str,
+    items: list[Item],
+    folder: Path,
+    scores: ScoreFile,
+    reporter: Reporter,
+    *,
+    device: torch.device,
+    batch_size: int,
+) -> None:
+    """Score what is missing.
+
+    Raises:
+        TrainingFault: a score that is not finite.
+    """
+    for start in range(0, len(items), batch_size):
+        part = items[start : start + batch_size]
+        if not all(scores.has(variant, name, item.prompt, item.seed_index) for item in part):
+            for some, images in batches(part, folder, batch_size, device):
+                found = reward.score(images, [item.text for item in some])
+                scores.add(_lines(variant, name, some, found))
+        reporter.advance(len(part), running_mean(scores, variant, name))
+
+
+def _lines(variant: str, measure: str, items: list[Item], values: Tensor) -> list[Score]:
+    lines = []
+    for item, value in zip(items, values.double().tolist(), strict=True):
+        if not np.isfinite(value):
+            raise TrainingFault(
+                f"{measure} of {variant}/{item.file} is not finite", remedy="look at the image; try reward precision no"
+            )
+        lines.append(Score(variant, measure, item.prompt, item.seed_index, item.file, value))
+    return lines
+
+
+def running_mean(scores: ScoreFile, variant: str, measure: str) -> str:
+    values = list(scores.of(variant, measure).values())
+    return f"{variant}: {sum(values) / len(values):.4f}" if values else ""
+
+
+@torch.no_grad()
+def embed_variant(
+    clip: Any,
+    variant: str,
+    items: list[Item],
+    folder: Path,
+    kept: Path,
+    scores: ScoreFile,
+    reporter: Reporter,
+    *,
+    device: torch.device,
+    batch_size: int,
+) -> Tensor:
+    """Unit-length embeddings ``[images, D]`` by clip-score's model, and the clip-score on the way.
+
+    They are kept in the file ``kept``, under the names of the images.
+    """
+    names = [item.file for item in items]
+    if kept.exists():
+        table = load_file(kept)
+        known = all(scores.has(variant, CLIP_SCORE, item.prompt, item.seed_index) for item in items)
+        if known and set(names) <= set(table):
+            reporter.advance(len(items), running_mean(scores, variant, CLIP_SCORE))
+            return torch.stack([table[name] for name in names])
+    found: dict[str, Tensor] = {}
+    for start in range(0, len(items), batch_size):
+        part = items[start : start + batch_size]
+        for some, images in batches(part, folder, batch_size, device):
+            rows = clip.encoder.images(images)
+            similarity = (rows * clip.encoder.prompts([item.text for item in some])).sum(-1)
+            scores.add(_lines(variant, CLIP_SCORE, some, similarity))
+            found |= {item.file: row for item, row in zip(some, rows.float().cpu(), strict=True)}
+        reporter.advance(len(part), running_mean(scores, variant, CLIP_SCORE))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(kept, lambda path: save_file({name: row.contiguous() for name, row in found.items()}, path))
+    return torch.stack([found[name] for name in names])
+
+
+def diversity_lines(variant: str, items: list[Item], embeddings: Tensor) -> list[Score]:
+    """Per prompt the mean of 1 - cos over all pairs of its images; none for a prompt with one image."""
+    rows: dict[int, list[Tensor]] = defaultdict(list)
+    for item, row in zip(items, embeddings.double(), strict=True):
+        rows[item.prompt].append(row)
+    lines = []
+    for prompt, some in rows.items():
+        if (count := len(some)) > 1:
+            similar = torch.stack(some) @ torch.stack(some).T
+            others = (similar.sum() - similar.diagonal().sum()) / (count * (count - 1))
+            lines.append(Score(variant, DIVERSITY, prompt, None, None, 1 - others.item()))
+    return lines
+
+
+def distance_lines(
+    variant: str, items: list[Item], embeddings: Tensor, base_items: list[Item], base: Tensor
+) -> list[Score]:
+    """Per image 1 - cos to the base's image of the same prompt and seed."""
+    place = {(item.prompt, item.seed_index): row for item, row in zip(base_items, base.double(), strict=True)}
+    lines = []
+    for item, row in zip(items, embeddings.double(), strict=True):
+        other = place.get((item.prompt, item.seed_index))
+        if other is not None:
+            value = 1 - (row @ other).item()
+            lines.append(Score(variant, DISTANCE, item.prompt, item.seed_index, item.file, value))
+    return lines

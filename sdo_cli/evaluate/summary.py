@@ -1,0 +1,219 @@
+"""From scores to means, paired differences, win rates and a LoRA scale."""
+
+import csv
+import io
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdo_cli.evaluate.job import Item, Job, Prompts, Variant
+from sdo_cli.scoring.statistics import Interval, Values, mean_interval, win_rate
+
+Table = Mapping[tuple[int, int | None], float]
+
+# categories with fewer prompts say too little to be listed
+FEWEST_IN_CATEGORY = 2
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A variant with its images and scores, ``{measure: {(prompt, seed): score}}``."""
+
+    variant: Variant
+    folder: Path
+    items: list[Item]
+    scores: Mapping[str, Table]
+
+    @property
+    def name(self) -> str:
+        return self.variant.name
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """B against A by one measure, over the prompts both have.
+
+    Attributes:
+        difference: mean of B - A.
+        wins: share of prompts on which B is better, ties half.
+        categories: the difference within each.
+        gains: B - A by prompt.
+    """
+
+    measure: str
+    difference: Interval
+    wins: Interval
+    categories: dict[str, Interval]
+    gains: dict[int, float]
+
+
+def by_prompt(table: Table) -> dict[int, float]:
+    """The mean over the seeds of each prompt."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for (prompt, _), score in table.items():
+        found[prompt].append(score)
+    return {prompt: sum(found[prompt]) / len(found[prompt]) for prompt in sorted(found)}
+
+
+def values_of(table: Table) -> Values:
+    return np.array(list(by_prompt(table).values()), dtype=np.float64)
+
+
+def compare(a: Table, b: Table, measure: str, category_of: Mapping[int, str]) -> Comparison:
+    """Paired by prompt and seed: what only one side has is left out."""
+    both = sorted(set(a) & set(b), key=lambda key: (key[0], -1 if key[1] is None else key[1]))
+    gains = by_prompt({key: b[key] - a[key] for key in both})
+    groups: dict[str, list[float]] = defaultdict(list)
+    for prompt, gain in gains.items():
+        if category := category_of.get(prompt, ""):
+            groups[category].append(gain)
+    values = np.array(list(gains.values()), dtype=np.float64)
+    return Comparison(
+        measure=measure,
+        difference=mean_interval(values),
+        wins=win_rate(values),
+        categories={
+            name: mean_interval(np.array(some)) for name, some in groups.items() if len(some) >= FEWEST_IN_CATEGORY
+        },
+        gains=gains,
+    )
+
+
+def comparisons(a: Measured, b: Measured, prompts: Prompts) -> dict[str, Comparison]:
+    """By measure, for those both have."""
+    category_of = {index: prompt.category for index, prompt in enumerate(prompts.prompts)}
+    return {
+        measure: compare(a.scores[measure], b.scores[measure], measure, category_of)
+        for measure in b.scores
+        if a.scores.get(measure) and b.scores[measure]
+    }
+
+
+def sweeps(measured: list[Measured]) -> dict[str, list[Measured]]:
+    """Variants of one LoRA by rising scale, the base as scale 0; only LoRAs drawn at several scales."""
+    base = [m for m in measured if m.variant.lora is None and m.variant.folder is None]
+    by_lora: dict[str, list[Measured]] = defaultdict(list)
+    for m in measured:
+        if m.variant.lora is not None:
+            by_lora[m.variant.lora].append(m)
+    return {
+        lora: sorted(base + some, key=lambda m: scale_of(m.variant)) for lora, some in by_lora.items() if len(some) > 1
+    }
+
+
+def scale_of(variant: Variant) -> float:
+    return variant.scale if variant.lora is not None else 0.0
+
+
+def recommended(sweep: list[Measured], measure: str) -> Measured:
+    """The smallest scale that is not worse than the best one by more than chance (the interval of the difference).
+
+    A larger scale that gains nothing certain only moves the images further from the base.
+    """
+    best = max(sweep, key=lambda m: float(values_of(m.scores[measure]).mean()))
+    for m in sweep:
+        if not compare(m.scores[measure], best.scores[measure], measure, {}).difference.low > 0:
+            return m
+    return best
+
+
+def summary(job: Job, measured: list[Measured], reference: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """What ``summary.json`` holds; the same for the same scores, whenever and how often they were computed.
+
+    Args:
+        reference: by variant, distances between distributions (FID, KID).
+    """
+    base = measured[0]
+    tree: dict[str, Any] = {
+        "baseline": base.name,
+        "prompts": {
+            "name": job.prompts.name,
+            "count": len({item.prompt for item in base.items}),
+            "categories": job.prompts.categories,
+        },
+        "variants": {},
+        "differences": {},
+    }
+    for m in measured:
+        rows = {}
+        for name, table in m.scores.items():
+            if table:
+                found = mean_interval(values := values_of(table))
+                error = float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
+                rows[name] = {**asdict(found), "standard_error": error, "scores": len(table)}
+        tree["variants"][m.name] = {"images": len(m.items), **asdict(m.variant), "measures": rows}
+        if m.name in reference:
+            tree["variants"][m.name]["reference"] = dict(reference[m.name])
+    for m in measured[1:]:
+        tree["differences"][m.name] = {
+            name: {
+                "difference": asdict(found.difference),
+                "win_rate": asdict(found.wins),
+                "categories": {category: asdict(value) for category, value in found.categories.items()},
+            }
+            for name, found in comparisons(base, m, job.prompts).items()
+        }
+    chosen = {}
+    for lora, sweep in sweeps(measured).items():
+        if all(m.scores.get(job.select_by) for m in sweep):
+            best = recommended(sweep, job.select_by)
+            chosen[lora] = {"by": job.select_by, "scale": scale_of(best.variant), "variant": best.name}
+    if chosen:
+        tree["recommended_scale"] = chosen
+    return without_nan(tree)
+
+
+def without_nan(value: Any) -> Any:
+    """JSON knows no NaN: what cannot be told is null."""
+    if isinstance(value, dict):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def scores_csv(measured: list[Measured], prompts: Prompts) -> str:
+    """One row per image: variant, file, prompt, category, seed, then a column per measure."""
+    names = list(dict.fromkeys(name for m in measured for name in m.scores))
+    rows: list[list[Any]] = [["variant", "image", "prompt_index", "seed_index", "seed", "category", "prompt", *names]]
+    for m in measured:
+        for item in m.items:
+            # what is measured per prompt stands beside each of its images
+            found = [_at(m.scores.get(name, {}), item) for name in names]
+            place = [item.prompt, item.seed_index, "" if item.seed is None else item.seed]
+            rows.append([m.name, item.file, *place, item.category, item.text, *found])
+    return as_csv(rows)
+
+
+def _at(table: Table, item: Item) -> float | str:
+    value = table.get((item.prompt, item.seed_index), table.get((item.prompt, None)))
+    return "" if value is None else value
+
+
+def summary_csv(tree: Mapping[str, Any]) -> str:
+    """One row per variant and measure."""
+    head = ["variant", "measure", "mean", "standard_error", "low", "high", "prompts"]
+    head += ["difference", "difference_low", "difference_high", "win_rate", "win_rate_low", "win_rate_high"]
+    rows: list[list[Any]] = [head]
+    for variant, entry in tree["variants"].items():
+        for measure, row in entry["measures"].items():
+            found = tree["differences"].get(variant, {}).get(measure)
+            gain = (
+                [found[part][key] for part in ("difference", "win_rate") for key in ("mean", "low", "high")]
+                if found
+                else []
+            )
+            own = [row[key] for key in ("mean", "standard_error", "low", "high", "n")]
+            rows.append([variant, measure, *own, *gain, *[""] * (6 - len(gain))])
+    return as_csv(rows)
+
+
+def as_csv(rows: Iterable[Iterable[Any]]) -> str:
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(["" if v is None else v for v in row] for row in rows)
+    return stream.getvalue()

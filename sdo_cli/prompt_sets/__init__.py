@@ -1,0 +1,1 @@
+"""Prompt sets: shipped ones, and readers of the files the field uses."""

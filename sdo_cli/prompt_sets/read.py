@@ -1,0 +1,124 @@
+"""From a name to a prompt set: shipped, a local file or folder, or a dataset on the hub."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdo_cli.hub import WeightFile, find_file, list_files
+from sdo_cli.prompt_sets.files import SUFFIXES, PromptSet, read_path
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Where a benchmark of the field lies on the hub.
+
+    Attributes:
+        repo: of a dataset.
+        files: inside it; the stem is the category where there are several. Empty: the one readable file.
+        column: of the prompts; None finds it.
+    """
+
+    summary: str
+    repo: str
+    files: tuple[str, ...] = ()
+    column: str | None = None
+
+
+STYLES = ("anime", "concept-art", "paintings", "photo")
+BENCHMARKS = {
+    "partiprompts": Benchmark("PartiPrompts: 1,632 prompts", "nateraw/parti-prompts", ("PartiPrompts.tsv",)),
+    "drawbench": Benchmark("DrawBench: 200 prompts", "sayakpaul/drawbench"),
+    "hpsv2": Benchmark(
+        "HPSv2's benchmark: 800 prompts in each of four styles",
+        "zhwang/HPDv2",
+        tuple(f"benchmark/{style}.json" for style in STYLES),
+    ),
+}
+SHIPPED = {
+    "emoji-eval": "held-out words and colours of the embedded model, by kind of thing",
+    "emoji-heldout": "the same, as recipes use them",
+    "emoji-train": "what recipes on the embedded model train on",
+    "animals": "simple animals, none of animals-train, by kind",
+    "animals-train": "45 animals, the set used since DDPO's aesthetic task",
+    "animals-heldout": "animals no recipe trains on",
+    "varied-eval": "200 prompts of all lengths in ten categories",
+    "varied-train": "people, things, animals and places in several styles",
+    "varied-heldout": "other subjects, places and styles than varied-train",
+}
+
+
+def shipped_folder() -> Path:
+    """Where the recipes lie: inside the package when installed from a wheel, beside it in a checkout."""
+    package = Path(__file__).parent.parent
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def shipped_file(name: str) -> Path | None:
+    """The file behind the name of a shipped set, with or without its suffix."""
+    folder = shipped_folder() / "prompts"
+    places = [folder / name, folder / f"{name}.txt", folder / f"{name}.csv"]
+    return next((place for place in places if place.is_file()), None)
+
+
+def read_prompt_set(
+    name: str, *, column: str | None = None, category_column: str | None = None, revision: str | None = None
+) -> PromptSet:
+    """A shipped set, a benchmark's short name, a local file or folder, or ``owner/name[:file]`` on the hub.
+
+    Raises:
+        ValueError: one sentence with the reason.
+        MissingWeights: a dataset of the hub that is not here and cannot be fetched.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        prompts = read_path(path, column=column, category_column=category_column)
+        return PromptSet(path.stem, str(path.resolve()), prompts)
+    if (shipped := shipped_file(name)) is not None:
+        prompts = read_path(shipped, column=column, category_column=category_column)
+        return PromptSet(shipped.stem, f"shipped:{shipped.stem}", prompts)
+    if (known := BENCHMARKS.get(name.lower())) is not None:
+        return _from_hub(name.lower(), known.repo, known.files, column or known.column, category_column, revision)
+    repo, _, file = name.partition(":")
+    if repo.count("/") == 1 and not name.startswith((".", "/", "~")) and path.suffix not in SUFFIXES:
+        return _from_hub(repo, repo, (file,) if file else (), column, category_column, revision)
+    raise ValueError(
+        f"no prompt set {name}; there are {', '.join([*SHIPPED, *BENCHMARKS])}, or give a file or a dataset of the hub"
+    )
+
+
+def _from_hub(
+    name: str,
+    repo: str,
+    files: tuple[str, ...],
+    column: str | None,
+    category_column: str | None,
+    revision: str | None,
+) -> PromptSet:
+    files = files or (_only_file(repo, revision),)
+    prompts = []
+    for file in files:
+        path = find_file(WeightFile(repo, file, 0, "", revision, kind="dataset"))
+        for prompt in read_path(path, column=column, category_column=category_column):
+            known = prompt.category or len(files) == 1
+            prompts.append(prompt if known else type(prompt)(prompt.text, Path(file).stem, prompt.extra))
+    return PromptSet(name, f"hub:{repo}@{revision or 'main'}/{','.join(files)}", prompts)
+
+
+def _only_file(repo: str, revision: str | None) -> str:
+    """The one file of a dataset that can hold its prompts.
+
+    Raises:
+        ValueError: none or several.
+    """
+    readable = [
+        file
+        for file in list_files(repo, revision, kind="dataset")
+        if Path(file).suffix.lower() in SUFFIXES
+        and Path(file).stem.lower() not in ("readme", "requirements", "license")
+    ]
+    if len(readable) == 1:
+        return readable[0]
+    if not readable:
+        raise ValueError(f"the dataset {repo} holds no file sdo reads ({', '.join(SUFFIXES)})")
+    shown = ", ".join(readable[:6]) + (" …" if len(readable) > 6 else "")
+    raise ValueError(f"the dataset {repo} holds several files; name one, as in {repo}:{readable[0]}. There are {shown}")

@@ -1,0 +1,122 @@
+"""A report to one HTML file that needs no network."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from sdo_cli.files import write_text
+from sdo_cli.reports.charts import forest_chart, line_chart, numbers_of
+from sdo_cli.reports.content import Chart, Forest, Gallery, Report, Table
+from sdo_cli.reports.pictures import Thumbnails
+
+IMAGES = ("auto", "inline", "beside")
+
+
+def write_report(report: Report, path: Path, *, images: str = "auto", budget: int = 28 * 2**20) -> Path:
+    """Write the page.
+
+    Args:
+        images: ``inline`` holds every picture in the page, as large as ``budget`` bytes allow; ``beside`` writes them
+            into the folder ``<name>_images``; ``auto`` is inline.
+        budget: of the whole page, in bytes, when pictures are inline.
+    """
+    gallery = report.gallery
+    beside = path.with_name(f"{path.stem}_images")
+    shutil.rmtree(beside, ignore_errors=True)
+    paths = [image for case in gallery.cases for image in case.images if image] if gallery else []
+    if images == "beside":
+        addresses, place = Thumbnails(paths, 10.0**12).beside(beside)
+        write_text(path, _render(report, _data(gallery, addresses, place)))
+        return path
+    # words and scores take part of it
+    thumbnails = Thumbnails(paths, budget - len(_render(report, _data(gallery, [], {})).encode()))
+    while True:
+        page = _render(report, _data(gallery, *thumbnails.inline()))
+        if len(page.encode()) <= budget or not thumbnails.smaller():
+            break
+    write_text(path, page)
+    return path
+
+
+def _data(gallery: Gallery | None, addresses: list[str], place: dict[Path, int]) -> dict[str, Any]:
+    """What the page's script reads."""
+    if gallery is None:
+        return {}
+    return {
+        "columns": gallery.columns,
+        "measures": gallery.measures,
+        "images": addresses,
+        "cases": [
+            {
+                "key": case.key,
+                "prompt": case.prompt,
+                "category": case.category,
+                "details": case.details,
+                # -1: there should be one, null: there is none
+                "images": [None if image is None else place.get(image, -1) for image in case.images],
+                "scores": [case.scores.get(name, [None] * len(gallery.columns)) for name in gallery.measures],
+            }
+            for case in gallery.cases
+        ],
+    }
+
+
+def _render(report: Report, data: dict[str, Any]) -> str:
+    environment = Environment(
+        loader=PackageLoader("sdo_cli.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    source, _, _ = environment.loader.get_source(environment, "style.css")  # type: ignore[union-attr]
+    script, _, _ = environment.loader.get_source(environment, "script.js")  # type: ignore[union-attr]
+    # no end tag of a script may be read out of a prompt
+    safe = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        blocks=[_block(block) for block in report.blocks],
+        style=Markup(source),
+        script=Markup(script),
+        data=Markup(safe),
+        has_gallery=report.gallery is not None and bool(report.gallery.cases),
+        categories=list(dict.fromkeys(case.category for case in report.gallery.cases if case.category))
+        if report.gallery
+        else [],
+    )
+
+
+def _block(block: Chart | Forest | Table) -> dict[str, Any]:
+    """A block as the template takes it: a drawing with its numbers, or a table."""
+    if isinstance(block, Table):
+        columns = range(len(block.head))
+        right = [all(_is_number(row[i]) for row in block.rows) for i in columns]
+        return {
+            "title": block.title,
+            "svg": None,
+            "head": block.head,
+            "rows": block.rows,
+            "right": right,
+            "note": block.note,
+        }
+    svg = line_chart(block) if isinstance(block, Chart) else forest_chart(block)
+    head, rows = numbers_of(block)
+    legend = [(s.name, s.pale) for s in block.series] if isinstance(block, Chart) and len(block.series) > 1 else []
+    right = [i >= len(head) - 3 for i in range(len(head))]
+    return {
+        "title": block.title,
+        "svg": svg,
+        "head": head,
+        "rows": rows,
+        "right": right,
+        "note": block.note,
+        "legend": legend,
+    }
+
+
+def _is_number(text: str) -> bool:
+    return not text.strip(" +-–.,%[]0123456789e")
