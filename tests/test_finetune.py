@@ -66,10 +66,9 @@ def test_run_folder_holds_what_is_promised(run_folder):
         "validation.json",
         "reward_curve.png",
         "README.md",
+        "report.html",
         "pytorch_lora_weights.safetensors",
-        "samples/step_000000/grid.png",
-        "samples/step_000001/grid.png",
-        "samples/step_000002/grid.png",
+        *(f"samples/step_{s:06d}/{name}.png" for s in (0, 1, 2) for name in ("grid", "00000", "00001")),
     }
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["written"] >= manifest["started"]

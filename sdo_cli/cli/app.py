@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sdo_cli.cli import bench, doctor, evaluate, export, fetch, finetune, recipe, reward, sample
+from sdo_cli.cli import bench, compare, doctor, evaluate, export, fetch, finetune, prompts, recipe, reward, sample
 from sdo_cli.errors import EnvironmentFault, SdoError
 
 app = typer.Typer(
@@ -22,12 +22,15 @@ app = typer.Typer(
 app.command("finetune")(finetune.finetune)
 app.command("sample")(sample.sample)
 app.command("eval")(evaluate.evaluate)
+app.command("compare")(compare.compare)
+app.command("report")(compare.report)
 app.command("fetch")(fetch.fetch)
 app.command("export")(export.export)
 app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(reward.app, name="reward")
+app.add_typer(prompts.app, name="prompts")
 
 
 def _version(wanted: bool) -> None:

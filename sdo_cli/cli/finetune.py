@@ -97,7 +97,7 @@ def as_text(loaded: LoadedRecipe, summary: "RunSummary") -> str:
         lines.append("  pytorch_lora_weights.safetensors   load with pipe.load_lora_weights()")
     if (folder / grid).exists():
         lines.append(f"  {grid}   the same prompts and noise, before and after")
-    lines.append("  reward_curve.png  README.md  metrics.jsonl")
+    lines.append("  report.html  reward_curve.png  README.md  metrics.jsonl")
     recipe = loaded.recipe
     example = (loaded.prompts(recipe.validation.prompts) if summary.gains else loaded.prompts(recipe.prompts))[0]
     tuned = ["--model", str(folder / "pipeline")]

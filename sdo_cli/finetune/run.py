@@ -14,13 +14,14 @@ import rewards
 from rewards.base import Reward
 from sdo_cli.device import dtype_of, pick_device
 from sdo_cli.drawing.draw import draw_settings
-from sdo_cli.drawing.pictures import save_grid
+from sdo_cli.drawing.pictures import save_grid, save_image
 from sdo_cli.drawing.prompts import PromptEmbeddings
 from sdo_cli.files import append_json_line, write_json, write_text
 from sdo_cli.finetune.card import curve_png, model_card
 from sdo_cli.finetune.loop import Job, StepResult, train
 from sdo_cli.finetune.lora import add_lora, train_everything, trainable
 from sdo_cli.finetune.objective import WeightedReward
+from sdo_cli.finetune.report import run_report
 from sdo_cli.finetune.validate import Validation
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import load_family, source_of
@@ -29,6 +30,7 @@ from sdo_cli.progress import Reporter
 from sdo_cli.provenance import command, now, versions
 from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
+from sdo_cli.reports.page import write_report
 from sdo_cli.scoring.rewards import build_reward
 from sdo_cli.scoring.statistics import Gain, paired_gain
 from sdo_cli.weights.needs import explaining, revisions_of, reward_options
@@ -264,13 +266,16 @@ def _measure(family: Family, validation: Validation | None, name: str, reporter:
 
 
 def _grid(job: Job, validation: Validation | None, first: Tensor | None, folder: Path, step: int) -> Tensor | None:
-    """Draw the grid prompts and save them under the images from before training; returns the images."""
+    """Draw the grid prompts; save each alone, and all under the images from before training, and return them."""
     count = min(job.recipe.validation.grid_prompts, len(validation.prompts) if validation else 0)
     if validation is None or count == 0:
         return None
     images = validation.draw(job.family, range(0, count * validation.seeds, validation.seeds))
     rows, labels = ([images], ["before"]) if first is None else ([first, images], ["before", f"step {step}"])
-    save_grid(rows, labels, folder / "samples" / f"step_{step:06d}" / "grid.png", captions=validation.prompts[:count])
+    stage = folder / "samples" / f"step_{step:06d}"
+    for index, image in enumerate(images):
+        save_image(image, stage / f"{index:05d}.png")
+    save_grid(rows, labels, stage / "grid.png", captions=validation.prompts[:count])
     return images
 
 
@@ -287,6 +292,7 @@ def _write_results(
     if validation is not None:
         table = {when: {name: value.tolist() for name, value in rows.items()} for when, rows in scores.items()}
         write_json(folder / "validation.json", {"prompts": validation.prompts, **table})
+    write_report(run_report(folder), folder / "report.html")
     write_text(folder / "README.md", model_card(loaded, job.family, summary))
 
 

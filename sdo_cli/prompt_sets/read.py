@@ -38,7 +38,7 @@ SHIPPED = {
     "emoji-heldout": "the same, as recipes use them",
     "emoji-train": "what recipes on the embedded model train on",
     "animals": "simple animals, none of animals-train, by kind",
-    "animals-train": "45 animals, the set used since DDPO's aesthetic task",
+    "animals-train": "names of simple animals, as used since DDPO's aesthetic task",
     "animals-heldout": "animals no recipe trains on",
     "varied-eval": "200 prompts of all lengths in ten categories",
     "varied-train": "people, things, animals and places in several styles",

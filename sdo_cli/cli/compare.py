@@ -1,0 +1,88 @@
+"""`sdo compare` and `sdo report`."""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sdo_cli.errors import RecipeFault
+
+ImagesOption = Annotated[str, typer.Option("--images", help="inline, or beside: pictures in a folder of their own.")]
+
+
+def compare(
+    evaluations: Annotated[
+        list[Path], typer.Argument(metavar="A B [C]...", help="Evaluations, or the folder of one variant in one.")
+    ],
+    select_by: Annotated[str | None, typer.Option(help="The measure said first.")] = None,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Also when settings differ.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder; default comparisons/<time>.")] = None,
+    report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Compare evaluations pair by pair: same prompts, same noise; differences are to the first."""
+    if missing := [path for path in evaluations if not path.is_dir()]:
+        raise RecipeFault([f"{path}: no such folder" for path in missing], what="command line")
+    import rewards as table
+    from sdo_cli.evaluate.compare import compare_folders
+
+    folder = out or Path("comparisons") / time.strftime("%Y%m%d-%H%M%S")
+    chosen = table.full_name(select_by) if select_by else None
+    tree = compare_folders(evaluations, folder, anyway=anyway, select_by=chosen, report=report)
+    typer.echo(json.dumps({"folder": str(folder), **tree}) if as_json else as_text(tree, folder, report=report))
+
+
+def as_text(tree: dict[str, Any], folder: Path, *, report: bool) -> str:
+    lines = [f"differs: {problem}" for problem in tree["differences_of_settings"]]
+    for name, found in tree["results"].items():
+        lines.append(f"\n{name} against {tree['baseline']}")
+        for measure, row in found.items():
+            d, w = row["difference"], row["win_rate"]
+            if d["mean"] is None:
+                continue
+            ends = "–" if d["low"] is None else f"[{d['low']:+.4f}, {d['high']:+.4f}]"
+            won = f"better on {100 * w['mean']:.0f} % [{100 * w['low']:.0f}, {100 * w['high']:.0f}]"
+            lines.append(f"  {measure:<20} {d['mean']:+.4f} {ends}   {won}   {d['n']} prompts")
+        chosen = found.get(tree["measure"]) or next(iter(found.values()))
+        for kind in ("best", "worst"):
+            shown = "; ".join(f"{row['difference']:+.3f} {row['prompt']}" for row in chosen[kind][:3])
+            lines.append(f"  {kind}: {shown}")
+    lines.append(
+        f"\nbrackets are 95 % intervals over prompts\n{folder}/{'report.html' if report else 'comparison.json'}"
+    )
+    return "\n".join(lines).lstrip("\n")
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run folder or an evaluation.")],
+    out: Annotated[Path | None, typer.Option(help="The page; default report.html in the folder.")] = None,
+    images: ImagesOption = "inline",
+) -> None:
+    """Write the page of a run or an evaluation again, from what its folder holds."""
+    if images not in ("inline", "beside"):
+        raise RecipeFault([f"--images: {images!r} is neither inline nor beside"], what="command line")
+    if not folder.is_dir():
+        raise RecipeFault([f"{folder}: no such folder"], what="command line")
+    from sdo_cli.reports.page import write_report
+
+    page = out or folder / "report.html"
+    if (folder / "settings.json").is_file():
+        from sdo_cli.evaluate.report import evaluation_report
+        from sdo_cli.evaluate.run import Evaluation
+        from sdo_cli.files import read_json
+
+        if not (folder / "summary.json").is_file():
+            raise RecipeFault([f"{folder}: is not finished; run its sdo eval again"], what="command line")
+        evaluation = Evaluation.open(folder)
+        tree = read_json(folder / "summary.json")
+        content = evaluation_report(evaluation.job, evaluation.measured(), tree, folder)
+    elif (folder / "metrics.jsonl").is_file():
+        from sdo_cli.finetune.report import run_report
+
+        content = run_report(folder)
+    else:
+        raise RecipeFault([f"{folder}: is neither a run nor an evaluation"], what="command line")
+    write_report(content, page, images=images)
+    typer.echo(str(page))
