@@ -21,6 +21,8 @@ from sdo_cli.provenance import machine, versions
 from sdo_cli.reports import content
 from sdo_cli.scoring.statistics import Interval, mean_interval
 
+# of so many variants every measure is said
+MOST_SAID = 1
 HOW_TO_READ = (
     "The unit is the prompt: its seeds are averaged first. Brackets hold 95 % intervals by a studentized bootstrap "
     "over prompts; win rates count prompts, ties half, with Wilson's interval."
@@ -182,21 +184,25 @@ def _reference_table(tree: Mapping[str, Any]) -> content.Table | None:
 
 
 def _verdict(base: Measured, pairs: Mapping[str, Mapping[str, Comparison]], select_by: str) -> list[str]:
+    """The chosen measure of every variant, and of the first few what the others say."""
     sentences = []
-    for name, found in list(pairs.items())[:4]:
-        if select_by not in found:
-            continue
-        c = found[select_by]
-        if c.difference.low > 0:
-            said = "is better than"
-        elif c.difference.high < 0:
-            said = "is worse than"
-        else:
+    for number, (name, found) in enumerate(pairs.items()):
+        order = [m for m in (select_by, *found) if m in found and m != DISTANCE]
+        for measure in dict.fromkeys(order if number < MOST_SAID else order[:1]):
+            c = found[measure]
+            if measure == DIVERSITY:
+                more = "more" if c.difference.low > 0 else "less" if c.difference.high < 0 else "neither more nor less"
+                sentences.append(
+                    f"Images of one prompt are {more} different than {base.name}'s: {signed(c.difference)}."
+                )
+                continue
             said = "cannot be told from"
-        sentences.append(
-            f"By {select_by}, {name} {said} {base.name}: {signed(c.difference)}, better on {percent(c.wins)} of "
-            f"{c.difference.n} prompts."
-        )
+            if c.difference.low > 0 or c.difference.high < 0:
+                said = "is better than" if c.difference.low > 0 else "is worse than"
+            sentences.append(
+                f"By {measure}, {name} {said} {base.name}: {signed(c.difference)}, better on {percent(c.wins)} of "
+                f"{c.difference.n} prompts."
+            )
     return sentences
 
 

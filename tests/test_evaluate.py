@@ -1,0 +1,564 @@
+"""`sdo eval` through the real command and the library, on the embedded model."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from sdo_cli.drawing.draw import DrawSettings
+from sdo_cli.errors import EnvironmentFault, RecipeFault
+from sdo_cli.evaluate import draw as drawing
+from sdo_cli.evaluate.draw import draw_variant, metadata_row
+from sdo_cli.evaluate.folders import prompt_inside, read_folder
+from sdo_cli.evaluate.job import EvalPrompt, Job, Prompts, Settings, Variant, items_of, variants_of
+from sdo_cli.evaluate.run import Evaluation, evaluate, folder_variants
+from sdo_cli.evaluate.score import ScoreFile, diversity_lines, read_image
+from sdo_cli.finetune.lora import add_lora
+from sdo_cli.models.load import ModelSource, load_family
+from sdo_cli.progress import Silent
+from sdo_cli.recipe.schema import LoraSpec, RewardSpec
+from sdo_cli.scoring.rewards import build_reward, score_images
+
+TEXTS = [
+    ("a tiger on a teal background", "animals"),
+    ("a lemon on a blue background", "fruit"),
+    ("a rose on a white background", "plants"),
+    ("a cat on a pink background", "animals"),
+    ("a taxi, parked on a “red” background", ""),
+]
+PROMPTS = Prompts("five", "test", [EvalPrompt(*pair) for pair in TEXTS])
+SETTINGS = Settings(
+    ModelSource("embedded"), DrawSettings(num_inference_steps=3, guidance_scale=2.0), "no", 2, 7, PROMPTS.fingerprint
+)
+REWARDS = {
+    "clip-score": RewardSpec("clip-score", options={"model": "embedded"}),
+    "judge": RewardSpec("judge"),
+}
+
+
+def job(*variants, **changes):
+    return replace(
+        Job(PROMPTS, SETTINGS, list(variants) or [Variant("base")], REWARDS, select_by="clip-score"), **changes
+    )
+
+
+def sdo(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "sdo_cli", *map(str, arguments)], cwd=cwd, capture_output=True, text=True
+    )
+
+
+def content(folder):
+    """Every file that must repeat: all but what says when it was made."""
+    skipped = {"manifest.json", "report.html"}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name not in skipped
+    }
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory):
+    """A LoRA of the embedded model that changes its pictures visibly."""
+    folder = tmp_path_factory.mktemp("lora") / "strong"
+    family = load_family("embedded")
+    add_lora(family, LoraSpec(rank=2), seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in family.denoiser.named_parameters():
+        if "lora_B" in name:
+            parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
+    family.save_lora(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, lora):
+    """An evaluation of base and LoRA at two scales, by the library."""
+    folder = tmp_path_factory.mktemp("eval") / "e"
+    wanted = job(*variants_of([str(lora)], [0.0, 0.5, 1.0], base=True))
+    tree = evaluate(wanted, folder, Silent(), batch_size=4)
+    return folder, tree, wanted
+
+
+def test_the_folder_holds_what_is_promised(done):
+    folder, tree, _ = done
+    names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    variants = ["base", "strong@0.5", "strong"]
+    images = {f"{v}/{i:05d}_{j:02d}.png" for v in variants for i in range(5) for j in range(2)}
+    tables = {
+        "settings.json",
+        "manifest.json",
+        "scores.jsonl",
+        "scores.csv",
+        "summary.json",
+        "summary.csv",
+        "report.html",
+    }
+    assert names == images | tables | {f"{v}/metadata.jsonl" for v in variants} | {
+        f"embeddings/{v}.safetensors" for v in variants
+    }
+    assert json.loads((folder / "manifest.json").read_text())["status"] == "finished"
+    assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(tree))
+    assert list(tree["variants"]) == variants
+    measures = tree["variants"]["strong"]["measures"]
+    assert set(measures) == {"clip-score", "judge", "diversity", "distance-from-base"}
+    assert measures["clip-score"]["n"] == 5 and measures["clip-score"]["scores"] == 10
+    assert "distance-from-base" not in tree["variants"]["base"]["measures"]
+
+
+def test_tables_agree_with_the_scores(done):
+    folder, tree, _ = done
+    rows = list(csv.DictReader(io.StringIO((folder / "scores.csv").read_text())))
+    assert len(rows) == 30 and rows[-1]["prompt"] == TEXTS[-1][0]
+    base, tuned = ([r for r in rows if r["variant"] == v] for v in ("base", "strong"))
+    gains = [float(b["judge"]) - float(a["judge"]) for a, b in zip(base, tuned, strict=True)]
+    by_prompt = np.array(gains).reshape(5, 2).mean(1)
+    found = tree["differences"]["strong"]["judge"]
+    assert found["difference"]["mean"] == pytest.approx(by_prompt.mean()) and found["difference"]["n"] == 5
+    assert found["win_rate"]["mean"] == (by_prompt > 0).mean()
+    assert found["categories"]["animals"]["mean"] == pytest.approx(by_prompt[[0, 3]].mean())
+    assert found["categories"].keys() == {"animals"}, "one prompt says nothing of its category"
+    summary = list(csv.DictReader(io.StringIO((folder / "summary.csv").read_text())))
+    row = next(r for r in summary if (r["variant"], r["measure"]) == ("strong", "judge"))
+    assert float(row["difference"]) == pytest.approx(by_prompt.mean())
+    assert float(row["mean"]) == pytest.approx(np.mean([float(r["judge"]) for r in tuned]))
+
+
+def test_images_load_as_a_hugging_face_image_folder(done, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    from datasets import load_dataset
+
+    rows = load_dataset("imagefolder", data_dir=str(done[0] / "strong"), split="train", cache_dir=str(tmp_path))
+    assert [row["prompt"] for row in rows] == [text for text, _ in TEXTS for _ in range(2)]
+    assert rows[0]["image"].size == (64, 64) and rows[3]["seed"] == items_of(PROMPTS, SETTINGS)[3].seed
+
+
+def test_the_text_in_the_png_is_a1111s(done):
+    text = Image.open(done[0] / "strong@0.5" / "00000_01.png").text["parameters"]
+    seed = items_of(PROMPTS, SETTINGS)[1].seed
+    lines = text.splitlines()
+    assert lines[0] == "a tiger on a teal background <lora:strong:0.5>"
+    assert lines[1].startswith(
+        f"Steps: 3, Sampler: DDIM, CFG scale: 2, Seed: {seed}, Size: 64x64, Model: embedded, Version: sdo "
+    )
+    assert prompt_inside(done[0] / "base" / "00004_00.png") == TEXTS[4][0]
+
+
+def test_the_seed_in_the_metadata_is_sdo_samples_and_diffusers(done, tmp_path):
+    row = json.loads((done[0] / "base" / "metadata.jsonl").read_text().splitlines()[2])
+    words = ["--seed", row["seed"], "--steps", 3, "--guidance", 2, "--out", tmp_path / "s", "-q"]
+    assert sdo("sample", row["prompt"], *words).returncode == 0
+    mine, theirs = (
+        np.asarray(Image.open(p), dtype=int)
+        for p in (done[0] / "base" / row["file_name"], tmp_path / "s" / "00000.png")
+    )
+    assert np.abs(mine - theirs).max() <= 1
+
+
+def test_repeated_it_is_the_same_byte_for_byte(done, tmp_path):
+    folder, _, wanted = done
+    evaluate(wanted, tmp_path / "again", Silent(), batch_size=4)
+    mine, theirs = content(folder), content(tmp_path / "again")
+    assert mine.keys() == theirs.keys()
+    assert [name for name in mine if mine[name] != theirs[name]] == []
+
+
+class Stopping(Silent):
+    """Interrupts after so many calls."""
+
+    def __init__(self, after):
+        self.left = after
+
+    def advance(self, count=1, text=""):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("after", [0, 2, 7, 10, 13])
+def test_interrupted_anywhere_it_goes_on_and_draws_nothing_twice(done, tmp_path, after, monkeypatch):
+    folder, _, wanted = done
+    counted = []
+    real = drawing._draw
+    monkeypatch.setattr(drawing, "_draw", lambda *a: counted.extend(i.file for i in a[3]) or real(*a))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(wanted, tmp_path / "e", Stopping(after), batch_size=4)
+    manifest = json.loads((tmp_path / "e" / "manifest.json").read_text())
+    assert manifest["status"] == "interrupted" and not (tmp_path / "e" / "summary.json").exists()
+    evaluate(wanted, tmp_path / "e", Silent(), batch_size=4)
+    assert len(counted) == 30
+    assert content(tmp_path / "e") == content(folder)
+
+
+def test_a_kill_between_drawing_and_moving_loses_and_doubles_nothing(done, tmp_path):
+    """What a SIGKILL can leave: a half-written chunk, a whole one not moved in, half of one moved, a line cut off."""
+    folder, _, wanted = done
+    evaluate(wanted, tmp_path / "e", Silent(), batch_size=4)
+    base = tmp_path / "e" / "base"
+    files = sorted(base.glob("0*.png"))
+    partial, whole = base / ".partial-000001", base / ".drawn-000000"
+    partial.mkdir()
+    whole.mkdir()
+    for path in files[4:8]:
+        path.replace(partial / path.name)
+    (partial / files[7].name).write_bytes(b"\x89PNG half")
+    for path in files[2:4]:
+        path.replace(whole / path.name)
+    with (tmp_path / "e" / "scores.jsonl").open("r+b") as stream:
+        stream.truncate(1000)
+    evaluate(wanted, tmp_path / "e", Silent(), batch_size=4)
+    assert content(tmp_path / "e") == content(folder)
+
+
+def test_shares_of_the_draw_make_the_whole(done, tmp_path):
+    """Two processes, each its share of the chunks: the same files."""
+    folder, _, wanted = done
+    items = items_of(PROMPTS, SETTINGS)
+    for rank in (1, 0):
+        draw_variant(SETTINGS, wanted.variants[2], items, tmp_path / "v", Silent(), batch_size=4, rank=rank, world=2)
+        assert (tmp_path / "v" / "metadata.jsonl").exists() == (rank == 0)
+    assert content(tmp_path / "v") == content(folder / "strong")
+
+
+def test_more_seeds_and_prompts_leave_the_others_as_they_are():
+    few = items_of(PROMPTS, SETTINGS)
+    more = items_of(replace(PROMPTS, prompts=PROMPTS.prompts * 2), replace(SETTINGS, seeds=3))
+    assert {i.file: i.seed for i in few}.items() <= {i.file: i.seed for i in more}.items()
+    assert len({i.seed for i in more}) == 30
+
+
+def test_rewards_and_loras_can_be_added_later(done, tmp_path, lora):
+    _folder, _, _wanted = done
+    evaluate(job(), tmp_path / "e", Silent(), batch_size=4)
+    first = (tmp_path / "e" / "base" / "00000_00.png").stat()
+    more = job(
+        *variants_of([str(lora)], [1.0], base=True), rewards=REWARDS | {"colorfulness": RewardSpec("colorfulness")}
+    )
+    tree = evaluate(more, tmp_path / "e", Silent(), batch_size=4)
+    assert (tmp_path / "e" / "base" / "00000_00.png").stat() == first
+    assert set(tree["variants"]) == {"base", "strong"} and "colorfulness" in tree["differences"]["strong"]
+    # and asked for less, what is there stays
+    tree = evaluate(job(), tmp_path / "e", Silent(), batch_size=4)
+    assert set(tree["variants"]) == {"base", "strong"}
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"settings": replace(SETTINGS, seed=8)}, "seed is 7 there, 8 here"),
+        (
+            {"settings": replace(SETTINGS, draw=replace(SETTINGS.draw, guidance_scale=3.0))},
+            "guidance_scale is 2.0 there",
+        ),
+        ({"rewards": {"clip-score": RewardSpec("clip-score", options={"model": "x"})}}, "options of clip-score"),
+        ({"reward_precision": "bf16"}, "reward precision is no there, bf16 here"),
+        ({"variants": [Variant("base"), Variant("strong", "x", 1.0, "other")]}, "its LoRA strong has changed"),
+    ],
+)
+def test_other_settings_do_not_go_into_the_same_folder(done, change, said):
+    before = content(done[0])
+    with pytest.raises(RecipeFault, match="other settings") as caught:
+        evaluate(job(**change), done[0], Silent())
+    assert said in caught.value.message and content(done[0]) == before
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(RecipeFault, match="holds no evaluation"):
+        evaluate(job(), tmp_path, Silent())
+
+
+# folders made elsewhere
+
+
+def test_an_image_folder_made_by_diffusers_gets_the_values_of_our_own(done, tmp_path):
+    """Drawn by a plain pipeline with the seeds of the metadata, saved as people save; scored through the command."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    from sdo_cli.models.load import locate
+
+    pipe = StableDiffusionPipeline.from_pretrained(locate("embedded"), safety_checker=None)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    rows = []
+    for item in items_of(PROMPTS, SETTINGS):
+        generator = torch.Generator().manual_seed(item.seed)
+        image = pipe(item.text, num_inference_steps=3, guidance_scale=2.0, generator=generator).images[0]
+        image.save(folder / item.file)
+        rows.append({"file_name": item.file, "text": item.text})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = sdo("eval", "--images", folder, "--model", "embedded", cwd=tmp_path)
+    assert out.returncode == 2 and "--images: scores what is there" in out.stderr
+    words = ["--rewards", "judge,clip", "--option", "clip.model=embedded", "--out", tmp_path / "e", "--json", "-q"]
+    out = sdo("eval", "--images", folder, *words, cwd=tmp_path)
+    assert out.returncode == 0, out.stderr
+    tree = json.loads(out.stdout)
+    ours = done[1]["variants"]["base"]["measures"]
+    for name, row in tree["variants"]["theirs"]["measures"].items():
+        # pixels may differ by one level
+        assert row["mean"] == pytest.approx(ours[name]["mean"], abs=2e-4) and row["n"] == 5
+    assert not (folder / "scores.jsonl").exists(), "the folder is theirs"
+
+
+def test_the_score_of_a_file_is_the_rewards_own(done):
+    folder, _, _ = done
+    reward = build_reward("clip-score", {"model": "embedded"}, torch.device("cpu"))
+    items = items_of(PROMPTS, SETTINGS)
+    images = torch.stack([read_image(folder / "base" / item.file) for item in items])
+    own = score_images(reward, images, [item.text for item in items])
+    found = ScoreFile(folder / "scores.jsonl").of("base", "clip-score")
+    assert [found[i.prompt, i.seed_index] for i in items] == pytest.approx(own.tolist(), abs=1e-6)
+
+
+def picture(path, colour, size=(24, 24), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path, **options)
+
+
+def test_prompts_of_a_folder_are_found_where_people_keep_them(tmp_path):
+    picture(tmp_path / "side" / "b.jpg", "red")
+    (tmp_path / "side" / "b.txt").write_text("a red square\n")
+    assert [i.text for i in read_folder(tmp_path / "side", None)[1]] == ["a red square"]
+    for name in ("00001_00.png", "00000_00.png", "00000_01.png"):
+        picture(tmp_path / "named" / name, "blue")
+    _prompts, items = read_folder(tmp_path / "named", PROMPTS)
+    assert [(i.file, i.prompt, i.seed_index, i.category) for i in items] == [
+        ("00000_00.png", 0, 0, "animals"),
+        ("00000_01.png", 0, 1, "animals"),
+        ("00001_00.png", 1, 0, "fruit"),
+    ]
+    with pytest.raises(RecipeFault, match=r"no prompt for 00000_00.png and 2 more"):
+        read_folder(tmp_path / "named", None)
+    with pytest.raises(RecipeFault, match="holds no images"):
+        read_folder(tmp_path, None)
+    with pytest.raises(RecipeFault, match="no such folder"):
+        read_folder(tmp_path / "nowhere", None)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ('{"file_name": "a.png", "prompt": "x"}\n{"file_name": ', "metadata.jsonl:2: is not JSON"),
+        ('{"prompt": "x"}', "metadata.jsonl:1: has no file_name"),
+        ('{"file_name": "b.png", "prompt": "x"}', "names b.png, which is not in"),
+        ('{"file_name": "a.png", "prompt": ""}', "no prompt for a.png"),
+    ],
+)
+def test_broken_metadata_is_one_sentence(tmp_path, text, said):
+    picture(tmp_path / "a.png", "red")
+    (tmp_path / "metadata.jsonl").write_text(text)
+    with pytest.raises(RecipeFault, match=said):
+        read_folder(tmp_path, None)
+
+
+def test_folders_are_compared_when_they_hold_the_same_prompts(tmp_path):
+    for name, colour in (("a", "red"), ("b", "blue")):
+        for index in range(2):
+            picture(tmp_path / name / f"{index}.png", colour, (24 + 8 * index, 24))
+    variants, prompts = folder_variants([tmp_path / "a", tmp_path / "b"], PROMPTS)
+    wanted = Job(prompts, None, variants, {"colorfulness": RewardSpec("colorfulness")}, embedding=False)
+    tree = evaluate(wanted, tmp_path / "e", Silent())
+    assert tree["differences"]["b"]["colorfulness"]["difference"]["n"] == 2
+    (tmp_path / "c").mkdir()
+    picture(tmp_path / "c" / "x.png", "red")
+    (tmp_path / "c" / "x.txt").write_text("other")
+    (tmp_path / "d").mkdir()
+    picture(tmp_path / "d" / "x.png", "red")
+    (tmp_path / "d" / "x.txt").write_text("words")
+    with pytest.raises(RecipeFault, match="has other prompts"):
+        folder_variants([tmp_path / "c", tmp_path / "d"], None)
+    picture(tmp_path / "a" / "0.png", "green")
+    changed = folder_variants([tmp_path / "a", tmp_path / "b"], PROMPTS)[0]
+    with pytest.raises(RecipeFault, match="its images a has changed"):
+        evaluate(replace(wanted, variants=changed), tmp_path / "e", Silent())
+
+
+def test_an_unreadable_image_is_named(tmp_path):
+    picture(tmp_path / "a" / "0.png", "red")
+    (tmp_path / "a" / "0.png").write_bytes(b"\x89PNG not really")
+    variants, prompts = folder_variants([tmp_path / "a"], PROMPTS)
+    wanted = Job(prompts, None, variants, {"colorfulness": RewardSpec("colorfulness")}, embedding=False)
+    with pytest.raises(EnvironmentFault, match=r"0\.png is no readable image"):
+        evaluate(wanted, tmp_path / "e", Silent())
+    assert json.loads((tmp_path / "e" / "manifest.json").read_text())["status"] == "failed"
+
+
+# measures
+
+
+def test_diversity_and_distance_by_hand(done):
+    """cos of the kept embeddings: of the two seeds of a prompt, and to the image of base with the same noise."""
+    folder, tree, _ = done
+    base, tuned = (load_file(folder / "embeddings" / f"{name}.safetensors") for name in ("base", "strong"))
+    scores = ScoreFile(folder / "scores.jsonl")
+    expected = 1 - float(tuned["00001_00.png"].double() @ tuned["00001_01.png"].double())
+    assert scores.of("strong", "diversity")[1, None] == pytest.approx(expected)
+    distance = {
+        (p, s): 1 - float(tuned[f"{p:05d}_{s:02d}.png"].double() @ base[f"{p:05d}_{s:02d}.png"].double())
+        for p in range(5)
+        for s in range(2)
+    }
+    assert scores.of("strong", "distance-from-base") == pytest.approx(distance)
+    assert tree["variants"]["strong"]["measures"]["distance-from-base"]["mean"] > 0.001
+
+
+def test_diversity_of_three_images():
+    items = [replace(items_of(PROMPTS, SETTINGS)[0], seed_index=j) for j in range(3)]
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    (line,) = diversity_lines("v", items, rows)
+    assert line.score == pytest.approx(1 - (0 + 0.6 + 0.8) / 3) and line.seed is None
+    assert diversity_lines("v", items[:1], rows[:1]) == []
+
+
+def test_metadata_names_what_the_table_needs():
+    item = items_of(PROMPTS, SETTINGS)[3]
+    assert metadata_row(item) == {
+        "file_name": "00001_01.png",
+        "prompt": "a lemon on a blue background",
+        "category": "fruit",
+        "seed": item.seed,
+        "prompt_index": 1,
+        "seed_index": 1,
+    }
+
+
+def test_an_evaluation_opens_again_as_it_was(done):
+    folder, _, wanted = done
+    assert Evaluation.open(folder).job == wanted
+
+
+def test_a_score_file_that_is_none_is_named(tmp_path):
+    (tmp_path / "scores.jsonl").write_text('{"variant": "base"}\n')
+    with pytest.raises(EnvironmentFault, match=r"scores\.jsonl:1: is not a score"):
+        ScoreFile(tmp_path / "scores.jsonl")
+
+
+# the command
+
+
+def test_the_command_says_everything_that_is_wrong(tmp_path):
+    words = ["--prompts", "nothing-like-it", "--rewards", "clip,beauty", "--lora", "missing", "--lora-scale", "a,b"]
+    words += ["--seeds", 0, "--steps", 0, "--select-by", "judge", "--option", "clip", "--reference", "nowhere"]
+    found = sdo("eval", *words, cwd=tmp_path)
+    assert found.returncode == 2 and "Traceback" not in found.stderr
+    for said in (
+        "--prompts: no prompt set nothing-like-it; there are emoji-eval",
+        "--rewards: unknown reward 'beauty'",
+        "--lora missing: no such file or folder",
+        "--lora-scale: 'a,b' is no list of numbers",
+        "--seeds: must be at least 1",
+        "--steps: must be between",
+        "--select-by: judge is not among the rewards",
+        "--option clip: is not REWARD.KEY=VALUE",
+        "--reference nowhere: no such folder",
+    ):
+        assert said in found.stderr, said
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_chosen_by_the_judge():
+    found = sdo("eval", "--prompts", "animals", "--rewards", "judge,clip", "--select-by", "judge")
+    assert found.returncode == 2 and "--select-by: judge only measures" in found.stderr
+
+
+def test_missing_weights_are_said_before_anything_is_drawn(tmp_path):
+    found = sdo(
+        "eval", "-p", "animals", "-m", "stable-diffusion-v1-5/stable-diffusion-v1-5", "--rewards", "hps", cwd=tmp_path
+    )
+    assert found.returncode == 2 and "HPS_v2.1_compressed.pt" in found.stderr and "sdo fetch" in found.stderr
+    assert not (tmp_path / "evals").exists()
+
+
+def test_a_run_folder_brings_model_sampling_and_prompts(tmp_path, lora):
+    """A run's own settings are taken and said; the command prints a table and where the report is."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "pytorch_lora_weights.safetensors").write_bytes(
+        (lora / "pytorch_lora_weights.safetensors").read_bytes()
+    )
+    (tmp_path / "run" / "resolved.yaml").write_text(
+        "model: embedded\nrewards: [clip]\nprompts: {lines: [a tiger]}\nnum_inference_steps: 2\nguidance_scale: 1\n"
+        "validation: {prompts: {lines: [a rose on a white background, a cat on a pink background]}, rewards: [judge]}\n"
+    )
+    found = sdo("eval", "--lora", "run", "--out", "e", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert "model, sampling and rewards as in run/resolved.yaml" in found.stderr
+    settings = json.loads((tmp_path / "e" / "settings.json").read_text())
+    assert settings["settings"]["draw"]["num_inference_steps"] == 2 and settings["trained_on"] == ["clip-score"]
+    assert [v["name"] for v in settings["variants"]] == ["base", "run"] and list(settings["rewards"]) == [
+        "clip-score",
+        "judge",
+    ]
+    assert "better on" in found.stdout and "e/report.html" in found.stdout and "2 prompts" in found.stdout
+    assert Path(tmp_path / "e" / "report.html").stat().st_size > 20_000
+
+
+# distance to reference images
+
+
+def test_fid_and_kid_against_their_formulas(tmp_path):
+    """FID by its closed form in numpy; KID's unbiased estimate by hand where one subset is the whole set."""
+    from scipy.linalg import sqrtm
+
+    from sdo_cli.evaluate.reference import fid_kid
+
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(40, 6, generator=generator), 1.3 * torch.randn(40, 6, generator=generator) + 0.2
+    found = fid_kid(x, y)
+    a, b = x.double().numpy(), y.double().numpy()
+    ca, cb = np.cov(a.T), np.cov(b.T)
+    fid = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb - 2 * sqrtm(ca @ cb).real)
+    assert found["fid"] == pytest.approx(fid, rel=1e-3)
+    kernel = lambda u, v: (u @ v.T / 6 + 1) ** 3  # noqa: E731
+    kaa, kbb, kab = kernel(a, a), kernel(b, b), kernel(a, b)
+    same = ((kaa.sum() - np.trace(kaa)) + (kbb.sum() - np.trace(kbb))) / (40 * 39)
+    assert found["kid"] == pytest.approx(same - 2 * kab.mean(), rel=1e-3)
+    assert fid_kid(x, y) == found
+
+
+def test_a_reference_set_through_the_evaluation(done, tmp_path):
+    """Distance to base's own images: none for base, some for the LoRA; again at the next call without computing."""
+    folder, _, wanted = done
+    import shutil
+
+    shutil.copytree(folder, tmp_path / "e")
+    for path in (folder / "base").glob("*.png"):
+        shutil.copy(path, (tmp_path / "ref").mkdir(exist_ok=True) or tmp_path / "ref" / path.name)
+    tree = evaluate(wanted, tmp_path / "e", Silent(), reference=tmp_path / "ref", features="clip")
+    base, tuned = (tree["variants"][name]["reference"] for name in ("base", "strong"))
+    assert base["clip_fid"] < 1e-3 < tuned["clip_fid"] and base["clip_kid"] < tuned["clip_kid"]
+    again = evaluate(wanted, tmp_path / "e", Silent())
+    assert again["variants"]["strong"]["reference"] == tuned
+
+
+def test_inceptions_real_architecture_reads_its_weight_file(tmp_path):
+    """Random weights in the published names: loaded, features of the right width, others for another image."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Network
+
+    from sdo_cli.evaluate.reference import inception, inception_features, require_torchmetrics
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "load", lambda *a, **k: {})
+        patch.setattr(Network, "load_state_dict", lambda *a, **k: None)
+        random = Network("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(tmp_path))
+    torch.save(random.state_dict(), tmp_path / "weights.pth")
+    for index, colour in enumerate(("red", "blue")):
+        picture(tmp_path / f"{index}.png", colour, (40 + 10 * index, 40))
+    network = inception(tmp_path / "weights.pth", torch.device("cpu"))
+    rows = inception_features(network, sorted(tmp_path.glob("*.png")), torch.device("cpu"))
+    assert rows.shape == (2, 2048) and (rows[0] - rows[1]).abs().max() > 0
+    with pytest.raises(EnvironmentFault, match="no such file"):
+        require_torchmetrics("inception", tmp_path / "none.pth")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+        with pytest.raises(EnvironmentFault, match="FID needs Inception's weights"):
+            require_torchmetrics("inception", None)
