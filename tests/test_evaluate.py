@@ -245,9 +245,12 @@ def test_rewards_and_loras_can_be_added_later(done, tmp_path, lora):
     tree = evaluate(more, tmp_path / "e", Silent(), batch_size=4)
     assert (tmp_path / "e" / "base" / "00000_00.png").stat() == first
     assert set(tree["variants"]) == {"base", "strong"} and "colorfulness" in tree["differences"]["strong"]
+    # another scale takes its place in the sweep
+    half = job(*variants_of([str(lora)], [0.5], base=False))
+    assert list(evaluate(half, tmp_path / "e", Silent(), batch_size=4)["variants"]) == ["base", "strong@0.5", "strong"]
     # and asked for less, what is there stays
     tree = evaluate(job(), tmp_path / "e", Silent(), batch_size=4)
-    assert set(tree["variants"]) == {"base", "strong"}
+    assert len(tree["variants"]) == 3
 
 
 @pytest.mark.parametrize(

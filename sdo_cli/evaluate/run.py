@@ -143,11 +143,17 @@ def joined(job: Job, folder: Path) -> Job:
     variants = {variant.name: variant for variant in (*before.variants, *job.variants)}
     return replace(
         job,
-        variants=list(variants.values()),
+        variants=in_order(list(variants.values())),
         rewards=before.rewards | job.rewards,
         embedding=before.embedding or job.embedding,
         trained_on=list(dict.fromkeys((*before.trained_on, *job.trained_on))),
     )
+
+
+def in_order(variants: list[Variant]) -> list[Variant]:
+    """The plain model and folders as they come, then each LoRA by rising scale."""
+    loras = list(dict.fromkeys(variant.lora for variant in variants))
+    return sorted(variants, key=lambda v: (v.lora is not None, loras.index(v.lora), v.scale if v.lora else 0.0))
 
 
 def _clashes(before: Job, job: Job) -> Iterable[str]:

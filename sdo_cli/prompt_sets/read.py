@@ -79,7 +79,7 @@ def read_prompt_set(
     if (known := BENCHMARKS.get(name.lower())) is not None:
         return _from_hub(name.lower(), known.repo, known.files, column or known.column, category_column, revision)
     repo, _, file = name.partition(":")
-    if repo.count("/") == 1 and not name.startswith((".", "/", "~")) and path.suffix not in SUFFIXES:
+    if repo.count("/") == 1 and not name.startswith((".", "/", "~")) and Path(repo).suffix not in SUFFIXES:
         return _from_hub(repo, repo, (file,) if file else (), column, category_column, revision)
     raise ValueError(
         f"no prompt set {name}; there are {', '.join([*SHIPPED, *BENCHMARKS])}, or give a file or a dataset of the hub"

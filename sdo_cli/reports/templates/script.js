@@ -134,6 +134,11 @@
       pair.style.cursor = "auto";
     } else {
       pair.append(picture(c, left(), ""), picture(c, right(), "top"), element("span", "cut"));
+      for (const [side, column] of [["side first", left()], ["side second", right()]]) {
+        const name = element("span", side, data.columns[column]);
+        name.setAttribute("aria-hidden", "true");
+        pair.append(name);
+      }
       const range = element("input");
       Object.assign(range, { type: "range", min: "0", max: "100", value: "50" });
       range.setAttribute("aria-label", `${data.columns[left()]} left of the line, ${data.columns[right()]} right of it: ${c.prompt}`);

@@ -1,0 +1,247 @@
+"""Prompt sets in every format the field uses, each as a file in its real layout."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sdo_cli.hub import MissingWeights
+from sdo_cli.prompt_sets import read as reading
+from sdo_cli.prompt_sets.files import Prompt, PromptSet, read_path
+from sdo_cli.prompt_sets.read import BENCHMARKS, SHIPPED, read_prompt_set, shipped_folder
+from sdo_cli.recipe.prompts import read_prompts
+from sdo_cli.recipe.schema import PromptSource
+
+PARTI = (
+    'Prompt\tCategory\tChallenge\tNote\na red "cube", on a sphere\tAbstract\tBasic\t\nA robot\tArtifacts\tStyle\tx\n'
+)
+DRAWBENCH = 'Prompts,Category\n"A red car, and a blue one",Colors\n"Two\nlines",Text\n'
+GENEVAL = (
+    '{"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"}\n'
+    '{"tag": "counting", "include": [{"class": "clock", "count": 2}], "prompt": "a photo of two clocks"}\n'
+)
+FORMATS = {
+    "lines.txt": ("# a comment\r\n\r\na cat\r\n  a dog \r\n", [("a cat", ""), ("a dog", "")]),
+    "bom.txt": ("\ufeffa cat\n", [("a cat", "")]),
+    "PartiPrompts.tsv": (PARTI, [('a red "cube", on a sphere', "Abstract"), ("A robot", "Artifacts")]),
+    "drawbench.csv": (DRAWBENCH, [("A red car, and a blue one", "Colors"), ("Two\nlines", "Text")]),
+    "evaluation_metadata.jsonl": (
+        GENEVAL,
+        [("a photo of a bench", "single_object"), ("a photo of two clocks", "counting")],
+    ),
+    "strings.jsonl": ('"a cat"\n\n"a dog"\n', [("a cat", ""), ("a dog", "")]),
+    "anime.json": ('["A girl with a sword", "  ", "A train"]', [("A girl with a sword", ""), ("A train", "")]),
+    "objects.json": ('[{"caption": "x", "style": "photo"}, {"caption": null}]', [("x", "photo")]),
+    "by_style.json": ('{"photo": ["a"], "anime": ["b", "c"]}', [("a", "photo"), ("b", "anime"), ("c", "anime")]),
+    "captions.csv": ("id,TEXT\n1,a cat\n2,\n3,a cat\n", [("a cat", ""), ("a cat", "")]),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_formats_of_the_field(tmp_path, name):
+    text, expected = FORMATS[name]
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    found = read_prompt_set(str(tmp_path / name))
+    assert [(p.text, p.category) for p in found.prompts] == expected
+    assert found.name == Path(name).stem and found.source == str((tmp_path / name).resolve())
+
+
+def test_other_columns_are_kept(tmp_path):
+    (tmp_path / "g.jsonl").write_text(GENEVAL)
+    assert read_path(tmp_path / "g.jsonl")[1].extra == {"include": [{"class": "clock", "count": 2}]}
+
+
+def test_a_folder_of_styles_as_hpsv2_has_them(tmp_path):
+    for style in ("photo", "anime"):
+        (tmp_path / f"{style}.json").write_text(json.dumps([f"{style} {i}" for i in range(2)]))
+    (tmp_path / "images").mkdir()
+    found = read_prompt_set(str(tmp_path))
+    assert [(p.text, p.category) for p in found.prompts][1:3] == [("anime 1", "anime"), ("photo 0", "photo")]
+    assert found.categories == ["anime", "photo"]
+
+
+def test_pick_a_pic_in_parquet_without_its_pictures(tmp_path, monkeypatch):
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table({"caption": ["a cat", "a dog"], "jpg_0": [b"x" * 1000, b"y"], "label_0": [1.0, 0.0]})
+    parquet.write_table(table, tmp_path / "t.parquet")
+    found = read_path(tmp_path / "t.parquet")
+    assert [p.text for p in found] == ["a cat", "a dog"] and found[0].extra == {"label_0": 1.0}
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(ValueError, match="is no readable parquet file"):
+        read_path(tmp_path / "broken.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ValueError, match=r"needs pyarrow; pip install 'sdo-cli\[parquet\]'"):
+        read_path(tmp_path / "t.parquet")
+
+
+WRONG = {
+    "latin.txt": (b"caf\xe9\n", "is not UTF-8 text"),
+    "empty.txt": (b"# nothing\n", "gives no prompt at all"),
+    "broken.jsonl": (b'{"prompt": "a"}\n{"prompt": \n', r"broken\.jsonl:2 is not JSON"),
+    "broken.json": (b'["a",\n', r"broken\.json:2 is not JSON"),
+    "number.json": (b"3", "is neither a list of prompts nor lists by category"),
+    "mixed.json": (b'[{"prompt": "a"}, "b"]', "entry 2 is neither text nor an object"),
+    "unnamed.csv": (b"id,words\n1,a cat\n", "has no column of prompts among id, words; name one with --column"),
+    "commas.csv": (b"prompt,category\na cat, black,x\n", "row 2 has more cells than the header"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_read_is_said_in_a_sentence(tmp_path, name):
+    content, said = WRONG[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        read_prompt_set(str(tmp_path / name))
+
+
+def test_columns_by_name(tmp_path):
+    (tmp_path / "t.csv").write_text("words,kind,prompt\na cat,x,no\n")
+    assert read_path(tmp_path / "t.csv", column="WORDS", category_column="kind") == [
+        Prompt("a cat", "x", {"prompt": "no"})
+    ]
+    with pytest.raises(ValueError, match="has no column text for --column; there are words, kind, prompt"):
+        read_path(tmp_path / "t.csv", column="text")
+    (tmp_path / "t.txt").write_text("a cat\n")
+    with pytest.raises(ValueError, match="plain text, a prompt a line: it has no column words"):
+        read_path(tmp_path / "t.txt", column="words")
+
+
+def test_recipes_read_every_format(tmp_path):
+    (tmp_path / "d.csv").write_text(DRAWBENCH)
+    assert read_prompts(PromptSource(file="d.csv"), tmp_path)[0] == "A red car, and a blue one"
+    (tmp_path / "t.csv").write_text("words,prompt\na cat,no\n")
+    assert read_prompts(PromptSource(file="t.csv", column="words"), tmp_path) == ["a cat"]
+    with pytest.raises(ValueError, match="column belongs to a file"):
+        read_prompts(PromptSource(lines=["a"], column="x"), tmp_path)
+
+
+def test_the_fingerprint_is_of_words_categories_and_order():
+    a, b = Prompt("a", "x"), Prompt("b")
+    prints = [PromptSet("n", "s", p).fingerprint for p in ([a, b], [b, a], [Prompt("a"), b])]
+    assert len(set(prints)) == 3
+    assert PromptSet("other", "place", [Prompt("a", "x", {"n": 1}), b]).fingerprint == prints[0]
+
+
+# what ships
+
+
+def test_shipped_sets_hold_what_they_promise():
+    assert set(SHIPPED) == {path.stem for path in (shipped_folder() / "prompts").iterdir()}
+    varied = read_prompt_set("varied-eval")
+    assert len(varied.prompts) == 200 and len(varied.categories) == 10 and varied.source == "shipped:varied-eval"
+    assert all(sum(p.category == c for p in varied.prompts) == 20 for c in varied.categories)
+    words = {p.text.lower() for p in varied.prompts}
+    assert len(words) == 200
+    for other in ("varied-train", "varied-heldout"):
+        assert not words & {p.text.lower() for p in read_prompt_set(other).prompts}
+    emoji, held = read_prompt_set("emoji-eval"), read_prompt_set("emoji-heldout")
+    assert [p.text for p in emoji.prompts] == [p.text for p in held.prompts]
+    assert all(p.category for p in emoji.prompts)
+    train = {p.text for p in read_prompt_set("animals-train").prompts}
+    assert not train & {p.text for p in read_prompt_set("animals").prompts}
+
+
+def test_an_unknown_name_says_what_there_is():
+    with pytest.raises(ValueError, match=r"no prompt set beasts; there are emoji-eval, .*partiprompts"):
+        read_prompt_set("beasts")
+
+
+# the hub
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A dataset repository with these files; what is asked of it is kept."""
+    asked = []
+
+    def set_up(repo, files):
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+
+        def find(file):
+            assert file.kind == "dataset" and file.repo == repo
+            asked.append((file.filename, file.revision))
+            return tmp_path / file.filename
+
+        monkeypatch.setattr(reading, "find_file", find)
+        monkeypatch.setattr(
+            reading, "list_files", lambda r, revision, kind: sorted([*files, "README.md", ".gitattributes"])
+        )
+        return asked
+
+    return set_up
+
+
+def test_a_benchmark_by_its_short_name(hub):
+    asked = hub("nateraw/parti-prompts", {"PartiPrompts.tsv": PARTI})
+    found = read_prompt_set("partiprompts", revision="abc")
+    assert found.source == "hub:nateraw/parti-prompts@abc/PartiPrompts.tsv" and found.categories[0] == "Abstract"
+    assert asked == [("PartiPrompts.tsv", "abc")]
+
+
+def test_hpsv2s_styles_are_its_categories(hub):
+    hub("zhwang/HPDv2", {name: json.dumps([name]) for name in BENCHMARKS["hpsv2"].files})
+    assert read_prompt_set("hpsv2").categories == ["anime", "concept-art", "paintings", "photo"]
+
+
+def test_a_dataset_with_one_readable_file_or_a_named_one(hub):
+    hub("a/b", {"data/x.csv": DRAWBENCH})
+    assert len(read_prompt_set("a/b").prompts) == 2
+    hub("a/b", {"data/x.csv": DRAWBENCH, "y.jsonl": GENEVAL})
+    with pytest.raises(ValueError, match=r"holds several files; name one, as in a/b:data/x.csv"):
+        read_prompt_set("a/b")
+    assert read_prompt_set("a/b:y.jsonl").categories == ["single_object", "counting"]
+    hub("a/b", {"x.bin": ""})
+    with pytest.raises(ValueError, match="holds no file sdo reads"):
+        read_prompt_set("a/b")
+
+
+def test_offline_a_dataset_is_asked_for_as_a_file(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(MissingWeights, match=r"parti-prompts/PartiPrompts\.tsv is not on this machine") as caught:
+        read_prompt_set("partiprompts")
+    assert "copy the file" in caught.value.remedy
+    with pytest.raises(MissingWeights, match="the dataset nobody/nothing is not on this machine"):
+        read_prompt_set("nobody/nothing")
+
+
+# the command
+
+
+def sdo(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "sdo_cli", *map(str, arguments)], cwd=cwd, capture_output=True, text=True
+    )
+
+
+def test_the_command(tmp_path):
+    listed = sdo("prompts", "list")
+    assert listed.returncode == 0 and all(name in listed.stdout for name in (*SHIPPED, *BENCHMARKS))
+    rows = json.loads(sdo("prompts", "list", "--json").stdout)
+    assert {"name": "varied-eval", "prompts": 200}.items() <= next(
+        r for r in rows["shipped"] if r["name"] == "varied-eval"
+    ).items()
+    shown = sdo("prompts", "show", "animals", "--limit", 3)
+    assert "mammals  fox" in shown.stdout and "… and 47 more" in shown.stdout and "birds 10" in shown.stdout
+    (tmp_path / "g.jsonl").write_text(GENEVAL)
+    shown = sdo("prompts", "show", tmp_path / "g.jsonl", "--json", "--category", "counting")
+    assert json.loads(shown.stdout) == {
+        "prompt": "a photo of two clocks",
+        "category": "counting",
+        "include": [{"class": "clock", "count": 2}],
+    }
+    wrong = sdo("prompts", "show", tmp_path / "g.jsonl", "--category", "none")
+    assert wrong.returncode == 2 and "there are single_object, counting" in wrong.stderr
+    wrong = sdo("prompts", "show", tmp_path / "missing.csv")
+    assert wrong.returncode == 2 and "no prompt set" in wrong.stderr
+
+
+def test_sample_draws_a_set_from_a_table(tmp_path):
+    (tmp_path / "t.csv").write_text('prompt,category\n"a tiger, on a teal background",x\n')
+    done = sdo("sample", "--prompts-file", "t.csv", "--steps", 1, "--guidance", 1, "--out", "s", "-q", cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "s" / "00000.png").exists(), done.stderr
