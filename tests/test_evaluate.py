@@ -501,7 +501,7 @@ def test_a_run_folder_brings_model_sampling_and_prompts(tmp_path, lora):
         "clip-score",
         "judge",
     ]
-    assert "better on" in found.stdout and "e/report.html" in found.stdout and "2 prompts" in found.stdout
+    assert "higher on" in found.stdout and "e/report.html" in found.stdout and "2 prompts" in found.stdout
     assert Path(tmp_path / "e" / "report.html").stat().st_size > 20_000
 
 

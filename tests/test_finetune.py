@@ -110,6 +110,30 @@ def test_the_card_says_where_things_are(run_folder):
     assert "only measured" in text
 
 
+def test_the_run_has_a_page_of_its_own(run_folder, tmp_path):
+    """Curves, held-out gains, pictures of every stage; the same again from the folder alone, also of a stopped run."""
+    folder = run_folder[0]
+    page = (folder / "report.html").read_text()
+    assert "<h1>Run: quickstart</h1>" in page and "clip-score: trained and held out" in page
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
+    assert data["columns"] == ["before", "step 1", "step 2"] and len(data["cases"]) == 2 and len(data["images"]) == 6
+    held_out = json.loads((folder / "validation.json").read_text())
+    judge = data["measures"].index("judge")
+    row = data["cases"][1]["scores"][judge]
+    assert row == [held_out["before"]["judge"][1][0], None, held_out["after"]["judge"][1][0]]
+    stopped = tmp_path / "stopped"
+    shutil.copytree(folder, stopped)
+    for name in ("validation.json", "report.html"):
+        (stopped / name).unlink()
+    manifest = json.loads((stopped / "manifest.json").read_text())
+    (stopped / "manifest.json").write_text(json.dumps(manifest | {"status": "interrupted"}))
+    with (stopped / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 3, "rew')
+    done = subprocess.run([sys.executable, "-m", "sdo_cli", "report", str(stopped)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Run: quickstart (interrupted)" in (stopped / "report.html").read_text()
+
+
 def test_one_prompt_has_no_standard_error_and_the_json_is_json(tmp_path):
     words = ["validation.num_prompts=1", "validation.grid_prompts=0", "max_train_steps=1"]
     done = subprocess.run(

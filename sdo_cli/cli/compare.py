@@ -43,7 +43,7 @@ def as_text(tree: dict[str, Any], folder: Path, *, report: bool) -> str:
             if d["mean"] is None:
                 continue
             ends = "–" if d["low"] is None else f"[{d['low']:+.4f}, {d['high']:+.4f}]"
-            won = f"better on {100 * w['mean']:.0f} % [{100 * w['low']:.0f}, {100 * w['high']:.0f}]"
+            won = f"higher on {100 * w['mean']:.0f} % [{100 * w['low']:.0f}, {100 * w['high']:.0f}]"
             lines.append(f"  {measure:<20} {d['mean']:+.4f} {ends}   {won}   {d['n']} prompts")
         chosen = found.get(tree["measure"]) or next(iter(found.values()))
         for kind in ("best", "worst"):

@@ -346,7 +346,7 @@ def as_text(tree: dict[str, Any], folder: Path, *, report: bool) -> str:
                 d, w = found["difference"], found["win_rate"]
                 ends = f"[{_said(d['low'], '+.4f')}, {_said(d['high'], '+.4f')}]"
                 won = f"[{100 * w['low']:.0f}, {100 * w['high']:.0f}]"
-                line += f"   {d['mean']:+.4f} {ends}   better on {100 * w['mean']:.0f} % {won}"
+                line += f"   {d['mean']:+.4f} {ends}   higher on {100 * w['mean']:.0f} % {won}"
             lines.append(line)
     for variant, entry in tree["variants"].items():
         for key, value in entry.get("reference", {}).items():

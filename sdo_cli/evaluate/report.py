@@ -42,9 +42,10 @@ def evaluation_report(job: Job, measured: list[Measured], tree: Mapping[str, Any
     count = len({item.prompt for item in base.items})
     seeds = len(base.items) // max(1, count)
     return content.Report(
-        title=f"Evaluation: {', '.join(m.name for m in measured)}",
+        title=f"Evaluation: {_named(measured)}",
         subtitle=f"{count} prompts of {job.prompts.name}, {seeds} image{'s' * (seeds != 1)} each",
-        verdict=_verdict(base, pairs, job.select_by) + _scale_sentences(measured, job),
+        verdict=_verdict(base, {name: pairs[name] for name in _said_first(measured)}, job.select_by)
+        + _scale_sentences(measured, job),
         blocks=blocks,
         gallery=_gallery(measured, measures, job.prompts),
         settings=_settings(job, tree),
@@ -74,6 +75,21 @@ def comparison_report(
         machine=facts(),
         repeat=[command],
     )
+
+
+def _named(measured: list[Measured]) -> str:
+    names = [m.name for m in measured]
+    return ", ".join(names) if len(names) < 5 else f"{', '.join(names[:3])} and {len(names) - 3} more"
+
+
+def _said_first(measured: list[Measured]) -> list[str]:
+    """One variant of each LoRA, at scale 1 where there is one, and every other but the baseline."""
+    chosen: dict[str, Measured] = {}
+    for m in measured[1:]:
+        key = m.variant.lora or m.name
+        if key not in chosen or m.variant.scale == 1:
+            chosen[key] = m
+    return [m.name for m in chosen.values()]
 
 
 def facts() -> list[tuple[str, str]]:
@@ -130,7 +146,7 @@ def _difference_blocks(
         for name, found in pairs.items()
         for measure, c in found.items()
     ]
-    head = ["images of", "measure", f"difference to {base.name}", "better on", "prompts"]
+    head = ["images of", "measure", f"difference to {base.name}", "higher on", "prompts"]
     blocks: list[content.Chart | content.Forest | content.Table] = [
         content.Table(f"Differences to {base.name}, same prompts and noise", head, rows)
     ]
@@ -200,7 +216,7 @@ def _verdict(base: Measured, pairs: Mapping[str, Mapping[str, Comparison]], sele
             if c.difference.low > 0 or c.difference.high < 0:
                 said = "is better than" if c.difference.low > 0 else "is worse than"
             sentences.append(
-                f"By {measure}, {name} {said} {base.name}: {signed(c.difference)}, better on {percent(c.wins)} of "
+                f"By {measure}, {name} {said} {base.name}: {signed(c.difference)}, higher on {percent(c.wins)} of "
                 f"{c.difference.n} prompts."
             )
     return sentences

@@ -16,8 +16,12 @@ from sdo_cli.scoring.statistics import Interval, Values, mean_interval, win_rate
 SMOOTH = 10
 
 
-def run_report(folder: Path) -> content.Report:
-    """Curves, held-out gains and pictures of a run folder; of an unfinished one what there is."""
+def run_report(folder: Path, status: str | None = None) -> content.Report:
+    """Curves, held-out gains and pictures of a run folder; of an unfinished one what there is.
+
+    Args:
+        status: what the manifest will say in a moment.
+    """
     manifest = read_json(folder / "manifest.json")
     recipe = yaml.safe_load((folder / "resolved.yaml").read_text(encoding="utf-8"))
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -30,9 +34,10 @@ def run_report(folder: Path) -> content.Report:
     blocks += [_curve(steps, name, held_out) for name in trained]
     if steps:
         blocks.append(_optimizer(steps))
-    status = "" if manifest["status"] == "finished" else f" ({manifest['status']})"
+    status = status or manifest["status"]
+    said = "" if status == "finished" else f" ({status})"
     return content.Report(
-        title=f"Run: {manifest['recipe']}{status}",
+        title=f"Run: {manifest['recipe']}{said}",
         subtitle=f"{len(steps)} steps of {recipe['model']} with the rule {recipe['gradient']['rule']} on "
         f"{', '.join(trained) or 'nothing yet'}",
         verdict=_verdict(held_out, trained),
@@ -68,7 +73,7 @@ def _gains(held_out: dict[str, Any], trained: list[str]) -> list[content.Chart |
             span = content.Interval(found.mean, found.low, found.high)
             intervals.append(content.IntervalRow(name, span, _signed(found), role))
     count = len(held_out["prompts"])
-    head = ["reward", "", "before", "after", "difference, 95 % interval", "better on"]
+    head = ["reward", "", "before", "after", "difference, 95 % interval", "higher on"]
     note = f"{count} prompts that were not trained on, the same noise before and after; seeds of a prompt are averaged."
     table = content.Table("Held-out prompts", head, rows, note=note)
     return [table, content.Forest("Gain on held-out prompts", "difference", intervals)] if intervals else [table]
@@ -105,6 +110,7 @@ def _curve(steps: list[dict[str, Any]], name: str, held_out: dict[str, Any] | No
                 [e.mean for e in ends],
                 low=[e.low for e in ends],
                 high=[e.high for e in ends],
+                points=True,
             )
         )
     note = "The band of the running mean is its standard error. Training prompts change from batch to batch."

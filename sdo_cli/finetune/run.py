@@ -292,7 +292,7 @@ def _write_results(
     if validation is not None:
         table = {when: {name: value.tolist() for name, value in rows.items()} for when, rows in scores.items()}
         write_json(folder / "validation.json", {"prompts": validation.prompts, **table})
-    write_report(run_report(folder), folder / "report.html")
+    write_report(run_report(folder, "finished"), folder / "report.html")
     write_text(folder / "README.md", model_card(loaded, job.family, summary))
 
 

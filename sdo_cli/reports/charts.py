@@ -67,17 +67,18 @@ def line_chart(chart: Chart) -> Markup:
     for number, series in enumerate(chart.series):
         colour = f"c{number % COLOURS}{' pale' if series.pale else ''}"
         kept = thinned(series)
-        if chart.markers:
+        points = chart.markers or series.points
+        if points:
             parts += [_marker(x, y, series, i, colour) for i in kept if finite([series.y[i]])]
         elif series.low and series.high:
             parts += [_band(x, y, series, run, colour) for run in _runs(kept, series.low, series.high)]
         for run in _runs(kept, series.y):
-            points = " ".join(f"{x(series.x[i])},{y(series.y[i] or 0.0)}" for i in run)
-            if len(run) == 1 and not chart.markers:
-                cx, cy = points.split(",")
+            corners = " ".join(f"{x(series.x[i])},{y(series.y[i] or 0.0)}" for i in run)
+            if len(run) == 1 and not points:
+                cx, cy = corners.split(",")
                 parts.append(f'<circle class="dot {colour}" cx="{cx}" cy="{cy}" r="3"/>')
             elif len(run) > 1:
-                parts.append(f'<polyline class="line {colour}" points="{points}"/>')
+                parts.append(f'<polyline class="line {colour}" points="{corners}"/>')
     return _svg(chart.title, f"{chart.y_label} by {chart.x_label}", HEIGHT, parts)
 
 

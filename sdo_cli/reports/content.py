@@ -8,7 +8,7 @@ from pathlib import Path
 class Series:
     """A line of a chart; ``low`` and ``high`` are its band. None leaves a gap.
 
-    ``pale`` draws it behind the others, as single batches behind their running mean.
+    ``pale`` draws it behind the others, as single batches behind their running mean; ``points`` draws error bars.
     """
 
     name: str
@@ -17,11 +17,12 @@ class Series:
     low: list[float | None] | None = None
     high: list[float | None] | None = None
     pale: bool = False
+    points: bool = False
 
 
 @dataclass(frozen=True)
 class Chart:
-    """``markers`` draws points with error bars instead of a band."""
+    """``markers`` draws every series as points with error bars."""
 
     title: str
     x_label: str

@@ -118,7 +118,9 @@
       const row = c.scores[m], gain = value(c, m);
       list.append(element("dt", "", name));
       const both = !single && left() !== right();
-      list.append(element("dd", "", both ? `${number(row[left()])} → ${number(row[right()])}` : number(row[right()])));
+      const shown = element("dd", "", number(row[right()]));
+      if (both) shown.title = `${data.columns[left()]} ${number(row[left()])}, ${data.columns[right()]} ${number(row[right()])}`;
+      list.append(shown);
       const mark = !both || gain === null ? element("dd", "", "") : element("dd", gain > 0 ? "gain-up" : gain < 0 ? "gain-down" : "", (gain > 0 ? "+" : "") + gain.toFixed(4));
       list.append(mark);
     });
