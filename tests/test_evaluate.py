@@ -163,6 +163,25 @@ def test_the_seed_in_the_metadata_is_sdo_samples_and_diffusers(done, tmp_path):
     assert np.abs(mine - theirs).max() <= 1
 
 
+def test_the_scale_is_sdo_samples(done, lora, tmp_path):
+    row = json.loads((done[0] / "strong@0.5" / "metadata.jsonl").read_text().splitlines()[2])
+    words = ["--seed", row["seed"], "--steps", 3, "--guidance", 2, "--lora", lora, "--lora-scale", 0.5, "-q"]
+    assert sdo("sample", row["prompt"], *words, "--out", tmp_path / "s").returncode == 0
+    paths = [done[0] / name / row["file_name"] for name in ("strong@0.5", "strong", "base")]
+    half, whole, none, theirs = (np.asarray(Image.open(p), dtype=int) for p in (*paths, tmp_path / "s" / "00000.png"))
+    assert np.abs(half - theirs).max() <= 1
+    assert np.abs(half - whole).mean() > 1 and np.abs(half - none).mean() > 1
+
+
+def test_what_is_encoded_together_does_not_depend_on_what_is_missing():
+    """A batch of other prompts may round otherwise; so a batch with one missing prompt is encoded as a whole."""
+    texts = [f"prompt {i}" for i in range(70)]
+    items = [replace(items_of(PROMPTS, SETTINGS)[0], text=text) for text in texts for _ in range(2)]
+    assert drawing._to_encode(items, items) == texts
+    assert drawing._to_encode(items, [items[2 * 40], items[2 * 41]]) == texts[32:64]
+    assert drawing._to_encode(items, [items[0], items[2 * 69]]) == texts[:32] + texts[64:]
+
+
 def test_repeated_it_is_the_same_byte_for_byte(done, tmp_path):
     folder, _, wanted = done
     evaluate(wanted, tmp_path / "again", Silent(), batch_size=4)
@@ -214,8 +233,10 @@ def test_a_kill_between_drawing_and_moving_loses_and_doubles_nothing(done, tmp_p
         path.replace(whole / path.name)
     with (tmp_path / "e" / "scores.jsonl").open("r+b") as stream:
         stream.truncate(1000)
+    moved = [(whole / path.name).stat().st_mtime_ns for path in files[2:4]]
     evaluate(wanted, tmp_path / "e", Silent(), batch_size=4)
     assert content(tmp_path / "e") == content(folder)
+    assert [path.stat().st_mtime_ns for path in files[2:4]] == moved, "a finished chunk was drawn again"
 
 
 def test_shares_of_the_draw_make_the_whole(done, tmp_path):

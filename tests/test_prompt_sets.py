@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_weights import hub as loopback  # noqa: F401
+from test_weights import sdo as ask
+from test_weights import serve
 
 from sdo_cli.hub import MissingWeights
 from sdo_cli.prompt_sets import read as reading
@@ -208,6 +211,21 @@ def test_offline_a_dataset_is_asked_for_as_a_file(monkeypatch, tmp_path):
     assert "copy the file" in caught.value.remedy
     with pytest.raises(MissingWeights, match="the dataset nobody/nothing is not on this machine"):
         read_prompt_set("nobody/nothing")
+
+
+def test_a_dataset_through_the_hubs_own_client(loopback, tmp_path):  # noqa: F811
+    """Listed and downloaded once from a small hub on loopback; then from the cache, offline."""
+    serve("nateraw/parti-prompts", {"PartiPrompts.tsv": PARTI.encode(), "README.md": b"# it"})
+    words = ["prompts", "show", "nateraw/parti-prompts", "--json"]
+    settings = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": loopback, "HF_HUB_DISABLE_XET": "1"}
+    done = ask(*words, cwd=tmp_path, HF_HUB_OFFLINE="0", **settings)
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["category"] for line in done.stdout.splitlines()] == ["Abstract", "Artifacts"]
+    for name in ("nateraw/parti-prompts", "partiprompts"):
+        again = ask("prompts", "show", name, "--json", cwd=tmp_path, HF_HUB_OFFLINE="1", **settings)
+        assert again.stdout == done.stdout, again.stderr
+    wrong = ask("prompts", "show", "nobody/nothing", cwd=tmp_path, HF_HUB_OFFLINE="1", **settings)
+    assert wrong.returncode == 2 and "copy the file from a machine with a network" in wrong.stderr
 
 
 # the command

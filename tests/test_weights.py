@@ -132,7 +132,7 @@ class Hub(BaseHTTPRequestHandler):
         path = self.path.split("?")[0]
         if body:
             self.asked.append(path)
-        if path.startswith("/api/models/"):
+        if path.startswith(("/api/models/", "/api/datasets/")):
             repo = "/".join(path.split("/")[3:5])
             names = [name for name in self.files if name.startswith(repo + "/")]
             if "/tree/" in path:
@@ -140,7 +140,7 @@ class Hub(BaseHTTPRequestHandler):
                 return self._send(json.dumps(tree).encode(), body)
             siblings = [{"rfilename": name.removeprefix(repo + "/")} for name in names]
             return self._send(json.dumps({"id": repo, "sha": COMMIT, "siblings": siblings}).encode(), body)
-        owner, name, _, _, *rest = path.strip("/").split("/")
+        owner, name, _, _, *rest = path.strip("/").removeprefix("datasets/").split("/")
         key = "/".join((owner, name, *rest))
         if key not in self.files:
             self.send_response(404)
