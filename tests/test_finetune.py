@@ -204,6 +204,13 @@ def test_the_resolved_recipe_names_its_files_from_anywhere(tmp_path, monkeypatch
     assert load_recipe(str(tmp_path / "resolved.yaml"), []).recipe.model == str(small("sd15"))
 
 
+def test_a_prompt_that_looks_like_a_comment_comes_back(tmp_path):
+    loaded = load_recipe("quickstart", [*TINY, "prompts={lines: ['#3 in a row', a tiger]}"])
+    _write_recipe(loaded, tmp_path, None)
+    again = load_recipe(str(tmp_path / "resolved.yaml"))
+    assert again.prompts(again.recipe.prompts) == ["#3 in a row", "a tiger"]
+
+
 def test_no_error_no_number_of_errors():
     same = torch.tensor([0.1, 0.5])
     assert paired_gain(same, same).times_its_error == "–"

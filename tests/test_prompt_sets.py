@@ -116,6 +116,7 @@ def test_columns_by_name(tmp_path):
 def test_recipes_read_every_format(tmp_path):
     (tmp_path / "d.csv").write_text(DRAWBENCH)
     assert read_prompts(PromptSource(file="d.csv"), tmp_path)[0] == "A red car, and a blue one"
+    assert read_prompts(PromptSource(file="d.csv"), tmp_path)[1] == "Two lines", "run folders keep one a line"
     (tmp_path / "t.csv").write_text("words,prompt\na cat,no\n")
     assert read_prompts(PromptSource(file="t.csv", column="words"), tmp_path) == ["a cat"]
     with pytest.raises(ValueError, match="column belongs to a file"):
@@ -199,6 +200,9 @@ def test_a_dataset_with_one_readable_file_or_a_named_one(hub):
     with pytest.raises(ValueError, match=r"holds several files; name one, as in a/b:data/x.csv"):
         read_prompt_set("a/b")
     assert read_prompt_set("a/b:y.jsonl").categories == ["single_object", "counting"]
+    shards = {f"data/test-{i}.jsonl": json.dumps({"caption": f"c{i}"}) for i in range(2)}
+    hub("a/b", {**shards, "data2/x.jsonl": GENEVAL})
+    assert [(p.text, p.category) for p in read_prompt_set("a/b:data").prompts] == [("c0", "test-0"), ("c1", "test-1")]
     hub("a/b", {"x.bin": ""})
     with pytest.raises(ValueError, match="holds no file sdo reads"):
         read_prompt_set("a/b")

@@ -113,6 +113,30 @@ def test_every_solver_draws_the_same_picture():
         assert (draw(solver) - reference).abs().mean() < 0.6 * far, solver
 
 
+def test_the_png_says_how_it_was_made(lora_folder, tmp_path):
+    """A1111's text, prompt by prompt; `sdo eval --images` finds the prompts in it, and leaves the sheet alone."""
+    from sdo_cli.evaluate.folders import read_folder
+
+    words = ["a tiger", "a rose, red", "--seed", "5", "-n", "2", "--steps", "2", "--guidance", "3", "--grid"]
+    words += [
+        "--lora",
+        str(lora_folder),
+        "--lora-scale",
+        "0.5",
+        "--negative-prompt",
+        "grey",
+        "--solver",
+        "dpm++2m-karras",
+    ]
+    assert sdo("sample", *words, "--out", "s", "-q", cwd=tmp_path).returncode == 0
+    text = Image.open(tmp_path / "s" / "00003.png").text["parameters"]
+    assert text.splitlines()[:2] == [f"a rose, red <lora:{lora_folder.name}:0.5>", "Negative prompt: grey"]
+    assert "Steps: 2, Sampler: DPM++ 2M Karras, CFG scale: 3, Seed: 8, Size: 64x64" in text
+    prompts, items = read_folder(tmp_path / "s", None)
+    assert [p.text for p in prompts.prompts] == ["a tiger", "a rose, red"]
+    assert [(i.file, i.prompt, i.seed_index) for i in items][2:] == [("00002.png", 1, 0), ("00003.png", 1, 1)]
+
+
 def test_images_are_never_overwritten(tmp_path):
     arguments = ["sample", PROMPTS[0], "--steps", "2", "--guidance", "1", "-q", "--out", "o"]
     assert sdo(*arguments, cwd=tmp_path).returncode == 0

@@ -74,9 +74,14 @@ def draw_noise(family: Family, settings: DrawSettings, generators: list[torch.Ge
     return Noise(initial, injected.to(family.device))
 
 
+def solver_of(family: Family, settings: DrawSettings) -> str:
+    """The solver's name, the model's own for ``auto``."""
+    return native_solver(family.scheduler_config) if settings.solver == AUTO else settings.solver
+
+
 def make_route(family: Family, settings: DrawSettings) -> Route:
     """The solver's route; raises RecipeFault for noise a model's own solver does not take."""
-    solver = native_solver(family.scheduler_config) if settings.solver == AUTO else settings.solver
+    solver = solver_of(family, settings)
     if settings.eta > 0 and solver not in STOCHASTIC:
         raise RecipeFault([f"eta: solver {solver} of {family.source} takes no noise; write 0"], what="settings")
     scheduler = make_scheduler(solver, family.scheduler_config, settings.num_inference_steps)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from sdo_cli.files import write_atomic
@@ -16,8 +17,9 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(array)
 
 
-def save_image(image: Tensor, path: Path) -> None:
-    write_atomic(path, to_pil(image).save)
+def save_image(image: Tensor, path: Path, note: PngInfo | None = None) -> None:
+    """Write a PNG, with ``note`` inside it."""
+    write_atomic(path, lambda temporary: to_pil(image).save(temporary, pnginfo=note))
 
 
 def save_grid(

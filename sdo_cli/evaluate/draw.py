@@ -3,15 +3,14 @@
 import json
 import shutil
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 import torch
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from sdo_cli.device import dtype_of, pick_device
-from sdo_cli.drawing.draw import draw_images
+from sdo_cli.drawing.draw import draw_images, solver_of
+from sdo_cli.drawing.parameters import parameters_text, png_note
 from sdo_cli.drawing.pictures import to_pil
 from sdo_cli.drawing.prompts import ENCODE_BATCH, PromptEmbeddings
 from sdo_cli.evaluate.job import Item, Settings, Variant
@@ -19,20 +18,7 @@ from sdo_cli.files import write_text
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import load_family
 from sdo_cli.progress import Reporter
-from sdo_cli.sampling.solvers import AUTO, native_solver
 
-# A1111's names of samplers and their noise schedules
-SAMPLERS = {
-    "ddim": "DDIM",
-    "pndm": "PLMS",
-    "euler": "Euler",
-    "dpm++2m": "DPM++ 2M",
-    "dpm++2m-karras": "DPM++ 2M Karras",
-    "unipc": "UniPC",
-    "deis": "DEIS",
-    "flow-euler": "Euler",
-}
-SDO_VERSION = metadata.version("sdo-cli")
 WHOLE, PARTIAL = ".drawn-", ".partial-"
 
 
@@ -71,15 +57,17 @@ def draw_variant(
     todo = [(number, left) for number, part in mine if (left := missing_items(part, folder))]
     if todo:
         family, embed = _load(settings, variant, items, [item for _, left in todo for item in left])
-        solver = native_solver(family.scheduler_config) if settings.draw.solver == AUTO else settings.draw.solver
+        solver = solver_of(family, settings.draw)
         for number, left in todo:
             images = _draw(family, embed, settings, left)
             staged = folder / f"{PARTIAL}{number:06d}"
             staged.mkdir()
             for image, item in zip(images, left, strict=True):
-                note = PngInfo()
-                note.add_text("parameters", parameters_text(item, settings, variant, solver, tuple(image.shape[-2:])))
-                to_pil(image).save(staged / item.file, pnginfo=note)
+                lora = (variant.name.split("@")[0], variant.scale) if variant.lora else None
+                how = parameters_text(
+                    item.text, item.seed or 0, settings.draw, solver, settings.model.model, image, lora
+                )
+                to_pil(image).save(staged / item.file, pnginfo=png_note(how))
             whole = folder / f"{WHOLE}{number:06d}"
             staged.rename(whole)
             _move_in(whole, folder)
@@ -135,27 +123,3 @@ def metadata_row(item: Item) -> dict[str, object]:
     """A line of ``metadata.jsonl``, as Hugging Face's image folders have it."""
     row: dict[str, object] = {"file_name": item.file, "prompt": item.text, "category": item.category}
     return row | {"seed": item.seed, "prompt_index": item.prompt, "seed_index": item.seed_index}
-
-
-def parameters_text(item: Item, settings: Settings, variant: Variant, solver: str, size: tuple[int, ...]) -> str:
-    """The text A1111 and its relatives keep in a PNG, and read back from it."""
-    draw = settings.draw
-    lora = f" <lora:{variant.name.split('@')[0]}:{variant.scale:g}>" if variant.lora else ""
-    lines = [item.text + lora]
-    if draw.negative_prompt:
-        lines.append(f"Negative prompt: {draw.negative_prompt}")
-    fields = {
-        "Steps": draw.num_inference_steps,
-        "Sampler": SAMPLERS[solver],
-        "CFG scale": f"{draw.guidance_scale:g}",
-        "Seed": item.seed,
-        "Size": f"{size[1]}x{size[0]}",
-        "Model": _quoted(Path(settings.model.model).name),
-        **({"Eta": f"{draw.eta:g}"} if draw.eta else {}),
-        "Version": f"sdo {SDO_VERSION}",
-    }
-    return "\n".join([*lines, ", ".join(f"{key}: {value}" for key, value in fields.items())])
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False) if any(c in text for c in ",:\n") else text

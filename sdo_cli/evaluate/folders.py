@@ -1,6 +1,7 @@
 """Image folders: those sdo draws, and those made by anything else."""
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from sdo_cli.errors import RecipeFault
 from sdo_cli.evaluate.job import EvalPrompt, Item, Prompts, digest
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+# sheets that sdo draws beside them
+NOT_IMAGES = ("grid", "reward_curve")
 # names of the prompt in metadata files people have
 PROMPT_KEYS = ("prompt", "text", "caption")
 
@@ -61,7 +64,11 @@ def _rows(metadata: Path) -> Iterator[dict[str, Any]]:
 
 
 def _found(folder: Path, given: Prompts | None) -> list[dict[str, Any]]:
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+    files = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and path.name[0] != "." and path.stem not in NOT_IMAGES
+    )
     rows = []
     for position, path in enumerate(files):
         row: dict[str, Any] = {"file_name": path.name, "prompt": ""}
@@ -95,7 +102,8 @@ def prompt_inside(path: Path) -> str:
     lines = text.split("\nNegative prompt:")[0].splitlines()
     if lines and lines[-1].startswith("Steps: "):
         lines.pop()
-    return " ".join(lines).strip()
+    # the LoRA is none of the picture's words
+    return re.sub(r"<lora:[^>]*>", "", " ".join(lines)).strip()
 
 
 def _numbered(rows: list[dict[str, Any]], folder: Path) -> tuple[Prompts, list[Item]]:

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sdo_cli.drawing.draw import DrawSettings
+from sdo_cli.drawing.parameters import lora_name
 from sdo_cli.models.load import ModelSource
 from sdo_cli.recipe.schema import RewardSpec
 from sdo_cli.seeding import key_to_seed
@@ -186,11 +186,7 @@ def _names(loras: list[str]) -> Iterator[str]:
     """Short names fit for a folder, each once."""
     taken = {BASE}
     for lora in loras:
-        path = Path(lora)
-        stem = path.stem if path.suffix == ".safetensors" else path.name or path.resolve().name
-        if stem == "pytorch_lora_weights":
-            stem = path.resolve().parent.name
-        stem = re.sub(r"[^\w.+-]+", "-", stem).strip("-.") or "lora"
+        stem = lora_name(lora)
         name, count = stem, 1
         while name in taken:
             count += 1

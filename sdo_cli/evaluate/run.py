@@ -161,9 +161,11 @@ def _clashes(before: Job, job: Job) -> Iterable[str]:
         yield "images of a folder beside images sdo draws"
     elif before.settings is not None and job.settings is not None:
         mine, theirs = before.settings.flat(), job.settings.flat()
-        yield from (f"{key} is {mine[key]!r} there, {theirs[key]!r} here" for key in mine if mine[key] != theirs[key])
-    elif before.prompts.fingerprint != job.prompts.fingerprint:
-        yield "other prompts"
+        changed = [key for key in mine if mine[key] != theirs[key] and key != "prompts"]
+        yield from (f"{key} is {mine[key]!r} there, {theirs[key]!r} here" for key in changed)
+    if before.prompts.fingerprint != job.prompts.fingerprint:
+        counts = [f"{len(prompts.prompts)} prompts of {prompts.name}" for prompts in (before.prompts, job.prompts)]
+        yield f"{counts[0]} there, {counts[1]} here"
     if before.reward_precision != job.reward_precision:
         yield f"reward precision is {before.reward_precision} there, {job.reward_precision} here"
     known = {variant.name: variant for variant in before.variants}

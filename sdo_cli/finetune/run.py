@@ -1,5 +1,6 @@
 """One fine-tuning job from recipe to run folder. All I/O of a run is here."""
 
+import json
 import shutil
 import time
 from dataclasses import asdict, dataclass
@@ -206,8 +207,11 @@ def _write_recipe(loaded: LoadedRecipe, folder: Path, validation: Validation | N
     if validation is not None:
         sources["heldout"] = (tree["validation"], validation.prompts)
     for name, (place, prompts) in sources.items():
-        write_text(folder / f"{name}_prompts.txt", "".join(f"{prompt}\n" for prompt in prompts))
-        place["prompts"] = {"file": f"{name}_prompts.txt"}
+        # in a text file a # begins a comment
+        kind = "jsonl" if any(prompt.startswith("#") for prompt in prompts) else "txt"
+        lines = [json.dumps(prompt, ensure_ascii=False) if kind == "jsonl" else prompt for prompt in prompts]
+        write_text(folder / f"{name}_prompts.{kind}", "".join(f"{line}\n" for line in lines))
+        place["prompts"] = {"file": f"{name}_prompts.{kind}"}
     _absolute_paths(tree)
     write_text(folder / "resolved.yaml", OmegaConf.to_yaml(OmegaConf.create(tree)))
 

@@ -26,7 +26,7 @@ class Benchmark:
 STYLES = ("anime", "concept-art", "paintings", "photo")
 BENCHMARKS = {
     "partiprompts": Benchmark("PartiPrompts: 1,632 prompts", "nateraw/parti-prompts", ("PartiPrompts.tsv",)),
-    "drawbench": Benchmark("DrawBench: 200 prompts", "sayakpaul/drawbench"),
+    "drawbench": Benchmark("DrawBench: 200 prompts", "sayakpaul/drawbench", ("DrawBench Prompts - Sheet1.csv",)),
     "hpsv2": Benchmark(
         "HPSv2's benchmark: 800 prompts in each of four styles",
         "zhwang/HPDv2",
@@ -94,6 +94,10 @@ def _from_hub(
     category_column: str | None,
     revision: str | None,
 ) -> PromptSet:
+    if files and Path(files[0]).suffix.lower() not in SUFFIXES:
+        # a folder: every piece of it
+        inside = f"{files[0].rstrip('/')}/"
+        files = tuple(f for f in list_files(repo, revision, kind="dataset") if f.startswith(inside))
     files = files or (_only_file(repo, revision),)
     prompts = []
     for file in files:

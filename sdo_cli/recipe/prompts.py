@@ -47,7 +47,8 @@ def _from_file(name: str, beside: Path | None, column: str | None) -> list[str]:
     path = find_prompt_file(name, beside)
     if path is None:
         raise ValueError(f"no file {name}; it is looked for beside the recipe, here, and among `sdo prompts`")
-    return [prompt.text for prompt in read_path(path, column=column)]
+    # a run folder keeps them one a line
+    return [" ".join(prompt.text.split("\n")) for prompt in read_path(path, column=column)]
 
 
 def _from_template(template: str, values: dict[str, list[str]]) -> list[str]:

@@ -1,0 +1,76 @@
+"""How an image was made, as A1111 and its relatives keep it in a PNG and read it back."""
+
+import json
+import re
+from importlib import metadata
+from pathlib import Path
+
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from sdo_cli.drawing.draw import DrawSettings
+
+# their names of samplers and noise schedules
+SAMPLERS = {
+    "ddim": "DDIM",
+    "pndm": "PLMS",
+    "euler": "Euler",
+    "dpm++2m": "DPM++ 2M",
+    "dpm++2m-karras": "DPM++ 2M Karras",
+    "unipc": "UniPC",
+    "deis": "DEIS",
+    "flow-euler": "Euler",
+}
+SDO_VERSION = metadata.version("sdo-cli")
+
+
+def parameters_text(
+    prompt: str,
+    seed: int,
+    settings: DrawSettings,
+    solver: str,
+    model: str,
+    image: Tensor,
+    lora: tuple[str, float] | None,
+) -> str:
+    """Prompt, negative prompt, and one line of settings.
+
+    Args:
+        solver: what was used, not ``auto``.
+        image: ``[3, H, W]``, for its size.
+        lora: name and scale.
+    """
+    lines = [prompt + (f" <lora:{lora[0]}:{lora[1]:g}>" if lora else "")]
+    if settings.negative_prompt:
+        lines.append(f"Negative prompt: {settings.negative_prompt}")
+    fields = {
+        "Steps": settings.num_inference_steps,
+        "Sampler": SAMPLERS[solver],
+        "CFG scale": f"{settings.guidance_scale:g}",
+        "Seed": seed,
+        "Size": f"{image.shape[-1]}x{image.shape[-2]}",
+        "Model": _quoted(Path(model).name),
+        **({"Eta": f"{settings.eta:g}"} if settings.eta else {}),
+        "Version": f"sdo {SDO_VERSION}",
+    }
+    return "\n".join([*lines, ", ".join(f"{key}: {value}" for key, value in fields.items())])
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False) if any(c in text for c in ",:\n") else text
+
+
+def lora_name(lora: str) -> str:
+    """A short name of a LoRA, fit for a folder: of its file, or of the run it is in."""
+    path = Path(lora)
+    stem = path.stem if path.suffix == ".safetensors" else path.name or path.resolve().name
+    if stem == "pytorch_lora_weights":
+        stem = path.resolve().parent.name
+    return re.sub(r"[^\w.+-]+", "-", stem).strip("-.") or "lora"
+
+
+def png_note(parameters: str) -> PngInfo:
+    """For ``Image.save(pnginfo=…)``."""
+    note = PngInfo()
+    note.add_text("parameters", parameters)
+    return note
