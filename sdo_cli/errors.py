@@ -2,6 +2,8 @@
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+# stopped on a signal or before a time limit, saved: start it again (sysexits' EX_TEMPFAIL)
+EXIT_REQUEUE = 75
 
 
 class SdoError(Exception):
@@ -40,6 +42,16 @@ class Interrupted(SdoError):
     """The user pressed Ctrl-C."""
 
     exit_code = EXIT_INTERRUPTED
+
+
+class CheckpointFault(SdoError):
+    """A checkpoint that is damaged, missing, or of another run."""
+
+
+class Preempted(SdoError):
+    """The run was told to stop, saved what it had, and can be started again with the same command."""
+
+    exit_code = EXIT_REQUEUE
 
 
 class SolverFault(SdoError):

@@ -15,13 +15,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from sdo_cli.drawing.draw import DrawSettings
+from sdo_cli.drawing.pictures import read_image
 from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.evaluate import draw as drawing
 from sdo_cli.evaluate.draw import draw_variant, metadata_row
 from sdo_cli.evaluate.folders import prompt_inside, read_folder
 from sdo_cli.evaluate.job import EvalPrompt, Job, Prompts, Settings, Variant, items_of, variants_of
 from sdo_cli.evaluate.run import Evaluation, evaluate, folder_variants
-from sdo_cli.evaluate.score import ScoreFile, diversity_lines, read_image
+from sdo_cli.evaluate.score import ScoreFile, diversity_lines
 from sdo_cli.finetune.lora import add_lora
 from sdo_cli.models.load import ModelSource, load_family
 from sdo_cli.progress import Silent

@@ -67,6 +67,8 @@ def test_run_folder_holds_what_is_promised(run_folder):
         "reward_curve.png",
         "README.md",
         "report.html",
+        "checkpoints/before.json",
+        *(f"checkpoints/checkpoint-2/{name}" for name in ("state.safetensors", "state.json", "complete.json")),
         "pytorch_lora_weights.safetensors",
         *(f"samples/step_{s:06d}/{name}.png" for s in (0, 1, 2) for name in ("grid", "00000", "00001")),
     }
@@ -407,7 +409,7 @@ def test_ctrl_c_is_one_line(tmp_path):
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert json.loads((folder / "manifest.json").read_text())["status"] == "interrupted"
-    assert "interrupted" in stderr and "Traceback" not in stderr
+    assert "stopped (SIGINT)" in stderr and "--resume" in stderr and "Traceback" not in stderr
 
 
 def test_unwritable_output_is_one_sentence(tmp_path):

@@ -46,7 +46,7 @@ def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
 ) -> None:
-    """Exit codes: 0 done, 1 a fault of sdo itself, 2 bad input (one sentence says what), 130 interrupted."""
+    """Exit codes: 0 done, 1 a fault of sdo, 2 bad input (one sentence says what), 75 stopped and saved, 130 Ctrl-C."""
 
 
 def check_rewards_package() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdo_cli.cli.output import make_reporter
-from sdo_cli.errors import Interrupted, RecipeFault
+from sdo_cli.errors import Interrupted, Preempted, RecipeFault
 from sdo_cli.plugins import load_plugins
 from sdo_cli.recipe.load import LoadedRecipe, load_recipe
 
@@ -21,6 +21,12 @@ def finetune(
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="A recipe file, or the name of a shipped one.")] = "",
     plugin: Annotated[list[Path] | None, typer.Option(help="A Python file with gradient rules of your own.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/<recipe>-<time>.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest complete checkpoint of --out, or of the last run.")
+    ] = False,
+    time_limit: Annotated[
+        str | None, typer.Option(metavar="H:MM:SS", help="Save and stop before so much time is over (exit code 75).")
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="Check everything and show the resolved recipe; run nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines for machines.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
@@ -33,23 +39,76 @@ def finetune(
     if dry_run:
         show_resolved(loaded, as_json)
         return
+    seconds = None if time_limit is None else seconds_of(time_limit)
+    from sdo_cli.finetune.resume import is_finished
     from sdo_cli.finetune.run import finetune as run
-    from sdo_cli.finetune.run import new_run_folder
+    from sdo_cli.finetune.stopping import Stopped, Stopping
 
-    try:
-        folder = new_run_folder(loaded, out)
-    except FileExistsError as fault:
-        raise RecipeFault([f"--out {fault}: is not empty; give a new folder, or remove it first"]) from fault
+    folder = run_folder(loaded, out, resume=resume)
+    if resume and is_finished(loaded, folder):
+        typer.echo(f"{folder}/ is finished already; more steps: max_train_steps=…")
+        return
     reporter = make_reporter(as_json=as_json, quiet=quiet)
+    again = f"go on with: {resuming(recipe, overrides, plugin, folder)}"
     try:
-        summary = run(loaded, folder, reporter)
+        with Stopping(seconds, reporter.note) as stopping:
+            summary = run(loaded, folder, reporter, resume=resume, stopping=stopping)
     except KeyboardInterrupt:
-        raise Interrupted(
-            f"interrupted; {folder}/ holds no adapter", remedy="start it again, into another folder"
-        ) from None
+        raise Interrupted(f"interrupted; {folder}/ is not finished", remedy=again) from None
+    except Stopped as stop:
+        kind = Interrupted if stop.reason == "SIGINT" else Preempted
+        raise kind(f"stopped ({stop.reason}); what is done is kept in {folder}/", remedy=again) from None
     finally:
         reporter.close()
     typer.echo(json.dumps(as_record(summary)) if as_json else as_text(loaded, summary))
+
+
+def run_folder(loaded: LoadedRecipe, out: Path | None, *, resume: bool) -> Path:
+    """A new folder, or with ``resume`` the one to go on with.
+
+    Raises:
+        RecipeFault: ``out`` is not empty.
+    """
+    from sdo_cli.finetune.resume import newest_unfinished
+    from sdo_cli.finetune.run import new_run_folder
+
+    if resume and (found := out or newest_unfinished(loaded)) is not None:
+        if out is not None and out.exists() and any(out.iterdir()) and not (out / "manifest.json").is_file():
+            raise RecipeFault([f"--out {out}: is not empty and holds no run; give another folder"])
+        return found
+    try:
+        return new_run_folder(loaded, out)
+    except FileExistsError as fault:
+        raise RecipeFault(
+            [f"--out {fault}: is not empty; give a new folder, remove it first, or go on with it by --resume"]
+        ) from fault
+
+
+def resuming(recipe: str, overrides: list[str] | None, plugins: list[Path] | None, folder: Path) -> str:
+    """The command that goes on."""
+    words = ["sdo", "finetune", "--recipe", recipe, *(overrides or [])]
+    words += [word for plugin in plugins or () for word in ("--plugin", str(plugin))]
+    return shlex.join([*words, "--out", str(folder), "--resume"])
+
+
+def seconds_of(text: str) -> float:
+    """``3:50:00``, ``50:00`` or minutes alone, as Slurm writes them, to seconds.
+
+    Raises:
+        RecipeFault: none of these.
+    """
+    days, dash, rest = text.rpartition("-")
+    parts = rest.split(":")
+    if not all(part.isdigit() for part in parts) or len(parts) > 3 or (dash and not days.isdigit()):
+        raise RecipeFault([f"--time-limit: {text!r} is no time; write 3:50:00"], what="command line")
+    numbers = [int(part) for part in parts]
+    if len(numbers) == 1:
+        # Slurm: minutes, or with days hours
+        numbers = [numbers[0], 0, 0] if dash else [0, numbers[0], 0]
+    elif len(numbers) == 2:
+        numbers = [*numbers, 0] if dash else [0, *numbers]
+    hours, minutes, seconds = numbers
+    return (int(days or 0) * 24 + hours) * 3600.0 + minutes * 60 + seconds
 
 
 def show_resolved(loaded: LoadedRecipe, as_json: bool) -> None:

@@ -3,11 +3,13 @@
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from sdo_cli.errors import EnvironmentFault
 from sdo_cli.files import write_atomic
 
 
@@ -20,6 +22,18 @@ def to_pil(image: Tensor) -> Image.Image:
 def save_image(image: Tensor, path: Path, note: PngInfo | None = None) -> None:
     """Write a PNG, with ``note`` inside it."""
     write_atomic(path, lambda temporary: to_pil(image).save(temporary, pnginfo=note))
+
+
+def read_image(path: Path) -> Tensor:
+    """``[3, H, W]`` in [0, 1], as 8-bit RGB; transparent parts are black."""
+    try:
+        with Image.open(path) as image:
+            array = np.array(image.convert("RGB"))
+    except (OSError, ValueError) as fault:
+        raise EnvironmentFault(
+            f"{path} is no readable image: {fault}", remedy="remove it; if sdo drew it, it is drawn again"
+        ) from fault
+    return torch.from_numpy(array).permute(2, 0, 1).float() / 255
 
 
 def save_grid(

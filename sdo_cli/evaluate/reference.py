@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdo_cli.drawing.pictures import read_image
 from sdo_cli.errors import EnvironmentFault
-from sdo_cli.evaluate.score import read_image
 from sdo_cli.hub import is_offline
 
 FEATURES = ("inception", "clip")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdo_cli.device import dtype_of, pick_device
+from sdo_cli.drawing.pictures import read_image
 from sdo_cli.errors import RecipeFault
 from sdo_cli.evaluate.draw import draw_variant, missing_items
 from sdo_cli.evaluate.folders import SUFFIXES, folder_hash, read_folder
@@ -22,7 +23,6 @@ from sdo_cli.evaluate.score import (
     distance_lines,
     diversity_lines,
     embed_variant,
-    read_image,
     score_variant,
 )
 from sdo_cli.evaluate.summary import Measured, scores_csv, summary, summary_csv, values_of

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rewards.base import Reward
+from sdo_cli.drawing.pictures import read_image
 from sdo_cli.errors import EnvironmentFault, TrainingFault
 from sdo_cli.evaluate.job import Item
 from sdo_cli.files import write_atomic
@@ -80,18 +80,6 @@ class ScoreFile:
     def of(self, variant: str, measure: str) -> dict[tuple[int, int | None], float]:
         """By (prompt, seed)."""
         return dict(self._known[variant, measure])
-
-
-def read_image(path: Path) -> Tensor:
-    """``[3, H, W]`` in [0, 1], as 8-bit RGB; transparent parts are black."""
-    try:
-        with Image.open(path) as image:
-            array = np.array(image.convert("RGB"))
-    except (OSError, ValueError) as fault:
-        raise EnvironmentFault(
-            f"{path} is no readable image: {fault}", remedy="remove it; if sdo drew it, it is drawn again"
-        ) from fault
-    return torch.from_numpy(array).permute(2, 0, 1).float() / 255
 
 
 def batches(items: list[Item], folder: Path, size: int, device: torch.device) -> Iterator[tuple[list[Item], Tensor]]:

@@ -62,21 +62,27 @@ class Job:
         return draw_settings(self.recipe)
 
 
-def train(job: Job, *, change_g: Callable[[Tensor, int], Tensor] | None = None) -> Iterator[StepResult]:
-    """Run the recipe's steps, one result after each.
+def train(
+    job: Job,
+    *,
+    stepper: Stepper | None = None,
+    start: int = 0,
+    change_g: Callable[[Tensor, int], Tensor] | None = None,
+) -> Iterator[StepResult]:
+    """Run the recipe's steps, one result after each; after the last one the weights are those to keep.
 
     Args:
+        stepper: a fresh one by default; restored from a checkpoint to go on.
+        start: steps that were taken before.
         change_g: for control experiments: replaces the gradient at the image side, given (g, step).
     """
-    recipe, stepper = job.recipe, Stepper(job.recipe, job.parameters)
+    recipe, stepper = job.recipe, stepper or Stepper(job.recipe, job.parameters)
     order = PromptOrder(job.prompts, recipe.seed)
-    for step in range(recipe.max_train_steps):
+    for step in range(start, recipe.max_train_steps):
         outcomes = accumulate(job, order, step, scale=stepper.scale, change_g=change_g)
         _refuse_non_finite(step + 1, outcomes)
-        taken = stepper.step(step + 1)
-        if step + 1 == recipe.max_train_steps:
-            stepper.finish()
-        yield _summarise(step + 1, outcomes, taken)
+        yield _summarise(step + 1, outcomes, stepper.step(step + 1))
+    stepper.finish()
 
 
 def plan_step(job: Job, step: int) -> Plan:

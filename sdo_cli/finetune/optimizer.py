@@ -123,6 +123,43 @@ class Stepper:
             raise TrainingFault(text, remedy="set mixed_precision=bf16 or no")
         return True
 
+    def state(self) -> dict[str, Any]:
+        """Everything a later step depends on, the trained weights included."""
+        found = {
+            "parameters": [parameter.data for parameter in self.parameters],
+            "optimizer": self.optimizer.state_dict(),
+            "rate": self.rate.state_dict(),
+            "skipped": self._skipped,
+        }
+        if self.scaler is not None:
+            found["scaler"] = self.scaler.state_dict()
+        if self.ema is not None:
+            found["ema"] = self.ema.state_dict()
+        # functions of the schedule; the recipe makes them again
+        found["rate"] = {key: value for key, value in found["rate"].items() if key != "lr_lambdas"}
+        return found
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state` gave.
+
+        Raises:
+            ValueError: other parameters.
+        """
+        kept = state["parameters"]
+        shapes = [tuple(p.shape) for p in self.parameters]
+        if [tuple(tensor.shape) for tensor in kept] != shapes:
+            raise ValueError(f"it holds {len(kept)} trained tensors, this run has {len(shapes)}, or of other shapes")
+        for parameter, tensor in zip(self.parameters, kept, strict=True):
+            parameter.data.copy_(tensor)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rate.load_state_dict({**self.rate.state_dict(), **state["rate"]})
+        if self.scaler is not None and "scaler" in state:
+            self.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None and "ema" in state:
+            self.ema.load_state_dict(state["ema"])
+            self.ema.to(self.parameters[0].device)
+        self._skipped = state["skipped"]
+
     def finish(self) -> None:
         """What is kept is the running mean, if there is one."""
         if self.ema is not None:

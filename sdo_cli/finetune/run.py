@@ -15,15 +15,20 @@ import rewards
 from rewards.base import Reward
 from sdo_cli.device import dtype_of, pick_device
 from sdo_cli.drawing.draw import draw_settings
-from sdo_cli.drawing.pictures import save_grid, save_image
+from sdo_cli.drawing.pictures import read_image, save_grid, save_image
 from sdo_cli.drawing.prompts import PromptEmbeddings
-from sdo_cli.files import append_json_line, write_json, write_text
+from sdo_cli.files import append_json_line, read_json, write_json, write_text
 from sdo_cli.finetune.card import curve_png, model_card
+from sdo_cli.finetune.checkpoint import Checkpoint, restore, save
 from sdo_cli.finetune.loop import Job, StepResult, train
 from sdo_cli.finetune.lora import add_lora, train_everything, trainable
 from sdo_cli.finetune.objective import WeightedReward
+from sdo_cli.finetune.optimizer import Stepper
 from sdo_cli.finetune.report import run_report
+from sdo_cli.finetune.resume import cut_metrics, find, identity
+from sdo_cli.finetune.stopping import SafePoints, Stopped, Stopping
 from sdo_cli.finetune.validate import Validation
+from sdo_cli.gradients.outcome import added
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import load_family, source_of
 from sdo_cli.plugins import loaded_plugins
@@ -175,23 +180,39 @@ def manifest(loaded: LoadedRecipe, family: str, status: str, started: str) -> di
     }
 
 
-def finetune(loaded: LoadedRecipe, folder: Path, reporter: Reporter) -> RunSummary:
+def finetune(
+    loaded: LoadedRecipe,
+    folder: Path,
+    reporter: Reporter,
+    *,
+    resume: bool = False,
+    stopping: Stopping | None = None,
+) -> RunSummary:
     """Run the whole job into ``folder``.
 
     The weights are saved as soon as training ends; card and a manifest with status ``finished`` come last.
+
+    Args:
+        resume: go on from the newest complete checkpoint in ``folder``, if there is one.
+        stopping: asked at every safe point.
+
+    Raises:
+        Stopped: there was a reason to; a checkpoint of the last step is there if any step was taken.
     """
+    begin = find(loaded, folder, reporter) if resume else None
     job, validation = prepare(loaded)
     for spec in (*loaded.recipe.rewards, *loaded.recipe.validation.rewards):
         if spec.name in rewards.SHORT:
             reporter.note(f"reward {spec.name}: the newest version, {rewards.full_name(spec.name)}")
     folder.mkdir(parents=True, exist_ok=True)
     started, status = now(), "failed"
+    stopping = stopping or Stopping()
     _write_recipe(loaded, folder, validation)
     write_json(folder / "manifest.json", manifest(loaded, job.family.name, "running", started))
     try:
-        summary = _train_and_measure(job, loaded, validation, folder, reporter)
+        summary = _train_and_measure(job, loaded, validation, folder, SafePoints(reporter, stopping), begin)
         status = "finished"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         status = "interrupted"
         raise
     finally:
@@ -233,23 +254,36 @@ def _absolute_paths(tree: dict[str, Any]) -> None:
 
 
 def _train_and_measure(
-    job: Job, loaded: LoadedRecipe, validation: Validation | None, folder: Path, reporter: Reporter
+    job: Job,
+    loaded: LoadedRecipe,
+    validation: Validation | None,
+    folder: Path,
+    reporter: SafePoints,
+    begin: Checkpoint | None,
 ) -> RunSummary:
-    before = _measure(job.family, validation, "held-out, before", reporter)
-    first_grid = _grid(job, validation, None, folder, 0)
-    seconds: dict[str, float] = {}
-    results = []
-    reporter.phase("training", job.recipe.max_train_steps)
-    for result in train(job):
+    before, first_grid = _before(job, validation, folder, reporter, resumed=begin is not None)
+    stepper = Stepper(job.recipe, job.parameters)
+    start = begin.step if begin else 0
+    results = [StepResult(**row) for row in cut_metrics(folder, start)]
+    if begin is not None:
+        restore(begin, stepper)
+    run, last, keep = identity(loaded), job.recipe.max_train_steps, job.recipe.checkpoints_total_limit
+    every, grids = job.recipe.checkpointing_steps, job.recipe.validation.grid_steps
+    reporter.phase("training", last - start)
+    for result in train(job, stepper=stepper, start=start):
         results.append(result)
         append_json_line(folder / "metrics.jsonl", asdict(result))
-        for stage, value in result.seconds.items():
-            seconds[stage] = seconds.get(stage, 0.0) + value
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in result.rewards.items())
-        reporter.advance(1, f"{shown}  loss {result.loss:.4f}  |g| {result.grad_norm:.2e}")
-        every = job.recipe.validation.grid_steps
-        if every and result.step % every == 0 and result.step < job.recipe.max_train_steps:
+        if grids and result.step % grids == 0 and result.step < last:
             _grid(job, validation, first_grid, folder, result.step)
+        if every and (result.step % every == 0 or result.step == last):
+            save(folder, result.step, stepper, run, keep=keep)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in result.rewards.items())
+        try:
+            reporter.advance(1, f"{shown}  loss {result.loss:.4f}  |g| {result.grad_norm:.2e}")
+        except Stopped:
+            save(folder, result.step, stepper, run, keep=keep)
+            raise
+    seconds = added([result.seconds for result in results])
     # before anything else that could fail
     _save_weights(job, folder)
     after = _measure(job.family, validation, "held-out, after", reporter)
@@ -260,6 +294,22 @@ def _train_and_measure(
     summary = RunSummary(folder, gains, trained_on, seconds, len(results))
     _write_results(job, loaded, validation, summary, results, {"before": before, "after": after})
     return summary
+
+
+def _before(
+    job: Job, validation: Validation | None, folder: Path, reporter: SafePoints, *, resumed: bool
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Held-out scores and pictures of the untrained model; of a resumed run those it began with."""
+    kept = folder / "checkpoints" / "before.json"
+    if resumed and kept.is_file():
+        scores = {name: torch.tensor(rows) for name, rows in read_json(kept).items()}
+        pictures = sorted((folder / "samples" / "step_000000").glob("[0-9]*.png"))
+        return scores, torch.stack([read_image(path) for path in pictures]) if pictures else None
+    before = _measure(job.family, validation, "held-out, before", reporter)
+    grid = _grid(job, validation, None, folder, 0)
+    if job.recipe.checkpointing_steps:
+        write_json(kept, {name: rows.tolist() for name, rows in before.items()})
+    return before, grid
 
 
 def _measure(family: Family, validation: Validation | None, name: str, reporter: Reporter) -> dict[str, Tensor]:

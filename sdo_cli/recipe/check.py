@@ -29,6 +29,8 @@ AT_LEAST_ONE = (
 NOT_NEGATIVE = (
     "seed",
     "lr_warmup_steps",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
     "adam_weight_decay",
     "kl_weight",
     "eta",

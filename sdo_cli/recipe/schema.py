@@ -89,7 +89,8 @@ class Recipe:
     ``vae`` replaces the model's own; ``t5: false`` leaves the third text encoder of SD 3 out;
     ``prediction_type`` is for models whose scheduler config does not say what they predict. ``train: full`` trains
     every weight of the denoiser instead of an adapter. ``mixed_precision`` is what frozen parts compute in (adapters
-    and fully trained weights stay in fp32), ``reward_precision`` the same for the rewards.
+    and fully trained weights stay in fp32), ``reward_precision`` the same for the rewards. ``checkpointing_steps`` 0
+    keeps no checkpoints, ``checkpoints_total_limit`` 0 all of them.
     """
 
     model: str
@@ -106,6 +107,8 @@ class Recipe:
     output_dir: str = "runs"
 
     max_train_steps: int = 100
+    checkpointing_steps: int = 50
+    checkpoints_total_limit: int = 2
     train_batch_size: int = 8
     gradient_accumulation_steps: int = 1
     learning_rate: float = 1e-3
