@@ -491,6 +491,28 @@ def test_the_command_says_everything_that_is_wrong(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_without_a_lora_is_said_before_anything_is_drawn(tmp_path):
+    from sdo_cli.cli.evaluate import lora_problem
+
+    assert "holds no LoRA" in lora_problem(str(tmp_path))
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "model_index.json").write_text("{}")
+    assert f"--model {tmp_path}/pipeline" in lora_problem(str(tmp_path))
+    assert lora_problem("owner/name") is None and "no such file" in lora_problem("./owner/name")
+
+
+def test_names_of_loras_are_fit_for_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / name / "run").mkdir(parents=True)
+        (tmp_path / name / "run" / "pytorch_lora_weights.safetensors").write_bytes(name.encode())
+    (tmp_path / "base.safetensors").write_bytes(b"x")
+    loras = ["a/run", "b/run/pytorch_lora_weights.safetensors", "base.safetensors", "owner/my lora"]
+    found = variants_of(loras, [1.0, 0.5], base=False)
+    assert [v.name for v in found if v.scale == 1] == ["run", "run-2", "base-2", "my-lora"]
+    assert found[1].name == "run@0.5" and found[0].fingerprint != found[2].fingerprint and found[-1].fingerprint is None
+
+
 def test_nothing_is_chosen_by_the_judge():
     found = sdo("eval", "--prompts", "animals", "--rewards", "judge,clip", "--select-by", "judge")
     assert found.returncode == 2 and "--select-by: judge only measures" in found.stderr

@@ -133,7 +133,7 @@ def evaluate(
     )
     if asked.reward_precision not in PRECISIONS:
         wrong.append(f"--reward-precision: {asked.reward_precision!r} is not one of {', '.join(PRECISIONS)}")
-    wrong += [f"--lora {path}: no such file or folder" for path in loras if is_missing(path)]
+    wrong += [problem for path in loras if (problem := lora_problem(path))]
     specs = reward_specs(rewards, option or [], start, asked, embedding, wrong)
     chosen = chosen_measure(select_by, rewards, specs, wrong)
     prompt_set = find_prompts(prompts, column, limit, start, bool(folders), wrong)
@@ -191,9 +191,16 @@ def scales_of(text: str, wrong: list[str]) -> list[float]:
         return [1.0]
 
 
-def is_missing(path: str) -> bool:
-    """Whether a LoRA is named by a path that is not there; a/b may be a hub id."""
-    return not Path(path).expanduser().exists() and (path.count("/") != 1 or path.endswith(".safetensors"))
+def lora_problem(path: str) -> str | None:
+    """What is wrong with a LoRA's path, before anything is drawn; a/b may be a hub id."""
+    place = Path(path).expanduser()
+    if (place / "pipeline" / "model_index.json").is_file():
+        return f"--lora {path}: all weights were trained in this run; evaluate it with --model {place / 'pipeline'}"
+    if place.is_dir() and not any(place.glob("*.safetensors")):
+        return f"--lora {path}: holds no LoRA; the run may not be finished (look at its manifest.json)"
+    if not place.exists() and (path.count("/") != 1 or path.endswith(".safetensors")):
+        return f"--lora {path}: no such file or folder"
+    return None
 
 
 def reward_specs(

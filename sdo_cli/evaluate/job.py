@@ -184,7 +184,8 @@ def variants_of(loras: list[str], scales: list[float], *, base: bool) -> list[Va
 
 def _names(loras: list[str]) -> Iterator[str]:
     """Short names fit for a folder, each once."""
-    taken = {BASE}
+    # what an evaluation folder holds besides
+    taken = {BASE, "embeddings", "report_images"}
     for lora in loras:
         stem = lora_name(lora)
         name, count = stem, 1
