@@ -1,6 +1,7 @@
 """Writing so that nothing half-written ever looks whole."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,15 @@ def write_text(path: Path, text: str) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+def without_nan(value: Any) -> Any:
+    """JSON knows no NaN: what cannot be told is null."""
+    if isinstance(value, dict):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sdo_cli.cli.finetune import seconds_of
-from sdo_cli.errors import CheckpointFault, RecipeFault
+from sdo_cli.errors import CheckpointFault, RecipeFault, TrainingFault
 from sdo_cli.finetune import checkpoint
+from sdo_cli.finetune import run as running
 from sdo_cli.finetune.checkpoint import newest, restore, save
 from sdo_cli.finetune.optimizer import Stepper
 from sdo_cli.finetune.resume import cut_metrics, find, identity
@@ -207,6 +208,81 @@ def test_times_are_read_as_slurm_writes_them(text, seconds):
 def test_what_is_no_time_is_refused(text):
     with pytest.raises(RecipeFault, match="is no time"):
         seconds_of(text)
+
+
+# steps that are not finite
+
+
+class Sometimes:
+    """Clip-score, but NaN in some of its calls, and with it the gradient."""
+
+    def __init__(self, reward, bad):
+        self.reward, self.bad, self.calls = reward, bad, 0
+
+    def score(self, images, prompts):
+        self.calls += 1
+        return self.reward.score(images, prompts) * (float("nan") if self.calls in self.bad else 1.0)
+
+
+def run_with(monkeypatch, folder, bad, *words):
+    """In this process: what the run said."""
+    real, said = running._build_reward, []
+    monkeypatch.setattr(running, "_build_reward", lambda *a: Sometimes(real(*a), bad))
+
+    class Notes(Silent):
+        def note(self, text):
+            said.append(text)
+
+    words = ["validation.prompts={}", "validation.rewards=[]", "checkpointing_steps=1", *words]
+    loaded = load_recipe("quickstart", [word for word in TINY if "validation" not in word] + words)
+    running.finetune(loaded, folder, Notes())
+    return said
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path, monkeypatch):
+    """Step 3 of 6: no checkpoint of it, the rate stays; the run goes on to its end."""
+    said = run_with(monkeypatch, tmp_path / "r", [3], "checkpoints_total_limit=0")
+    assert "step 3 skipped: a reward or the gradient was not finite" in said
+    text = (tmp_path / "r" / "metrics.jsonl").read_text()
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+    assert [row["skipped"] for row in rows] == [False, False, True, False, False, False]
+    assert rows[2]["rewards"] == {"clip-score": None} and rows[3]["learning_rate"] == rows[2]["learning_rate"]
+    kept = {path.name for path in (tmp_path / "r" / "checkpoints").glob("checkpoint-*")}
+    assert kept == {f"checkpoint-{step}" for step in (1, 2, 4, 5, 6)}
+    ups = [v for k, v in load_file(tmp_path / "r" / "pytorch_lora_weights.safetensors").items() if ".up." in k]
+    assert all(torch.isfinite(value).all() for value in ups) and any(value.any() for value in ups)
+    assert "<h1>Run: quickstart</h1>" in (tmp_path / "r" / "report.html").read_text()
+
+
+def test_too_many_in_a_row_end_the_run_with_the_last_good_checkpoint(tmp_path, monkeypatch):
+    with pytest.raises(TrainingFault, match="step 5: the reward clip-score is not a finite number for the third time"):
+        run_with(monkeypatch, tmp_path / "r", [3, 4, 5, 6], "max_skipped_steps=3")
+    assert json.loads((tmp_path / "r" / "manifest.json").read_text())["status"] == "failed"
+    found, damaged = newest(tmp_path / "r")
+    assert found.step == 2 and damaged == []
+    assert not (tmp_path / "r" / "pytorch_lora_weights.safetensors").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["mixed_precision=fp16"]])
+def test_gradients_that_are_not_finite_move_nothing(tmp_path, words):
+    one = stepper(tmp_path, "max_skipped_steps=3", "ema_decay=0.5", *words)
+    before = walk(one, range(2))
+    rate = one.rate.get_last_lr()
+    for number in (2, 3):
+        for parameter in one.parameters:
+            parameter.grad = torch.full_like(parameter, float("inf"))
+        assert one.step(number).skipped
+    assert (
+        all(torch.equal(a, b) for a, b in zip(one.parameters, before, strict=True)) and one.rate.get_last_lr() == rate
+    )
+    walk(one, range(4, 5))
+    assert not torch.equal(one.parameters[0], before[0]), "a good step in between begins the count anew"
+    for number in (5, 6):
+        one.parameters[0].grad = torch.full_like(one.parameters[0], float("nan"))
+        one.step(number)
+    with pytest.raises(TrainingFault, match=r"step 7: the gradient is not finite.* for the third time in a row"):
+        one.parameters[0].grad = torch.full_like(one.parameters[0], float("nan"))
+        one.step(7)
 
 
 # signals

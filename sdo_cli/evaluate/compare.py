@@ -9,8 +9,8 @@ from sdo_cli.errors import RecipeFault
 from sdo_cli.evaluate.job import Job, Prompts
 from sdo_cli.evaluate.report import comparison_report
 from sdo_cli.evaluate.run import Evaluation
-from sdo_cli.evaluate.summary import Comparison, Measured, comparisons, without_nan
-from sdo_cli.files import write_json
+from sdo_cli.evaluate.summary import Comparison, Measured, comparisons
+from sdo_cli.files import without_nan, write_json
 from sdo_cli.provenance import command, versions
 from sdo_cli.reports.page import write_report
 

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sdo_cli.evaluate.job import Item, Job, Prompts, Variant
+from sdo_cli.files import without_nan
 from sdo_cli.scoring.statistics import Interval, Values, mean_interval, win_rate
 
 Table = Mapping[tuple[int, int | None], float]
@@ -166,15 +166,6 @@ def summary(job: Job, measured: list[Measured], reference: Mapping[str, Mapping[
     if chosen:
         tree["recommended_scale"] = chosen
     return without_nan(tree)
-
-
-def without_nan(value: Any) -> Any:
-    """JSON knows no NaN: what cannot be told is null."""
-    if isinstance(value, dict):
-        return {key: without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def scores_csv(measured: list[Measured], prompts: Prompts) -> str:

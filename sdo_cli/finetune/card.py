@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 
 def smooth(values: list[float], width: int) -> list[float]:
-    """Mean of the last ``width`` values."""
-    return [sum(values[max(0, i - width + 1) : i + 1]) / min(width, i + 1) for i in range(len(values))]
+    """Mean of the last ``width`` values, those of skipped steps (NaN) left out."""
+    windows = ([v for v in values[max(0, i - width + 1) : i + 1] if v == v] for i in range(len(values)))
+    return [sum(window) / len(window) if window else float("nan") for window in windows]
 
 
 def curve_png(results: list[StepResult], path: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sdo_cli.drawing.draw import DrawSettings, draw_noise, draw_settings, encode_pair, make_path, make_route
 from sdo_cli.drawing.prompts import PromptEmbeddings
-from sdo_cli.errors import PluginFault, TrainingFault
+from sdo_cli.errors import PluginFault
 from sdo_cli.finetune.batches import PromptOrder
 from sdo_cli.finetune.objective import RewardObjective, WeightedReward
 from sdo_cli.finetune.optimizer import Step, Stepper
@@ -28,7 +28,7 @@ class StepResult:
     """One optimizer step. ``rewards`` are means over the global batch; ``calls`` count network calls per sample.
 
     ``penalty`` is the mean of (ε_θ - ε_base)² over the live calls when the recipe has a ``kl_weight``; ``skipped`` says
-    that an fp16 gradient overflowed and nothing was changed.
+    that a reward or the gradient was not finite and nothing was changed.
     """
 
     step: int
@@ -80,8 +80,7 @@ def train(
     order = PromptOrder(job.prompts, recipe.seed)
     for step in range(start, recipe.max_train_steps):
         outcomes = accumulate(job, order, step, scale=stepper.scale, change_g=change_g)
-        _refuse_non_finite(step + 1, outcomes)
-        yield _summarise(step + 1, outcomes, stepper.step(step + 1))
+        yield _summarise(step + 1, outcomes, stepper.step(step + 1, bad_reward(outcomes)))
     stepper.finish()
 
 
@@ -173,14 +172,10 @@ def _pass(
     )
 
 
-def _refuse_non_finite(step: int, outcomes: list[Outcome]) -> None:
-    for outcome in outcomes:
-        for name, scores in outcome.rewards.items():
-            if not bool(torch.isfinite(scores).all()):
-                raise TrainingFault(
-                    f"step {step}: the reward {name} is not a finite number",
-                    remedy="lower learning_rate, or look at the last grid under samples/: the model may have collapsed",
-                )
+def bad_reward(outcomes: list[Outcome]) -> str | None:
+    """The name of a reward that was not finite for some sample, None if all were."""
+    scored = ((name, scores) for outcome in outcomes for name, scores in outcome.rewards.items())
+    return next((name for name, scores in scored if not bool(torch.isfinite(scores).all())), None)
 
 
 def _summarise(step: int, outcomes: list[Outcome], taken: Step) -> StepResult:

@@ -5,13 +5,11 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sdo_cli.errors import EnvironmentFault, TrainingFault
 from sdo_cli.recipe.schema import Recipe
 
-# fp16 gradients that overflow are skipped while the scaler finds its scale; this many in a row are a fault
-MOST_SKIPPED = 20
 FIRST_SCALE = 2.0**12
 
 
@@ -42,12 +40,16 @@ def _adamw_class(name: str) -> Any:
         ) from fault
 
 
+def _ordinal(number: int) -> str:
+    return {2: "second", 3: "third"}.get(number, f"{number}th")
+
+
 @dataclass(frozen=True)
 class Step:
     """Attributes:
     norm: of the gradient before clipping.
     rate: learning rate used.
-    skipped: True when an fp16 gradient overflowed and nothing was changed.
+    skipped: True when a reward or the gradient was not finite and nothing was changed.
     """
 
     norm: float
@@ -86,42 +88,49 @@ class Stepper:
             return 1.0
         return self.scaler.scale(torch.ones((), device=self.parameters[0].device)).item()
 
-    def step(self, number: int) -> Step:
-        """One optimizer step on the accumulated gradients, which are cleared.
+    def step(self, number: int, bad_reward: str | None = None) -> Step:
+        """One optimizer step on the accumulated gradients, which are cleared; none where they are not finite.
+
+        Args:
+            bad_reward: the reward that was not finite, if one was: its gradient means nothing.
 
         Raises:
-            TrainingFault: the gradient is not finite.
+            TrainingFault: too many steps in a row were skipped.
         """
+        rate = self.rate.get_last_lr()[0]
+        if bad_reward is not None:
+            self.optimizer.zero_grad(set_to_none=True)
+            self._count(number, f"the reward {bad_reward} is not a finite number")
+            return Step(float("nan"), rate, True)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm)
-        skipped = self._refuse_non_finite(number, norm)
-        rate = self.rate.get_last_lr()[0]
-        if self.scaler is None:
-            self.optimizer.step()
-        else:
+        finite = bool(torch.isfinite(norm))
+        if self.scaler is not None:
+            # it looks itself, and finds a smaller scale
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        if not skipped:
-            self.rate.step()
-            if self.ema is not None:
-                self.ema.step(self.parameters)
+        elif finite:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return Step(float(norm), rate, skipped)
+        if not finite:
+            self._count(number, "the gradient is not finite" + " in fp16" * (self.scaler is not None))
+            return Step(float(norm), rate, True)
+        self._skipped = 0
+        self.rate.step()
+        if self.ema is not None:
+            self.ema.step(self.parameters)
+        return Step(float(norm), rate, False)
 
-    def _refuse_non_finite(self, number: int, norm: Tensor) -> bool:
-        """Whether the scaler will skip this step; without one, or too often, it is a fault."""
-        if bool(torch.isfinite(norm)):
-            self._skipped = 0
-            return False
+    def _count(self, number: int, what: str) -> None:
         self._skipped += 1
-        if self.scaler is None:
-            text = f"step {number}: the gradient is not finite"
-            raise TrainingFault(text, remedy="lower learning_rate, or set mixed_precision=no")
-        if self._skipped >= MOST_SKIPPED:
-            text = f"step {number}: the gradient overflowed fp16 {MOST_SKIPPED} times in a row"
-            raise TrainingFault(text, remedy="set mixed_precision=bf16 or no")
-        return True
+        if self._skipped >= self.recipe.max_skipped_steps:
+            times = f" for the {_ordinal(self._skipped)} time in a row" if self._skipped > 1 else ""
+            precision = "set mixed_precision=bf16 or no" if self.scaler is not None else "lower learning_rate"
+            raise TrainingFault(
+                f"step {number}: {what}{times}",
+                remedy=f"{precision}; look at the last pictures under samples/: the model may have collapsed",
+            )
 
     def state(self) -> dict[str, Any]:
         """Everything a later step depends on, the trained weights included."""

@@ -89,7 +89,9 @@ def _curve(steps: list[dict[str, Any]], name: str, held_out: dict[str, Any] | No
     x = [float(step["step"]) for step in steps]
     values = np.array([step["rewards"][name] for step in steps], dtype=np.float64)
     windows = [values[max(0, i - SMOOTH + 1) : i + 1] for i in range(len(values))]
-    means = [float(w.mean()) for w in windows]
+    # skipped steps have no value
+    windows = [w[np.isfinite(w)] for w in windows]
+    means = [float(w.mean()) if len(w) else float("nan") for w in windows]
     errors = [float(w.std(ddof=1) / len(w) ** 0.5) if len(w) > 1 else 0.0 for w in windows]
     series = [
         content.Series("batch mean", x, list(values.tolist()), pale=True),
@@ -119,7 +121,7 @@ def _curve(steps: list[dict[str, Any]], name: str, held_out: dict[str, Any] | No
 
 def _optimizer(steps: list[dict[str, Any]]) -> content.Chart:
     x = [float(step["step"]) for step in steps]
-    norm = [float(step["grad_norm"]) if np.isfinite(step["grad_norm"]) else None for step in steps]
+    norm: list[float | None] = [step["grad_norm"] for step in steps]
     return content.Chart("Norm of the gradient", "step", "norm", [content.Series("norm", x, norm)])
 
 

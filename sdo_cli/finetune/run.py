@@ -17,7 +17,7 @@ from sdo_cli.device import dtype_of, pick_device
 from sdo_cli.drawing.draw import draw_settings
 from sdo_cli.drawing.pictures import read_image, save_grid, save_image
 from sdo_cli.drawing.prompts import PromptEmbeddings
-from sdo_cli.files import append_json_line, read_json, write_json, write_text
+from sdo_cli.files import append_json_line, read_json, without_nan, write_json, write_text
 from sdo_cli.finetune.card import curve_png, model_card
 from sdo_cli.finetune.checkpoint import Checkpoint, restore, save
 from sdo_cli.finetune.loop import Job, StepResult, train
@@ -264,7 +264,7 @@ def _train_and_measure(
     before, first_grid = _before(job, validation, folder, reporter, resumed=begin is not None)
     stepper = Stepper(job.recipe, job.parameters)
     start = begin.step if begin else 0
-    results = [StepResult(**row) for row in cut_metrics(folder, start)]
+    results = [step_result(row) for row in cut_metrics(folder, start)]
     if begin is not None:
         restore(begin, stepper)
     run, last, keep = identity(loaded), job.recipe.max_train_steps, job.recipe.checkpoints_total_limit
@@ -272,10 +272,13 @@ def _train_and_measure(
     reporter.phase("training", last - start)
     for result in train(job, stepper=stepper, start=start):
         results.append(result)
-        append_json_line(folder / "metrics.jsonl", asdict(result))
+        append_json_line(folder / "metrics.jsonl", without_nan(asdict(result)))
+        if result.skipped:
+            reporter.note(f"step {result.step} skipped: a reward or the gradient was not finite")
         if grids and result.step % grids == 0 and result.step < last:
             _grid(job, validation, first_grid, folder, result.step)
-        if every and (result.step % every == 0 or result.step == last):
+        # what came before a skipped step is in the checkpoint before it; weights that make nonsense are in none
+        if every and not result.skipped and (result.step % every == 0 or result.step == last):
             save(folder, result.step, stepper, run, keep=keep)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in result.rewards.items())
         try:
@@ -294,6 +297,14 @@ def _train_and_measure(
     summary = RunSummary(folder, gains, trained_on, seconds, len(results))
     _write_results(job, loaded, validation, summary, results, {"before": before, "after": after})
     return summary
+
+
+def step_result(row: dict[str, Any]) -> StepResult:
+    """A line of ``metrics.jsonl``; what a skipped step could not tell is null there."""
+    nan = float("nan")
+    numbers = {key: nan if row[key] is None else row[key] for key in ("loss", "grad_norm")}
+    rewards_ = {name: nan if value is None else value for name, value in row["rewards"].items()}
+    return StepResult(**{**row, **numbers, "rewards": rewards_})
 
 
 def _before(

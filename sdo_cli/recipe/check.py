@@ -18,6 +18,7 @@ Problem = Callable[[Key, str], Any]
 
 AT_LEAST_ONE = (
     "max_train_steps",
+    "max_skipped_steps",
     "train_batch_size",
     "gradient_accumulation_steps",
     "num_inference_steps",

@@ -90,7 +90,8 @@ class Recipe:
     ``prediction_type`` is for models whose scheduler config does not say what they predict. ``train: full`` trains
     every weight of the denoiser instead of an adapter. ``mixed_precision`` is what frozen parts compute in (adapters
     and fully trained weights stay in fp32), ``reward_precision`` the same for the rewards. ``checkpointing_steps`` 0
-    keeps no checkpoints, ``checkpoints_total_limit`` 0 all of them.
+    keeps no checkpoints, ``checkpoints_total_limit`` 0 all of them. A step whose reward or
+    gradient is not finite changes nothing; ``max_skipped_steps`` of them in a row end the run.
     """
 
     model: str
@@ -119,6 +120,7 @@ class Recipe:
     adam_weight_decay: float = 1e-4
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
+    max_skipped_steps: int = 10
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     ema_decay: float = 0.0
     train: Literal["lora", "full"] = "lora"
