@@ -1,11 +1,15 @@
 """Writing so that nothing half-written ever looks whole."""
 
+import fcntl
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from sdo_cli.errors import EnvironmentFault
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
@@ -39,6 +43,30 @@ def without_nan(value: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a lock on ``folder``; it ends with the process, however that ends.
+
+    Raises:
+        EnvironmentFault: another process holds it.
+    """
+    path = folder / ".lock"
+    with path.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as fault:
+            raise EnvironmentFault(
+                f"another process works in {folder}/", remedy="wait for it, stop it, or give another folder"
+            ) from fault
+        except OSError:
+            # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:

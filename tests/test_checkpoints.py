@@ -190,6 +190,19 @@ def test_resume_finds_the_last_run_that_was_not_finished(tmp_path, whole):
     assert [p.name for p in tmp_path.iterdir()] == [folder.name] and outcome(folder) == outcome(whole)
 
 
+def test_a_run_that_is_still_running_is_not_resumed(tmp_path):
+    # long enough to be there when the second one comes
+    words = command(tmp_path / "r", "-q", "max_train_steps=4000", "checkpointing_steps=500")
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "r" / ".lock").exists() and process.poll() is None:
+        time.sleep(0.1)
+    second = run(tmp_path / "r", "--resume", "max_train_steps=4000")
+    assert second.returncode == 2 and "another process works in" in second.stderr
+    process.kill()
+    process.communicate()
+    assert run(tmp_path / "r", "--resume", "-q", "max_train_steps=1").returncode == 0, "a killed one holds no lock"
+
+
 def test_a_folder_of_something_else_is_not_resumed(tmp_path):
     (tmp_path / "mine.txt").write_text("x")
     done = run(tmp_path, "--resume")

@@ -13,8 +13,9 @@ from PIL import Image
 from sdo_cli.drawing.draw import DrawSettings
 from sdo_cli.errors import RecipeFault
 from sdo_cli.evaluate.compare import compare_folders
+from sdo_cli.evaluate.evaluation import Evaluation, job_tree
 from sdo_cli.evaluate.job import EvalPrompt, Job, Prompts, Settings, Variant, items_of
-from sdo_cli.evaluate.run import Evaluation, job_tree, write_tables
+from sdo_cli.evaluate.run import write_tables
 from sdo_cli.evaluate.score import Score, ScoreFile
 from sdo_cli.evaluate.summary import Measured, compare, recommended, summary, sweeps
 from sdo_cli.files import write_json

@@ -19,10 +19,12 @@ from sdo_cli.drawing.pictures import read_image
 from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.evaluate import draw as drawing
 from sdo_cli.evaluate.draw import draw_variant, metadata_row
+from sdo_cli.evaluate.evaluation import Evaluation, folder_variants
 from sdo_cli.evaluate.folders import prompt_inside, read_folder
 from sdo_cli.evaluate.job import EvalPrompt, Job, Prompts, Settings, Variant, items_of, variants_of
-from sdo_cli.evaluate.run import Evaluation, evaluate, folder_variants
+from sdo_cli.evaluate.run import evaluate
 from sdo_cli.evaluate.score import ScoreFile, diversity_lines
+from sdo_cli.files import alone_in
 from sdo_cli.finetune.lora import add_lora
 from sdo_cli.models.load import ModelSource, load_family
 from sdo_cli.progress import Silent
@@ -234,10 +236,15 @@ def test_a_kill_between_drawing_and_moving_loses_and_doubles_nothing(done, tmp_p
         path.replace(whole / path.name)
     with (tmp_path / "e" / "scores.jsonl").open("r+b") as stream:
         stream.truncate(1000)
+    # of a session with a smaller batch, where there were more chunks
+    far = base / ".drawn-000009"
+    far.mkdir()
+    files[9].replace(far / files[9].name)
     moved = [(whole / path.name).stat().st_mtime_ns for path in files[2:4]]
     evaluate(wanted, tmp_path / "e", Silent(), batch_size=4)
     assert content(tmp_path / "e") == content(folder)
     assert [path.stat().st_mtime_ns for path in files[2:4]] == moved, "a finished chunk was drawn again"
+    assert not list(base.glob(".*"))
 
 
 def test_shares_of_the_draw_make_the_whole(done, tmp_path):
@@ -293,6 +300,16 @@ def test_other_settings_do_not_go_into_the_same_folder(done, change, said):
     with pytest.raises(RecipeFault, match="other settings") as caught:
         evaluate(job(**change), done[0], Silent())
     assert said in caught.value.message and content(done[0]) == before
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    with alone_in(tmp_path):
+        code = "import sys, pathlib, sdo_cli.files as files; files.alone_in(pathlib.Path(sys.argv[1])).__enter__()"
+        other = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+        assert other.returncode == 1 and "another process works in" in other.stderr
+    assert not (tmp_path / ".lock").exists()
+    with alone_in(tmp_path):
+        pass
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
@@ -492,7 +509,7 @@ def test_the_command_says_everything_that_is_wrong(tmp_path):
 
 
 def test_a_folder_without_a_lora_is_said_before_anything_is_drawn(tmp_path):
-    from sdo_cli.cli.evaluate import lora_problem
+    from sdo_cli.cli.evaluate_options import lora_problem
 
     assert "holds no LoRA" in lora_problem(str(tmp_path))
     (tmp_path / "pipeline").mkdir()

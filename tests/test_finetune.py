@@ -19,7 +19,8 @@ from sdo_cli.drawing.draw import draw_noise, make_path
 from sdo_cli.errors import RecipeFault
 from sdo_cli.finetune.loop import plan_step, train
 from sdo_cli.finetune.objective import RewardObjective, WeightedReward
-from sdo_cli.finetune.run import _write_recipe, only_measured, prepare
+from sdo_cli.finetune.run import only_measured, prepare
+from sdo_cli.finetune.run_folder import write_recipe
 from sdo_cli.gradients.one_graph import one_graph
 from sdo_cli.gradients.outcome import Terms
 from sdo_cli.gradients.rules import RULES, find_rule
@@ -201,14 +202,14 @@ def test_the_resolved_recipe_names_its_files_from_anywhere(tmp_path, monkeypatch
     monkeypatch.chdir(small("sd15").parent)
     name = small("sd15").name
     loaded = load_recipe("quickstart", [*TINY, f"model=./{name}", "rewards=[colorfulness]", "validation.rewards=[]"])
-    _write_recipe(loaded, tmp_path, None)
+    write_recipe(loaded, tmp_path, None)
     monkeypatch.chdir("/")
     assert load_recipe(str(tmp_path / "resolved.yaml"), []).recipe.model == str(small("sd15"))
 
 
 def test_a_prompt_that_looks_like_a_comment_comes_back(tmp_path):
     loaded = load_recipe("quickstart", [*TINY, "prompts={lines: ['#3 in a row', a tiger]}"])
-    _write_recipe(loaded, tmp_path, None)
+    write_recipe(loaded, tmp_path, None)
     again = load_recipe(str(tmp_path / "resolved.yaml"))
     assert again.prompts(again.recipe.prompts) == ["#3 in a row", "a tiger"]
 

@@ -17,8 +17,8 @@ ROWS = [
     {"sampling", "models", "rewards"},
     {"recipe", "plugins"},
     {"prompt_sets"},
-    {"hub"},
-    {"embedded", "errors", "files", "seeding", "progress", "device", "provenance"},
+    {"hub", "embedded", "files", "seeding", "progress", "device", "provenance"},
+    {"errors"},
 ]
 LEVEL = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}
 # the schema is checked against literal tables that import no torch

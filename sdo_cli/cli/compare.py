@@ -69,8 +69,8 @@ def report(
 
     page = out or folder / "report.html"
     if (folder / "settings.json").is_file():
+        from sdo_cli.evaluate.evaluation import Evaluation
         from sdo_cli.evaluate.report import evaluation_report
-        from sdo_cli.evaluate.run import Evaluation
         from sdo_cli.files import read_json
 
         if not (folder / "summary.json").is_file():

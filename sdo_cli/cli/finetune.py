@@ -70,7 +70,7 @@ def run_folder(loaded: LoadedRecipe, out: Path | None, *, resume: bool) -> Path:
         RecipeFault: ``out`` is not empty.
     """
     from sdo_cli.finetune.resume import newest_unfinished
-    from sdo_cli.finetune.run import new_run_folder
+    from sdo_cli.finetune.run_folder import new_run_folder
 
     if resume and (found := out or newest_unfinished(loaded)) is not None:
         if out is not None and out.exists() and any(out.iterdir()) and not (out / "manifest.json").is_file():
@@ -178,4 +178,6 @@ def as_text(loaded: LoadedRecipe, summary: "RunSummary") -> str:
     for side, pixels in (("--height", recipe.height), ("--width", recipe.width)):
         words += [side, str(pixels)] if pixels else []
     lines += ["", "next:", f"  {shlex.join(words)}"]
+    if recipe.train == "lora" and summary.gains:
+        lines.append(f"  {shlex.join(['sdo', 'eval', '--lora', str(folder), '--seeds', '2'])}")
     return "\n".join(lines)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from sdo_cli.errors import RecipeFault
+from sdo_cli.evaluate.evaluation import Evaluation
 from sdo_cli.evaluate.job import Job, Prompts
 from sdo_cli.evaluate.report import comparison_report
-from sdo_cli.evaluate.run import Evaluation
 from sdo_cli.evaluate.summary import Comparison, Measured, comparisons
 from sdo_cli.files import without_nan, write_json
 from sdo_cli.provenance import command, versions

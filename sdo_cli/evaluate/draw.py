@@ -52,8 +52,8 @@ def draw_variant(
     Several processes may draw one variant into one folder, each its share of the chunks.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    mine = list(chunks(items, batch_size, rank=rank, world=world))
-    _finish_what_was_drawn(folder, {number for number, _ in mine})
+    _finish_what_was_drawn(folder, rank, world)
+    mine = chunks(items, batch_size, rank=rank, world=world)
     todo = [(number, left) for number, part in mine if (left := missing_items(part, folder))]
     if todo:
         family, embed = _load(settings, variant, items, [item for _, left in todo for item in left])
@@ -76,14 +76,15 @@ def draw_variant(
         write_text(folder / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in map(metadata_row, items)))
 
 
-def _finish_what_was_drawn(folder: Path, numbers: set[int]) -> None:
-    """After a kill: a whole chunk is moved in, a partial one was never finished."""
-    for number in numbers:
-        partial, whole = folder / f"{PARTIAL}{number:06d}", folder / f"{WHOLE}{number:06d}"
-        if partial.exists():
-            shutil.rmtree(partial)
-        if whole.exists():
-            _move_in(whole, folder)
+def _finish_what_was_drawn(folder: Path, rank: int, world: int) -> None:
+    """After a kill: a whole chunk is moved in, a partial one was never finished; also of other batch sizes."""
+    for staged in sorted(folder.glob(".*-[0-9]*")):
+        if int(staged.name.rpartition("-")[2]) % world != rank:
+            continue
+        if staged.name.startswith(WHOLE):
+            _move_in(staged, folder)
+        elif staged.name.startswith(PARTIAL):
+            shutil.rmtree(staged)
 
 
 def _move_in(staged: Path, folder: Path) -> None:

@@ -1,6 +1,6 @@
-"""One evaluation from settings to report. All I/O of an evaluation folder is here."""
+"""One evaluation from settings to report."""
 
-from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,171 +12,28 @@ from sdo_cli.device import dtype_of, pick_device
 from sdo_cli.drawing.pictures import read_image
 from sdo_cli.errors import RecipeFault
 from sdo_cli.evaluate.draw import draw_variant, missing_items
-from sdo_cli.evaluate.folders import SUFFIXES, folder_hash, read_folder
-from sdo_cli.evaluate.job import EvalPrompt, Item, Job, Prompts, Variant, as_settings, digest, items_of
+from sdo_cli.evaluate.evaluation import SETTINGS, Evaluation, job_tree, joined
+from sdo_cli.evaluate.folders import SUFFIXES
+from sdo_cli.evaluate.job import Job, Variant
 from sdo_cli.evaluate.reference import fid_kid, inception, inception_features, require_torchmetrics
 from sdo_cli.evaluate.report import evaluation_report
 from sdo_cli.evaluate.score import (
     CLIP_SCORE,
-    EMBEDDED_MEASURES,
     ScoreFile,
     distance_lines,
     diversity_lines,
     embed_variant,
     score_variant,
 )
-from sdo_cli.evaluate.summary import Measured, scores_csv, summary, summary_csv, values_of
-from sdo_cli.files import read_json, write_json, write_text
+from sdo_cli.evaluate.summary import scores_csv, summary, summary_csv, values_of
+from sdo_cli.files import alone_in, read_json, write_json, write_text
 from sdo_cli.progress import Reporter
 from sdo_cli.provenance import command, machine, now, versions
-from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec, ValidationSpec
+from sdo_cli.recipe.schema import PromptSource, Recipe, ValidationSpec
 from sdo_cli.reports.page import write_report
 from sdo_cli.scoring.rewards import build_reward
 from sdo_cli.scoring.statistics import mean_interval
 from sdo_cli.weights.needs import explaining
-
-SETTINGS = "settings.json"
-
-
-class Evaluation:
-    """An evaluation folder: its settings, images and scores.
-
-    Args:
-        job: what to draw and measure.
-        folder: new, or one that holds an evaluation with the same settings, which is then continued.
-    """
-
-    def __init__(self, job: Job, folder: Path) -> None:
-        self.job, self.folder = job, folder
-        self.items = {variant.name: self._items(variant) for variant in job.variants}
-
-    @classmethod
-    def open(cls, folder: Path) -> "Evaluation":
-        """One on disk.
-
-        Raises:
-            RecipeFault: the folder holds none.
-        """
-        path = folder / SETTINGS
-        if not path.is_file():
-            raise RecipeFault([f"{folder}: holds no evaluation (no {SETTINGS})"], what="command line")
-        return cls(job_from(read_json(path)), folder)
-
-    def _items(self, variant: Variant) -> list[Item]:
-        if variant.folder is not None:
-            return read_folder(Path(variant.folder), self.job.prompts)[1]
-        assert self.job.settings is not None
-        return items_of(self.job.prompts, self.job.settings)
-
-    def images(self, variant: Variant) -> Path:
-        """The folder of a variant's images."""
-        return Path(variant.folder) if variant.folder is not None else self.folder / variant.name
-
-    def measured(self) -> list[Measured]:
-        """Every variant with the scores there are."""
-        scores = ScoreFile(self.folder / "scores.jsonl")
-        names = [*self.job.rewards, *(EMBEDDED_MEASURES if self.job.embedding else ())]
-        return [
-            Measured(
-                variant,
-                self.images(variant),
-                self.items[variant.name],
-                {name: table for name in names if (table := scores.of(variant.name, name))},
-            )
-            for variant in self.job.variants
-        ]
-
-
-def job_tree(job: Job) -> dict[str, Any]:
-    """What ``settings.json`` holds."""
-    measured = {"rewards": {name: spec.options for name, spec in job.rewards.items()}, "embedding": job.embedding}
-    measured["reward_precision"] = job.reward_precision
-    drawn = asdict(job.settings) if job.settings else None
-    return {
-        "hash": digest([drawn, job.prompts.fingerprint, measured]),
-        "settings": drawn,
-        **measured,
-        "select_by": job.select_by,
-        "trained_on": job.trained_on,
-        "variants": [asdict(variant) for variant in job.variants],
-        "prompts": {
-            "name": job.prompts.name,
-            "source": job.prompts.source,
-            "fingerprint": job.prompts.fingerprint,
-            "list": [[p.text, p.category] for p in job.prompts.prompts],
-        },
-    }
-
-
-def job_from(tree: dict[str, Any]) -> Job:
-    prompts = tree["prompts"]
-    return Job(
-        prompts=Prompts(prompts["name"], prompts["source"], [EvalPrompt(*pair) for pair in prompts["list"]]),
-        settings=as_settings(tree["settings"]) if tree["settings"] else None,
-        variants=[Variant(**entry) for entry in tree["variants"]],
-        rewards={name: RewardSpec(name, options=options) for name, options in tree["rewards"].items()},
-        reward_precision=tree["reward_precision"],
-        embedding=tree["embedding"],
-        select_by=tree["select_by"],
-        trained_on=tree["trained_on"],
-    )
-
-
-def joined(job: Job, folder: Path) -> Job:
-    """``job``, with what an evaluation in ``folder`` already has: more LoRAs and rewards may be added to it.
-
-    Raises:
-        RecipeFault: the folder holds something else, or an evaluation with other settings.
-    """
-    path = folder / SETTINGS
-    if not path.is_file():
-        if folder.exists() and any(folder.iterdir()):
-            raise RecipeFault(
-                [f"--out {folder}: is not empty and holds no evaluation; give another folder"], what="command line"
-            )
-        return job
-    before = job_from(read_json(path))
-    problems = list(_clashes(before, job))
-    if problems:
-        lines = [f"--out {folder}: holds an evaluation with other settings: {problem}" for problem in problems]
-        raise RecipeFault([*lines[:6], "give another folder, or the same settings to continue it"], what="command line")
-    variants = {variant.name: variant for variant in (*before.variants, *job.variants)}
-    return replace(
-        job,
-        variants=in_order(list(variants.values())),
-        rewards=before.rewards | job.rewards,
-        embedding=before.embedding or job.embedding,
-        trained_on=list(dict.fromkeys((*before.trained_on, *job.trained_on))),
-    )
-
-
-def in_order(variants: list[Variant]) -> list[Variant]:
-    """The plain model and folders as they come, then each LoRA by rising scale."""
-    loras = list(dict.fromkeys(variant.lora for variant in variants))
-    return sorted(variants, key=lambda v: (v.lora is not None, loras.index(v.lora), v.scale if v.lora else 0.0))
-
-
-def _clashes(before: Job, job: Job) -> Iterable[str]:
-    if (before.settings is None) != (job.settings is None):
-        yield "images of a folder beside images sdo draws"
-    elif before.settings is not None and job.settings is not None:
-        mine, theirs = before.settings.flat(), job.settings.flat()
-        changed = [key for key in mine if mine[key] != theirs[key] and key != "prompts"]
-        yield from (f"{key} is {mine[key]!r} there, {theirs[key]!r} here" for key in changed)
-    if before.prompts.fingerprint != job.prompts.fingerprint:
-        counts = [f"{len(prompts.prompts)} prompts of {prompts.name}" for prompts in (before.prompts, job.prompts)]
-        yield f"{counts[0]} there, {counts[1]} here"
-    if before.reward_precision != job.reward_precision:
-        yield f"reward precision is {before.reward_precision} there, {job.reward_precision} here"
-    known = {variant.name: variant for variant in before.variants}
-    for variant in job.variants:
-        other = known.get(variant.name, variant)
-        if other != variant:
-            kind = "images" if variant.folder else "LoRA"
-            yield f"its {kind} {variant.name} has changed, or is another one of that name"
-    for name, spec in job.rewards.items():
-        if name in before.rewards and before.rewards[name].options != spec.options:
-            yield f"options of {name} are {before.rewards[name].options} there, {dict(spec.options)} here"
 
 
 def evaluate(
@@ -198,8 +55,9 @@ def evaluate(
         require_torchmetrics(features, inception_weights)
     job = joined(job, folder)
     evaluation = Evaluation(job, folder)
-    with explaining(_as_recipe(job), "RECIPE"):
+    with explaining(_as_recipe(job), "RECIPE"), ExitStack() as stack:
         folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(alone_in(folder))
         write_json(folder / SETTINGS, job_tree(job))
         record = {"command": command(), "started": now(), "versions": versions(), "machine": machine()}
         status = "failed"
@@ -377,26 +235,3 @@ def write_tables(
     if report:
         write_report(evaluation_report(job, measured, tree, folder), folder / "report.html")
     return tree
-
-
-def folder_variants(folders: list[Path], prompts: Prompts | None) -> tuple[list[Variant], Prompts]:
-    """Folders made elsewhere as variants, and their prompts, which must be the same.
-
-    Raises:
-        RecipeFault: a folder that cannot be read, or whose prompts are not those of the first.
-    """
-    variants: list[Variant] = []
-    first: Prompts | None = None
-    for folder in folders:
-        own, items = read_folder(folder, prompts)
-        if first is not None and [p.text for p in own.prompts] != [p.text for p in first.prompts]:
-            raise RecipeFault(
-                [f"--images {folder}: has other prompts than {folders[0]}; score them one by one"], what="command line"
-            )
-        first = first or own
-        name = folder.resolve().name
-        taken = {variant.name for variant in variants}
-        unique = next(n for n in (name, *(f"{name}-{i}" for i in range(2, 1000))) if n not in taken)
-        variants.append(Variant(unique, folder=str(folder.resolve()), fingerprint=folder_hash(folder, items)))
-    assert first is not None
-    return variants, prompts or first

@@ -1,14 +1,10 @@
-"""One fine-tuning job from recipe to run folder. All I/O of a run is here."""
+"""One fine-tuning job from recipe to run folder."""
 
-import json
 import shutil
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 import rewards
@@ -17,7 +13,7 @@ from sdo_cli.device import dtype_of, pick_device
 from sdo_cli.drawing.draw import draw_settings
 from sdo_cli.drawing.pictures import read_image, save_grid, save_image
 from sdo_cli.drawing.prompts import PromptEmbeddings
-from sdo_cli.files import append_json_line, read_json, without_nan, write_json, write_text
+from sdo_cli.files import alone_in, append_json_line, read_json, without_nan, write_json, write_text
 from sdo_cli.finetune.card import curve_png, model_card
 from sdo_cli.finetune.checkpoint import Checkpoint, restore, save
 from sdo_cli.finetune.loop import Job, StepResult, train
@@ -26,20 +22,20 @@ from sdo_cli.finetune.objective import WeightedReward
 from sdo_cli.finetune.optimizer import Stepper
 from sdo_cli.finetune.report import run_report
 from sdo_cli.finetune.resume import cut_metrics, find, identity
+from sdo_cli.finetune.run_folder import manifest, step_result, write_recipe
 from sdo_cli.finetune.stopping import SafePoints, Stopped, Stopping
 from sdo_cli.finetune.validate import Validation
 from sdo_cli.gradients.outcome import added
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import load_family, source_of
-from sdo_cli.plugins import loaded_plugins
 from sdo_cli.progress import Reporter
-from sdo_cli.provenance import command, now, versions
+from sdo_cli.provenance import now
 from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
 from sdo_cli.reports.page import write_report
 from sdo_cli.scoring.rewards import build_reward
 from sdo_cli.scoring.statistics import Gain, paired_gain
-from sdo_cli.weights.needs import explaining, revisions_of, reward_options
+from sdo_cli.weights.needs import explaining, reward_options
 
 
 @dataclass(frozen=True)
@@ -146,40 +142,6 @@ def only_measured(recipe: Recipe) -> dict[str, RewardSpec]:
     return found
 
 
-def new_run_folder(loaded: LoadedRecipe, out: Path | None) -> Path:
-    """``<output_dir>/<recipe>-<time>``, or ``out``, which must not hold a run yet.
-
-    Raises:
-        FileExistsError: ``out`` is not empty.
-    """
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = out or Path(loaded.recipe.output_dir) / f"{loaded.name}-{stamp}"
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(str(folder))
-    return folder
-
-
-def manifest(loaded: LoadedRecipe, family: str, status: str, started: str) -> dict[str, Any]:
-    """What ran, with which versions; ``status`` is running, finished, interrupted or failed."""
-    return {
-        "status": status,
-        "command": command(),
-        "recipe": loaded.name,
-        "overrides": list(loaded.overrides),
-        "seed": loaded.recipe.seed,
-        "family": family,
-        **{
-            key: getattr(loaded.recipe, key) for key in ("model", "revision", "variant", "vae", "t5", "prediction_type")
-        },
-        "weights": revisions_of(loaded.recipe),
-        "device": str(pick_device()),
-        "versions": versions(),
-        "plugins": [asdict(plugin) for plugin in loaded_plugins()],
-        "started": started,
-        "written": now(),
-    }
-
-
 def finetune(
     loaded: LoadedRecipe,
     folder: Path,
@@ -205,9 +167,24 @@ def finetune(
         if spec.name in rewards.SHORT:
             reporter.note(f"reward {spec.name}: the newest version, {rewards.full_name(spec.name)}")
     folder.mkdir(parents=True, exist_ok=True)
+    with alone_in(folder):
+        return _run_alone(job, validation, loaded, folder, reporter, begin, stopping or Stopping())
+
+
+def _run_alone(
+    job: Job,
+    validation: Validation | None,
+    loaded: LoadedRecipe,
+    folder: Path,
+    reporter: Reporter,
+    begin: Checkpoint | None,
+    stopping: Stopping,
+) -> RunSummary:
+    """With a manifest that says how it ended."""
     started, status = now(), "failed"
-    stopping = stopping or Stopping()
-    _write_recipe(loaded, folder, validation)
+    if begin is not None:
+        started = read_json(folder / "manifest.json").get("started", started)
+    write_recipe(loaded, folder, validation.prompts if validation else None)
     write_json(folder / "manifest.json", manifest(loaded, job.family.name, "running", started))
     try:
         summary = _train_and_measure(job, loaded, validation, folder, SafePoints(reporter, stopping), begin)
@@ -218,39 +195,6 @@ def finetune(
     finally:
         write_json(folder / "manifest.json", manifest(loaded, job.family.name, status, started))
     return summary
-
-
-def _write_recipe(loaded: LoadedRecipe, folder: Path, validation: Validation | None) -> None:
-    """The recipe as given, and one that runs again from this folder alone: its prompts lie beside it."""
-    write_text(folder / "recipe.yaml", loaded.text)
-    tree = loaded.resolved()
-    sources = {"train": (tree, loaded.prompts(loaded.recipe.prompts))}
-    if validation is not None:
-        sources["heldout"] = (tree["validation"], validation.prompts)
-    for name, (place, prompts) in sources.items():
-        # in a text file a # begins a comment
-        kind = "jsonl" if any(prompt.startswith("#") for prompt in prompts) else "txt"
-        lines = [json.dumps(prompt, ensure_ascii=False) if kind == "jsonl" else prompt for prompt in prompts]
-        write_text(folder / f"{name}_prompts.{kind}", "".join(f"{line}\n" for line in lines))
-        place["prompts"] = {"file": f"{name}_prompts.{kind}"}
-    _absolute_paths(tree)
-    write_text(folder / "resolved.yaml", OmegaConf.to_yaml(OmegaConf.create(tree)))
-
-
-def _absolute_paths(tree: dict[str, Any]) -> None:
-    """Files and folders the recipe names were looked up from where the command ran."""
-
-    def absolute(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: absolute(inner) for key, inner in value.items()}
-        if isinstance(value, list):
-            return [absolute(inner) for inner in value]
-        is_path = isinstance(value, str) and "/" in value and Path(value).expanduser().exists()
-        return str(Path(value).expanduser().resolve()) if is_path else value
-
-    for key in ("model", "vae", "lora", "rewards"):
-        tree[key] = absolute(tree[key])
-    tree["validation"]["rewards"] = absolute(tree["validation"]["rewards"])
 
 
 def _train_and_measure(
@@ -297,14 +241,6 @@ def _train_and_measure(
     summary = RunSummary(folder, gains, trained_on, seconds, len(results))
     _write_results(job, loaded, validation, summary, results, {"before": before, "after": after})
     return summary
-
-
-def step_result(row: dict[str, Any]) -> StepResult:
-    """A line of ``metrics.jsonl``; what a skipped step could not tell is null there."""
-    nan = float("nan")
-    numbers = {key: nan if row[key] is None else row[key] for key in ("loss", "grad_norm")}
-    rewards_ = {name: nan if value is None else value for name, value in row["rewards"].items()}
-    return StepResult(**{**row, **numbers, "rewards": rewards_})
 
 
 def _before(
