@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 
 from sdo_cli.reports.content import Case, Chart, Forest, Gallery, Interval, IntervalRow, Report, Series, Table
 
-HOSTILE = '</script><img src=x onerror="document.title=1"> & "quotes" \'single\' 🦊 \u202eשלום\u2028'
+HOSTILE = '</script><img src=x onerror="document.title=1"> & "quotes" \'single\' 🦊 \u202eשלום\u2028\ud800\x00'
 
 
 def picture(path: Path, number: int, side: int) -> Path:

@@ -55,7 +55,7 @@ def test_words_of_others_are_only_words(tmp_path):
     page = written(report, tmp_path / "r.html")
     tags = Seen(page).tags
     assert [tag for tag, _ in tags].count("script") == 2 and not [a for t, a in tags if t == "img" or "onerror" in a]
-    assert data_of(page)["cases"][0]["prompt"] == HOSTILE
+    assert data_of(page)["cases"][0]["prompt"] == HOSTILE.encode("utf-8", "replace").decode()
     plain = Seen(written(replace(evaluation(tmp_path, 1)), tmp_path / "p.html")).tags
     assert {tag for tag, _ in tags} <= {tag for tag, _ in plain}
 
@@ -103,9 +103,17 @@ def test_pictures_beside_the_page(tmp_path):
     addresses = data_of(page)["images"]
     assert len(addresses) == 6 and all((tmp_path / address).is_file() for address in addresses)
     assert not any(address.startswith("/") for address in addresses)
-    # written again inline, nothing of them is left
+    # written again inline, nothing of them is left, and all of what is not theirs
+    (tmp_path / "r_images" / "mine.webp").write_bytes(b"x")
     written(report, tmp_path / "r.html")
-    assert not (tmp_path / "r_images").exists()
+    assert [p.name for p in (tmp_path / "r_images").iterdir()] == ["mine.webp"]
+
+
+def test_more_pictures_than_fit_lie_beside_the_page(tmp_path):
+    report = evaluation(tmp_path / "pictures", 30, side=96)
+    page = written(report, tmp_path / "r.html", budget=60_000)
+    assert len(page.encode()) < 60_000 and len(list((tmp_path / "r_images").iterdir())) == 60
+    assert len(written(report, tmp_path / "r.html", images="inline", budget=60_000).encode()) > 60_000
 
 
 def test_the_same_report_is_the_same_page(tmp_path):

@@ -9,7 +9,9 @@ import typer
 
 from sdo_cli.errors import RecipeFault
 
-ImagesOption = Annotated[str, typer.Option("--images", help="inline, or beside: pictures in a folder of their own.")]
+ImagesOption = Annotated[
+    str, typer.Option("--images", help="inline, beside (in a folder of their own), or auto: inline where they fit.")
+]
 
 
 def compare(
@@ -58,11 +60,11 @@ def as_text(tree: dict[str, Any], folder: Path, *, report: bool) -> str:
 def report(
     folder: Annotated[Path, typer.Argument(help="A run folder or an evaluation.")],
     out: Annotated[Path | None, typer.Option(help="The page; default report.html in the folder.")] = None,
-    images: ImagesOption = "inline",
+    images: ImagesOption = "auto",
 ) -> None:
     """Write the page of a run or an evaluation again, from what its folder holds."""
-    if images not in ("inline", "beside"):
-        raise RecipeFault([f"--images: {images!r} is neither inline nor beside"], what="command line")
+    if images not in ("auto", "inline", "beside"):
+        raise RecipeFault([f"--images: {images!r} is none of auto, inline, beside"], what="command line")
     if not folder.is_dir():
         raise RecipeFault([f"{folder}: no such folder"], what="command line")
     from sdo_cli.reports.page import write_report

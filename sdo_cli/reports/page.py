@@ -1,7 +1,6 @@
 """A report to one HTML file that needs no network."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from markupsafe import Markup
 from sdo_cli.files import write_text
 from sdo_cli.reports.charts import forest_chart, line_chart, numbers_of
 from sdo_cli.reports.content import Chart, Forest, Gallery, Report, Table
-from sdo_cli.reports.pictures import Thumbnails
+from sdo_cli.reports.pictures import Thumbnails, remove_pictures
 
 IMAGES = ("auto", "inline", "beside")
 
@@ -21,24 +20,29 @@ def write_report(report: Report, path: Path, *, images: str = "auto", budget: in
 
     Args:
         images: ``inline`` holds every picture in the page, as large as ``budget`` bytes allow; ``beside`` writes them
-            into the folder ``<name>_images``; ``auto`` is inline.
+            into the folder ``<name>_images``; ``auto`` is inline where they fit, however small, else beside.
         budget: of the whole page, in bytes, when pictures are inline.
     """
     gallery = report.gallery
     beside = path.with_name(f"{path.stem}_images")
-    shutil.rmtree(beside, ignore_errors=True)
+    remove_pictures(beside)
     paths = [image for case in gallery.cases for image in case.images if image] if gallery else []
     if images == "beside":
-        addresses, place = Thumbnails(paths, 10.0**12).beside(beside)
-        write_text(path, _render(report, _data(gallery, addresses, place)))
-        return path
+        return _write_beside(report, path, paths)
     # words and scores take part of it
     thumbnails = Thumbnails(paths, budget - len(_render(report, _data(gallery, [], {})).encode()))
-    while True:
-        page = _render(report, _data(gallery, *thumbnails.inline()))
-        if len(page.encode()) <= budget or not thumbnails.smaller():
+    while len((page := _render(report, _data(gallery, *thumbnails.inline()))).encode()) > budget:
+        if not thumbnails.smaller():
+            if images == "auto":
+                return _write_beside(report, path, paths)
             break
     write_text(path, page)
+    return path
+
+
+def _write_beside(report: Report, path: Path, paths: list[Path]) -> Path:
+    addresses, place = Thumbnails(paths, 10.0**12).beside(path.with_name(f"{path.stem}_images"))
+    write_text(path, _render(report, _data(report.gallery, addresses, place)))
     return path
 
 
@@ -77,7 +81,7 @@ def _render(report: Report, data: dict[str, Any]) -> str:
     script, _, _ = environment.loader.get_source(environment, "script.js")  # type: ignore[union-attr]
     # no end tag of a script may be read out of a prompt
     safe = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
-    return environment.get_template("report.html.j2").render(
+    page = environment.get_template("report.html.j2").render(
         report=report,
         blocks=[_block(block) for block in report.blocks],
         style=Markup(source),
@@ -88,6 +92,8 @@ def _render(report: Report, data: dict[str, Any]) -> str:
         if report.gallery
         else [],
     )
+    # JSON may hold half a character, which no file can
+    return page.encode("utf-8", "replace").decode()
 
 
 def _block(block: Chart | Forest | Table) -> dict[str, Any]:

@@ -16,6 +16,8 @@ SIZES = ((384, 82), (320, 80), (256, 78), (208, 74), (160, 70), (128, 65), (96, 
 # base64 writes 3 bytes as 4
 EXPANSION = 4 / 3
 PIXEL_ART = 128
+# of the files beside a page: digits of their SHA-256
+NAME_LENGTH = 20
 
 
 class Thumbnails:
@@ -70,7 +72,7 @@ class Thumbnails:
         for path, content in self.made():
             if content is None:
                 continue
-            name = hashlib.sha256(content).hexdigest()[:20] + ".webp"
+            name = hashlib.sha256(content).hexdigest()[:NAME_LENGTH] + ".webp"
             if name not in seen:
                 seen[name] = len(addresses)
                 addresses.append(f"{folder.name}/{name}")
@@ -90,6 +92,15 @@ class Thumbnails:
 
 def _write(content: bytes, path: Path) -> None:
     path.write_bytes(content)
+
+
+def remove_pictures(folder: Path) -> None:
+    """Those :meth:`Thumbnails.beside` wrote there before, and nothing else."""
+    for path in folder.glob("*.webp"):
+        if len(path.stem) == NAME_LENGTH and set(path.stem) <= set("0123456789abcdef"):
+            path.unlink()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def thumbnail(path: Path, side: int, quality: int) -> bytes | None:
