@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sdo_cli.cli.output import make_reporter
 from sdo_cli.finetune.loop import train
-from sdo_cli.finetune.run import prepare
+from sdo_cli.finetune.prepare import prepare
 from sdo_cli.recipe.load import load_recipe
 from sdo_cli.scoring.statistics import Gain, paired_gain
 from sdo_cli.seeding import keyed_generator

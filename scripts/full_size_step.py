@@ -87,7 +87,7 @@ def measure(kind: str, folder: Path, pixels: int) -> dict[str, float]:
     import peft  # noqa: F401
 
     from sdo_cli.finetune.loop import train
-    from sdo_cli.finetune.run import prepare
+    from sdo_cli.finetune.prepare import prepare
     from sdo_cli.recipe.load import load_recipe
 
     path = folder / f"{kind}.yaml"

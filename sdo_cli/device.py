@@ -1,5 +1,6 @@
 """Which device a job runs on, and in which precision."""
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,10 +11,11 @@ PRECISIONS = ("no", "fp16", "bf16")
 
 
 def pick_device() -> "torch.device":
-    """The GPU if there is one, else the CPU."""
+    """The GPU if there is one, else the CPU; of several processes each has its own, set when it joined them."""
     import torch
 
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes") or not torch.cuda.is_available()
+    return torch.device("cpu" if on_cpu else "cuda")
 
 
 def dtype_of(precision: str) -> "torch.dtype":

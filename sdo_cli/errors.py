@@ -60,3 +60,20 @@ class SolverFault(SdoError):
 
 class PluginFault(SdoError):
     """A file given with --plugin, or a rule it brought, does not do what it should."""
+
+
+def is_out_of_memory(fault: BaseException) -> bool:
+    """Of a GPU, or of the machine itself, as torch and Python raise it."""
+    return (
+        type(fault).__name__ == "OutOfMemoryError"
+        or isinstance(fault, MemoryError)
+        or "can't allocate memory" in str(fault)
+    )
+
+
+class Stopped(Exception):
+    """Raised at a safe point, in all processes of a job; ``reason`` is a signal's name or ``time limit``."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

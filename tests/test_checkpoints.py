@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sdo_cli.cli.finetune import seconds_of
-from sdo_cli.errors import CheckpointFault, RecipeFault, TrainingFault
-from sdo_cli.finetune import checkpoint
+from sdo_cli.errors import CheckpointFault, RecipeFault, Stopped, TrainingFault
+from sdo_cli.finetune import checkpoint, prepare
 from sdo_cli.finetune import run as running
 from sdo_cli.finetune.checkpoint import newest, restore, save
 from sdo_cli.finetune.optimizer import Stepper
-from sdo_cli.finetune.resume import cut_metrics, find, identity
-from sdo_cli.finetune.stopping import Stopped, Stopping
+from sdo_cli.finetune.resume import cut_lines, find, identity
+from sdo_cli.parallel.stopping import Stopping
 from sdo_cli.progress import Silent
 from sdo_cli.recipe.load import load_recipe
 
@@ -239,8 +239,8 @@ class Sometimes:
 
 def run_with(monkeypatch, folder, bad, *words):
     """In this process: what the run said."""
-    real, said = running._build_reward, []
-    monkeypatch.setattr(running, "_build_reward", lambda *a: Sometimes(real(*a), bad))
+    real, said = prepare.reward_of, []
+    monkeypatch.setattr(prepare, "reward_of", lambda *a: Sometimes(real(*a), bad))
 
     class Notes(Silent):
         def note(self, text):
@@ -305,7 +305,10 @@ def test_ctrl_c_twice_stops_at_once():
     notes = []
     with Stopping(note=notes.append) as stopping:
         os.kill(os.getpid(), signal.SIGINT)
+        # a scheduler's signal comes twice, to the process and through its parent
+        os.kill(os.getpid(), signal.SIGINT)
         assert len(notes) == 1 and "Ctrl-C again" in notes[0]
+        time.sleep(0.6)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.1)
@@ -316,7 +319,7 @@ def test_ctrl_c_twice_stops_at_once():
 
 def test_the_time_limit_leaves_room_for_the_longest_step(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("sdo_cli.finetune.stopping.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("sdo_cli.parallel.stopping.time.monotonic", lambda: clock[0])
     stopping = Stopping(100.0)
     for now in (10.0, 20.0, 40.0, 60.0):
         clock[0] = now
@@ -498,7 +501,7 @@ def test_a_damaged_one_is_said_when_a_run_is_resumed(two, tmp_path):
 def test_metrics_are_cut_where_the_checkpoint_was(tmp_path):
     rows = [{"step": step, "loss": step / 7} for step in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "lo')
-    assert cut_metrics(tmp_path, 2) == rows[:2]
+    assert cut_lines(tmp_path / "metrics.jsonl", 2) == rows[:2]
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == rows[:2]
 
 

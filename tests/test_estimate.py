@@ -32,7 +32,7 @@ from sdo_cli.estimate.stages import estimate
 from sdo_cli.estimate.towers import meta_reward
 from sdo_cli.finetune.loop import train
 from sdo_cli.finetune.optimizer import make_adamw
-from sdo_cli.finetune.run import prepare
+from sdo_cli.finetune.prepare import prepare
 from sdo_cli.models.catalog import MODELS
 from sdo_cli.models.load import ModelSource, load_family
 from sdo_cli.recipe.load import load_recipe

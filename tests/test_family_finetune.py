@@ -20,7 +20,7 @@ from sdo_cli.drawing.draw import Noise, draw_noise, encode_pair, make_path
 from sdo_cli.finetune.batches import PromptOrder
 from sdo_cli.finetune.card import how_to_load
 from sdo_cli.finetune.loop import Job, accumulate, train
-from sdo_cli.finetune.run import prepare
+from sdo_cli.finetune.prepare import prepare
 from sdo_cli.gradients.outcome import Scored, Terms
 from sdo_cli.gradients.plan import Mode, Plan, empty
 from sdo_cli.gradients.three_stage import three_stage

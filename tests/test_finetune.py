@@ -19,7 +19,7 @@ from sdo_cli.drawing.draw import draw_noise, make_path
 from sdo_cli.errors import RecipeFault
 from sdo_cli.finetune.loop import plan_step, train
 from sdo_cli.finetune.objective import RewardObjective, WeightedReward
-from sdo_cli.finetune.run import only_measured, prepare
+from sdo_cli.finetune.prepare import only_measured, prepare
 from sdo_cli.finetune.run_folder import write_recipe
 from sdo_cli.gradients.one_graph import one_graph
 from sdo_cli.gradients.outcome import Terms

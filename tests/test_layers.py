@@ -16,7 +16,7 @@ ROWS = [
     {"gradients", "scoring", "skipping", "drawing", "weights", "estimate"},
     {"sampling", "models", "rewards"},
     {"recipe", "plugins"},
-    {"prompt_sets"},
+    {"prompt_sets", "parallel"},
     {"hub", "embedded", "files", "seeding", "progress", "device", "provenance"},
     {"errors"},
 ]

@@ -13,7 +13,7 @@ import torch
 
 from sdo_cli.errors import PluginFault
 from sdo_cli.finetune.loop import plan_step
-from sdo_cli.finetune.run import prepare
+from sdo_cli.finetune.prepare import prepare
 from sdo_cli.gradients.plan import Plan
 from sdo_cli.gradients.rules import RULES, gradient_rule, option_problem
 from sdo_cli.plugins import load_plugins

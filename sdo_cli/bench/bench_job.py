@@ -11,7 +11,7 @@ from sdo_cli.errors import EnvironmentFault
 from sdo_cli.finetune.batches import PromptOrder
 from sdo_cli.finetune.loop import Job, accumulate
 from sdo_cli.finetune.lora import ADAPTER, add_lora
-from sdo_cli.finetune.run import prepare
+from sdo_cli.finetune.prepare import prepare
 from sdo_cli.finetune.validate import Validation
 from sdo_cli.gradients.outcome import Outcome
 from sdo_cli.gradients.plan import Plan

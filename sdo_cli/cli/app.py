@@ -1,7 +1,9 @@
 """The `sdo` command and its one error boundary."""
 
 import os
+import re
 import sys
+import time
 import traceback
 import warnings
 from typing import Annotated
@@ -9,7 +11,11 @@ from typing import Annotated
 import typer
 
 from sdo_cli.cli import bench, compare, doctor, evaluate, export, fetch, finetune, prompts, recipe, reward, sample
-from sdo_cli.errors import EnvironmentFault, SdoError
+from sdo_cli.errors import EXIT_BAD_INPUT, EnvironmentFault, SdoError, is_out_of_memory
+from sdo_cli.parallel.peers import current, exit_code, leave_process
+
+# seconds in which it is heard that another process failed
+NEWS = 3.0
 
 app = typer.Typer(
     name="sdo",
@@ -78,34 +84,44 @@ def main() -> None:
     try:
         check_rewards_package()
         app(standalone_mode=True)
-    except SdoError as fault:
-        if debug:
-            traceback.print_exc()
-        typer.echo(f"sdo: {fault.message}", err=True)
-        if fault.remedy:
-            typer.echo(f"     {fault.remedy}", err=True)
-        sys.exit(fault.exit_code)
-    except OSError as fault:
-        if debug:
-            traceback.print_exc()
-        what = f"{fault.filename}: {fault.strerror}" if fault.filename else str(fault)
-        typer.echo(f"sdo: {what}", err=True)
-        typer.echo("     check the path, its permissions and the free disk space", err=True)
-        sys.exit(2)
+    except SystemExit as done:
+        sys.exit(exit_code(done.code if isinstance(done.code, int) else int(bool(done.code))))
     except Exception as fault:
+        sentence, remedy, code = said(fault)
+        peers = current()
+        if not isinstance(fault, SdoError) and peers.news(NEWS):
+            # another process is gone, and this error is only how it was noticed: the watcher ends us
+            time.sleep(60)
+        peers.claim()
+        peers.fail("\n     ".join([sentence, remedy] if remedy else [sentence]), code)
         if debug:
-            traceback.print_exc()
-        if type(fault).__name__ == "OutOfMemoryError":
-            typer.echo("sdo: the GPU has not enough memory for this job", err=True)
-            typer.echo(
-                "     try gradient.score_micro_batch=1 gradient.shortcut_micro_batch=1 gradient_checkpointing=true, "
-                "then a smaller train_batch_size with more gradient_accumulation_steps",
-                err=True,
-            )
-            sys.exit(2)
-        typer.echo(f"sdo: a fault of sdo itself: {type(fault).__name__}: {fault}", err=True)
-        typer.echo("     run it again with --debug and report the traceback", err=True)
-        sys.exit(1)
+            traceback.print_exception(fault)
+        if peers.rank == 0:
+            typer.echo(f"sdo: {sentence}", err=True)
+            if remedy:
+                typer.echo(f"     {remedy}", err=True)
+        if peers.linked:
+            leave_process(code)
+        sys.exit(exit_code(code))
+
+
+def said(fault: Exception) -> tuple[str, str, int]:
+    """Cause, remedy and exit code."""
+    if isinstance(fault, SdoError):
+        return fault.message, fault.remedy, fault.exit_code
+    if is_out_of_memory(fault):
+        return (
+            "there is not enough memory for this job",
+            "try a smaller --batch-size, or --precision bf16",
+            EXIT_BAD_INPUT,
+        )
+    # safetensors and PIL wrap what the system said
+    system = re.search(r"[Nn]o space left on device|[Ff]ile too large|[Qq]uota exceeded|[Rr]ead-only file", str(fault))
+    if isinstance(fault, OSError) or system:
+        what = f"{fault.filename}: {fault.strerror}" if isinstance(fault, OSError) and fault.filename else str(fault)
+        return what, "check the path, its permissions and the free disk space", EXIT_BAD_INPUT
+    what = f"a fault of sdo itself: {type(fault).__name__}: {fault}"
+    return what, "run it again with --debug and report the traceback", 1
 
 
 if __name__ == "__main__":

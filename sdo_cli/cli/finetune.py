@@ -2,18 +2,20 @@
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sdo_cli.cli.output import make_reporter
-from sdo_cli.errors import Interrupted, Preempted, RecipeFault
+from sdo_cli.cli.several import in_several_processes, stopped_well
+from sdo_cli.errors import EnvironmentFault, RecipeFault, SdoError, is_out_of_memory
 from sdo_cli.plugins import load_plugins
 from sdo_cli.recipe.load import LoadedRecipe, load_recipe
 
 if TYPE_CHECKING:
-    from sdo_cli.finetune.run import RunSummary
+    from sdo_cli.finetune.summary import RunSummary
 
 
 def finetune(
@@ -27,6 +29,11 @@ def finetune(
     time_limit: Annotated[
         str | None, typer.Option(metavar="H:MM:SS", help="Save and stop before so much time is over (exit code 75).")
     ] = None,
+    gpus: Annotated[int | None, typer.Option(help="So many processes on this machine, a GPU each.")] = None,
+    processes: Annotated[int | None, typer.Option(help="So many processes on the CPU.")] = None,
+    stop_on_overoptimisation: Annotated[
+        bool, typer.Option("--stop-on-overoptimisation", help="guard.stop=true: end when untrained rewards fall.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option(help="Check everything and show the resolved recipe; run nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines for machines.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
@@ -35,32 +42,38 @@ def finetune(
     if not recipe:
         raise RecipeFault(["--recipe is missing; `sdo recipe list` shows the shipped ones, try --recipe quickstart"])
     load_plugins(plugin or ())
+    overrides = [*(overrides or []), *(["guard.stop=true"] if stop_on_overoptimisation else [])]
     loaded = load_recipe(recipe, overrides)
     if dry_run:
         show_resolved(loaded, as_json)
         return
     seconds = None if time_limit is None else seconds_of(time_limit)
+    in_several_processes(gpus, processes)
     from sdo_cli.finetune.resume import is_finished
     from sdo_cli.finetune.run import finetune as run
-    from sdo_cli.finetune.stopping import Stopped, Stopping
+    from sdo_cli.parallel.stopping import Stopping
+    from sdo_cli.parallel.world import joined
 
-    folder = run_folder(loaded, out, resume=resume)
-    if resume and is_finished(loaded, folder):
-        typer.echo(f"{folder}/ is finished already; more steps: max_train_steps=…")
-        return
-    reporter = make_reporter(as_json=as_json, quiet=quiet)
-    again = f"go on with: {resuming(recipe, overrides, plugin, folder)}"
-    try:
-        with Stopping(seconds, reporter.note) as stopping:
-            summary = run(loaded, folder, reporter, resume=resume, stopping=stopping)
-    except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; {folder}/ is not finished", remedy=again) from None
-    except Stopped as stop:
-        kind = Interrupted if stop.reason == "SIGINT" else Preempted
-        raise kind(f"stopped ({stop.reason}); what is done is kept in {folder}/", remedy=again) from None
-    finally:
-        reporter.close()
-    typer.echo(json.dumps(as_record(summary)) if as_json else as_text(loaded, summary))
+    folder: Path | None = None
+    again = resuming(recipe, overrides, plugin, gpus=gpus, processes=processes)
+    with stopped_well(lambda: folder, again), joined() as world:
+        folder = Path(world.share(lambda: str(run_folder(loaded, out, resume=resume))))
+        if resume and world.share(lambda: is_finished(loaded, folder)):
+            if world.is_main:
+                typer.echo(f"{folder}/ is finished already; more steps: max_train_steps=…")
+            return
+        reporter = make_reporter(as_json=as_json, quiet=quiet or not world.is_main)
+        try:
+            with Stopping(seconds, reporter.note, world) as stopping:
+                summary = run(loaded, folder, reporter, resume=resume, stopping=stopping, world=world)
+        except Exception as fault:
+            if advice := out_of_memory(fault, loaded):
+                raise advice from fault
+            raise
+        finally:
+            reporter.close()
+        if world.is_main:
+            typer.echo(json.dumps(as_record(summary)) if as_json else as_text(loaded, summary))
 
 
 def run_folder(loaded: LoadedRecipe, out: Path | None, *, resume: bool) -> Path:
@@ -84,11 +97,36 @@ def run_folder(loaded: LoadedRecipe, out: Path | None, *, resume: bool) -> Path:
         ) from fault
 
 
-def resuming(recipe: str, overrides: list[str] | None, plugins: list[Path] | None, folder: Path) -> str:
-    """The command that goes on."""
-    words = ["sdo", "finetune", "--recipe", recipe, *(overrides or [])]
+def resuming(
+    recipe: str, overrides: list[str], plugins: list[Path] | None, *, gpus: int | None, processes: int | None
+) -> list[str]:
+    """The command that goes on, but for its folder."""
+    words = ["sdo", "finetune", "--recipe", recipe, *overrides]
     words += [word for plugin in plugins or () for word in ("--plugin", str(plugin))]
-    return shlex.join([*words, "--out", str(folder), "--resume"])
+    for option, count in (("--gpus", gpus), ("--processes", processes)):
+        words += [option, str(count)] if count is not None else []
+    return [*words, "--resume"]
+
+
+def out_of_memory(fault: Exception, loaded: LoadedRecipe) -> EnvironmentFault | None:
+    """The estimator's advice for this recipe and device, when that is what happened; None for other faults."""
+    if not is_out_of_memory(fault):
+        return None
+    from sdo_cli.doctor.advice import advise, estimate_recipe
+    from sdo_cli.doctor.target import find_target
+
+    target = find_target(None)
+    what = f"{target.name} has not enough memory for this recipe"
+    remedy = f"see what needs how much: sdo doctor --recipe {loaded.given}"
+    try:
+        # it did not fit, whatever the estimate says: find what needs less
+        needed = estimate_recipe(loaded, target)
+        tight = replace(target, memory=min(target.memory, target.needed(int(0.85 * needed.peak))))
+        if found := advise(loaded, tight, needed).overrides:
+            remedy = f"try with {' '.join(found)}\n     {remedy}"
+    except SdoError:
+        pass
+    return EnvironmentFault(what, remedy=remedy)
 
 
 def seconds_of(text: str) -> float:

@@ -22,7 +22,7 @@ from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
 from sdo_cli.sampling.coefficients import coefficients_of
 from sdo_cli.seeding import keyed_generator
-from sdo_cli.weights.needs import reward_options
+from sdo_cli.weights.needs import reward_options, reward_specs
 
 # rules draw at random: counts are means over this many plans
 PLANS = 16
@@ -49,10 +49,11 @@ def workload_of(loaded: LoadedRecipe, *, on_cpu: bool) -> Workload:
         live=tuple(_live(recipe, key, usual[name]) for key, name in LIVE.items() if usual[name]),
         chained=max(held_at_once(recipe, plan) for plan in plans),
         rewards=tuple(_setup(spec, recipe) for spec in recipe.rewards),
-        measured=_only_measured(recipe) if held_out else (),
-        prompts=len(dict.fromkeys(loaded.prompts(recipe.prompts))) + held_out,
+        measured=_only_measured(recipe),
+        prompts=len(dict.fromkeys(loaded.prompts(recipe.prompts))) + held_out + _guarded(loaded),
         encode_batch=ENCODE_BATCH,
         held_out=held_out * recipe.validation.seeds,
+        checked=_guarded(loaded) * recipe.guard.seeds * _checks(recipe),
         decode_batch=decode_batch(family, torch.empty(1, *shape, device=META)),
         on_cpu=on_cpu,
     )
@@ -88,9 +89,21 @@ def _setup(spec: RewardSpec, recipe: Recipe) -> RewardSetup:
 
 
 def _only_measured(recipe: Recipe) -> tuple[RewardSetup, ...]:
+    """Rewards beside the trained ones, each once."""
     trained = {_setup(spec, recipe) for spec in recipe.rewards}
-    found = dict.fromkeys(_setup(spec, recipe) for spec in recipe.validation.rewards)
+    found = dict.fromkeys(_setup(spec, recipe) for spec in reward_specs(recipe))
     return tuple(setup for setup in found if setup not in trained)
+
+
+def _guarded(loaded: LoadedRecipe) -> int:
+    """Number of prompts a check draws."""
+    spec = loaded.recipe.guard
+    return min(len(loaded.prompts(spec.prompts)), spec.num_prompts) if spec.steps else 0
+
+
+def _checks(recipe: Recipe) -> int:
+    """One before training, then every so many steps, and one at the end."""
+    return 1 + -(-recipe.max_train_steps // recipe.guard.steps) if recipe.guard.steps else 0
 
 
 def _held_out(loaded: LoadedRecipe) -> int:

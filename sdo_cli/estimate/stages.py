@@ -52,7 +52,8 @@ class Workload:
         chained: most live calls of one slice whose graphs are held at once; 0 where each stands alone.
         rewards, measured: those trained on, and those that only validation needs.
         prompts, encode_batch: how many are encoded before training, and how many at a time.
-        held_out, decode_batch: images of one validation, and how many are decoded at a time.
+        held_out, checked, decode_batch: images of one validation, of all checks of the guard, and how many are decoded
+            at a time.
         on_cpu: weights wait in the same memory that parts are run in.
     """
 
@@ -65,6 +66,7 @@ class Workload:
     prompts: int = 1
     encode_batch: int = 32
     held_out: int = 0
+    checked: int = 0
     decode_batch: int = 4
     on_cpu: bool = False
 
@@ -223,23 +225,23 @@ class _Run:
         return Stage("optimizer", 0.0, self.resident(), working)
 
     def validation(self) -> list[Stage]:
-        """Held-out images before and after training: drawn, gathered, scored."""
-        images, there = self.work.held_out, self.resident()
+        """Held-out images before and after training, and those of the guard: drawn and scored batch by batch."""
+        images, there = 2 * self.work.held_out + self.work.checked, self.resident()
         if not images:
             return []
-        rows = min(images, self.recipe.validation.batch_size)
+        rows = min(max(self.work.held_out, self.work.checked), self.recipe.validation.batch_size)
         call = self._with_half_weights(call_cost(self.network, rows))
         few = min(rows, self.work.decode_batch)
         decode, size = decode_cost(self.score, few), image_size(self.score)
         scored = [
-            measure_cost(reward, self.recipe.reward_precision, size, min(images, MEASURE_BATCH))
+            measure_cost(reward, self.recipe.reward_precision, size, min(rows, MEASURE_BATCH))
             for reward in (*self.work.rewards, *self.work.measured)
         ]
-        gathered = images * 3 * size[0] * size[1] * FP32
+        gathered = rows * 3 * size[0] * size[1] * FP32
         each = call.flops / rows * self.recipe.num_inference_steps + decode.flops / few
-        each += sum(cost.flops for cost in scored) / min(images, MEASURE_BATCH)
+        each += sum(cost.flops for cost in scored) / min(rows, MEASURE_BATCH)
         working = max(call.peak, decode.peak, gathered + max(cost.peak for cost in scored))
-        return [Stage("validation", 2 * images * each, there, working, each_step=False)]
+        return [Stage("validation", images * each, there, working, each_step=False)]
 
     def notes(self) -> list[str]:
         if not self.half_copy:

@@ -7,7 +7,6 @@ from typing import Any
 
 import rewards
 from sdo_cli.evaluate.job import Job, Prompts
-from sdo_cli.evaluate.score import DISTANCE, DIVERSITY
 from sdo_cli.evaluate.summary import (
     Comparison,
     Measured,
@@ -19,6 +18,7 @@ from sdo_cli.evaluate.summary import (
 )
 from sdo_cli.provenance import machine, versions
 from sdo_cli.reports import content
+from sdo_cli.scoring.embedded_measures import DISTANCE, DIVERSITY
 from sdo_cli.scoring.statistics import Interval, mean_interval
 
 # of so many variants every measure is said

@@ -18,10 +18,9 @@ from sdo_cli.errors import EnvironmentFault, TrainingFault
 from sdo_cli.evaluate.job import Item
 from sdo_cli.files import write_atomic
 from sdo_cli.progress import Reporter
+from sdo_cli.scoring.embedded_measures import DISTANCE, DIVERSITY, distances, diversity
 
 CLIP_SCORE = "clip-score"
-DIVERSITY = "diversity"
-DISTANCE = "distance-from-base"
 # measured by embeddings, not by a reward
 EMBEDDED_MEASURES = (DIVERSITY, DISTANCE)
 
@@ -177,26 +176,24 @@ def embed_variant(
 def diversity_lines(variant: str, items: list[Item], embeddings: Tensor) -> list[Score]:
     """Per prompt the mean of 1 - cos over all pairs of its images; none for a prompt with one image."""
     rows: dict[int, list[Tensor]] = defaultdict(list)
-    for item, row in zip(items, embeddings.double(), strict=True):
+    for item, row in zip(items, embeddings, strict=True):
         rows[item.prompt].append(row)
-    lines = []
-    for prompt, some in rows.items():
-        if (count := len(some)) > 1:
-            similar = torch.stack(some) @ torch.stack(some).T
-            others = (similar.sum() - similar.diagonal().sum()) / (count * (count - 1))
-            lines.append(Score(variant, DIVERSITY, prompt, None, None, 1 - others.item()))
-    return lines
+    return [
+        Score(variant, DIVERSITY, prompt, None, None, diversity(torch.stack(some)))
+        for prompt, some in rows.items()
+        if len(some) > 1
+    ]
 
 
 def distance_lines(
     variant: str, items: list[Item], embeddings: Tensor, base_items: list[Item], base: Tensor
 ) -> list[Score]:
     """Per image 1 - cos to the base's image of the same prompt and seed."""
-    place = {(item.prompt, item.seed_index): row for item, row in zip(base_items, base.double(), strict=True)}
+    place = {(item.prompt, item.seed_index): row for item, row in zip(base_items, base, strict=True)}
     lines = []
-    for item, row in zip(items, embeddings.double(), strict=True):
+    for item, row in zip(items, embeddings, strict=True):
         other = place.get((item.prompt, item.seed_index))
         if other is not None:
-            value = 1 - (row @ other).item()
+            value = distances(row, other).item()
             lines.append(Score(variant, DISTANCE, item.prompt, item.seed_index, item.file, value))
     return lines

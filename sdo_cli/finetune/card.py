@@ -2,10 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sdo_cli.files import write_atomic
 from sdo_cli.finetune.loop import StepResult
+from sdo_cli.finetune.summary import RunSummary
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import ModelSource, locate, plain_options
 from sdo_cli.plugins import loaded_plugins
@@ -13,9 +13,6 @@ from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.recipe.schema import Recipe
 from sdo_cli.sampling.solvers import AUTO, SOLVERS, native_solver, settings_of
 from sdo_cli.weights.needs import needs_of
-
-if TYPE_CHECKING:
-    from sdo_cli.finetune.run import RunSummary
 
 
 def smooth(values: list[float], width: int) -> list[float]:
@@ -42,7 +39,7 @@ def curve_png(results: list[StepResult], path: Path) -> None:
     write_atomic(path, lambda temporary: figure.savefig(temporary, dpi=120))
 
 
-def gain_table(summary: "RunSummary") -> str:
+def gain_table(summary: RunSummary) -> str:
     """Markdown rows: reward, before, after, difference in standard errors."""
     lines = ["| reward | before | after | difference | in standard errors |", "|---|---|---|---|---|"]
     for name, gain in summary.gains.items():
@@ -51,7 +48,7 @@ def gain_table(summary: "RunSummary") -> str:
     return "\n".join(lines)
 
 
-def model_card(loaded: LoadedRecipe, family: Family, summary: "RunSummary") -> str:
+def model_card(loaded: LoadedRecipe, family: Family, summary: RunSummary) -> str:
     recipe = loaded.recipe
     plugins = "".join(f" --plugin {plugin.path}" for plugin in loaded_plugins())
     count = next(iter(summary.gains.values())).difference.n if summary.gains else 0

@@ -21,6 +21,7 @@ from torch import Tensor
 from sdo_cli.errors import CheckpointFault
 from sdo_cli.files import read_json, write_json
 from sdo_cli.finetune.optimizer import Stepper
+from sdo_cli.parallel.world import SINGLE, World
 
 FOLDER, MARKER = "checkpoints", "complete.json"
 FILES = ("state.safetensors", "state.json")
@@ -41,16 +42,29 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def save(run_folder: Path, step: int, stepper: Stepper, run: dict[str, Any], *, keep: int) -> Path:
-    """Write ``checkpoint-<step>``; remove older ones beyond ``keep`` (0 keeps all), never the newest complete one."""
+def save(
+    run_folder: Path,
+    step: int,
+    stepper: Stepper,
+    run: dict[str, Any],
+    *,
+    keep: int,
+    guard: dict[str, Any] | None = None,
+    world: World = SINGLE,
+) -> Path:
+    """Write ``checkpoint-<step>``; remove older ones beyond ``keep`` (0 keeps all), never the newest complete one.
+
+    Every process calls it and adds its random state; the first one writes.
+    """
     target = run_folder / FOLDER / f"checkpoint-{step}"
-    if _fault_of(target) is None:
+    random_states = world.gather(_random_state())
+    if not world.is_main or _fault_of(target) is None:
         return target
     staged = target.with_name(f".partial-{target.name}")
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
     tensors: dict[str, Tensor] = {}
-    state = _split({"stepper": stepper.state(), "random": _random_state()}, tensors, "")
+    state = _split({"stepper": stepper.state(), "random": random_states, "guard": guard}, tensors, "")
     # contiguous copies: safetensors refuses memory that is shared
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     save_file(copies, staged / FILES[0])
@@ -74,8 +88,11 @@ def newest(run_folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, damaged
 
 
-def restore(checkpoint: Checkpoint, stepper: Stepper) -> None:
-    """Put everything back into the optimizer, its parameters and the random generators.
+def restore(checkpoint: Checkpoint, stepper: Stepper, *, rank: int = 0) -> dict[str, Any] | None:
+    """Put everything back into the optimizer, its parameters and this process's random generators.
+
+    Returns:
+        The state of the guard, None if there was none.
 
     Raises:
         CheckpointFault: made with other parameters.
@@ -88,7 +105,21 @@ def restore(checkpoint: Checkpoint, stepper: Stepper) -> None:
             f"{checkpoint.folder} does not fit this run: {str(fault).strip().splitlines()[0]}",
             remedy="start a new run, or resume with the recipe it was made with",
         ) from fault
-    _set_random_state(state["random"])
+    if rank < len(state["random"]):
+        _set_random_state(state["random"][rank])
+    guard: dict[str, Any] | None = state["guard"]
+    return guard
+
+
+def read(folder: Path) -> Checkpoint:
+    """The checkpoint in ``folder``.
+
+    Raises:
+        CheckpointFault: this process does not see it whole.
+    """
+    if (fault := _fault_of(folder)) is not None:
+        raise CheckpointFault(f"{folder} {fault}", remedy="the run folder must be on a disk that all processes share")
+    return _read(folder)
 
 
 def _all(run_folder: Path) -> list[Path]:

@@ -18,6 +18,7 @@ from sdo_cli.gradients.rules import RULES, find_rule
 from sdo_cli.gradients.run import run_plan
 from sdo_cli.gradients.three_stage import MicroBatches
 from sdo_cli.models.base import Family
+from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.recipe.schema import Recipe
 from sdo_cli.sampling.coefficients import coefficients_of
 from sdo_cli.seeding import keyed_generator
@@ -42,6 +43,22 @@ class StepResult:
     skipped: bool = False
 
 
+def global_batch(recipe: Recipe, processes: int) -> int:
+    """Samples of one optimizer step, as in diffusers' scripts: per process, times accumulation, times processes."""
+    return recipe.train_batch_size * recipe.gradient_accumulation_steps * processes
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What one pass over ``train_batch_size`` samples leaves for the metrics; the same wherever it ran."""
+
+    number: int
+    losses: Tensor
+    rewards: dict[str, Tensor]
+    penalties: Tensor | None
+    calls: dict[str, int]
+
+
 @dataclass(frozen=True)
 class Job:
     """Everything the loop works on, ready made."""
@@ -52,10 +69,11 @@ class Job:
     prompts: list[str]
     parameters: list[nn.Parameter]
     embed: PromptEmbeddings
+    world: World = SINGLE
 
     @property
     def global_batch(self) -> int:
-        return self.recipe.train_batch_size * self.recipe.gradient_accumulation_steps
+        return global_batch(self.recipe, self.world.size)
 
     @property
     def draw_settings(self) -> DrawSettings:
@@ -80,7 +98,9 @@ def train(
     order = PromptOrder(job.prompts, recipe.seed)
     for step in range(start, recipe.max_train_steps):
         outcomes = accumulate(job, order, step, scale=stepper.scale, change_g=change_g)
-        yield _summarise(step + 1, outcomes, stepper.step(step + 1, bad_reward(outcomes)))
+        slices, seconds = gather_slices(job, outcomes)
+        job.world.add_gradients(job.parameters)
+        yield _summarise(step + 1, slices, seconds, stepper.step(step + 1, bad_reward(slices)))
     stepper.finish()
 
 
@@ -125,16 +145,21 @@ def accumulate(
     scale: float = 1.0,
     change_g: Callable[[Tensor, int], Tensor] | None = None,
 ) -> list[Outcome]:
-    """Gradients of the global batch of one step, slice by slice, added into the parameters.
+    """Gradients of this process's part of the global batch of one step, slice by slice, added into the parameters.
 
     Args:
         plan: instead of the one the recipe's rule draws for this step; the noise and prompts stay the step's.
         scale: gradients come out multiplied with it (the loss scaler of fp16).
     """
     plan = plan or plan_step(job, step)
-    slices = range(job.recipe.gradient_accumulation_steps)
     terms = Terms(job.global_batch, job.recipe.kl_weight, scale)
-    return [_pass(job, order, step, part=part, plan=plan, terms=terms, change_g=change_g) for part in slices]
+    return [_pass(job, order, step, part=part, plan=plan, terms=terms, change_g=change_g) for part in slices_of(job)]
+
+
+def slices_of(job: Job) -> range:
+    """Numbers of the slices of the global batch that this process computes."""
+    every = job.recipe.gradient_accumulation_steps * job.world.size
+    return range(job.world.rank, every, job.world.size)
 
 
 def _pass(
@@ -172,19 +197,35 @@ def _pass(
     )
 
 
-def bad_reward(outcomes: list[Outcome]) -> str | None:
+def gather_slices(job: Job, outcomes: list[Outcome]) -> tuple[list[Slice], dict[str, float]]:
+    """Every process's slices in their order, and the seconds of the slowest by stage."""
+    mine = [
+        Slice(
+            number,
+            outcome.losses.cpu(),
+            {name: scores.cpu() for name, scores in outcome.rewards.items()},
+            None if outcome.penalties is None else outcome.penalties.cpu(),
+            outcome.calls,
+        )
+        for number, outcome in zip(slices_of(job), outcomes, strict=True)
+    ]
+    found = job.world.gather((mine, added([outcome.seconds for outcome in outcomes])))
+    every = sorted((part for parts, _ in found for part in parts), key=lambda part: part.number)
+    stages = dict.fromkeys(name for _, seconds in found for name in seconds)
+    return every, {name: max(seconds.get(name, 0.0) for _, seconds in found) for name in stages}
+
+
+def bad_reward(slices: list[Slice]) -> str | None:
     """The name of a reward that was not finite for some sample, None if all were."""
-    scored = ((name, scores) for outcome in outcomes for name, scores in outcome.rewards.items())
+    scored = ((name, scores) for part in slices for name, scores in part.rewards.items())
     return next((name for name, scores in scored if not bool(torch.isfinite(scores).all())), None)
 
 
-def _summarise(step: int, outcomes: list[Outcome], taken: Step) -> StepResult:
-    losses = torch.cat([outcome.losses for outcome in outcomes])
-    names = outcomes[0].rewards
-    rewards = {name: torch.cat([o.rewards[name] for o in outcomes]).mean().item() for name in names}
-    seconds = added([outcome.seconds for outcome in outcomes])
-    calls = {name: sum(o.calls[name] for o in outcomes) for name in outcomes[0].calls}
-    penalties = [outcome.penalties for outcome in outcomes if outcome.penalties is not None]
+def _summarise(step: int, slices: list[Slice], seconds: dict[str, float], taken: Step) -> StepResult:
+    losses = torch.cat([part.losses for part in slices])
+    rewards = {name: torch.cat([part.rewards[name] for part in slices]).mean().item() for name in slices[0].rewards}
+    calls = {name: sum(part.calls[name] for part in slices) for name in slices[0].calls}
+    penalties = [part.penalties for part in slices if part.penalties is not None]
     penalty = torch.cat(penalties).mean().item() if penalties else None
     return StepResult(
         step, losses.mean().item(), rewards, taken.norm, taken.rate, seconds, calls, penalty, taken.skipped

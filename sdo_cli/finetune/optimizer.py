@@ -1,5 +1,7 @@
 """What turns gradients into steps: AdamW, the rate, the loss scaler of fp16, the running mean of the weights."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -168,6 +170,20 @@ class Stepper:
             self.ema.load_state_dict(state["ema"])
             self.ema.to(self.parameters[0].device)
         self._skipped = state["skipped"]
+
+    @contextmanager
+    def kept_weights(self) -> Iterator[None]:
+        """The weights that would be kept if training ended now: the running mean, if there is one."""
+        if self.ema is None:
+            yield
+            return
+        now = [parameter.detach().clone() for parameter in self.parameters]
+        self.ema.copy_to(self.parameters)
+        try:
+            yield
+        finally:
+            for parameter, value in zip(self.parameters, now, strict=True):
+                parameter.data.copy_(value)
 
     def finish(self) -> None:
         """What is kept is the running mean, if there is one."""

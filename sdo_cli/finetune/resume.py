@@ -10,10 +10,14 @@ from sdo_cli.errors import RecipeFault
 from sdo_cli.files import read_json, write_text
 from sdo_cli.finetune import checkpoint
 from sdo_cli.finetune.checkpoint import Checkpoint
+from sdo_cli.finetune.loop import global_batch
+from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.progress import Reporter
 from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.recipe.schema import PromptSource
 
+# how a step's samples are dealt out; their number may not change
+SPLIT = ("train_batch_size", "gradient_accumulation_steps")
 # budget and logging: everything else would make it another run
 MAY_CHANGE = (
     "max_train_steps",
@@ -22,12 +26,22 @@ MAY_CHANGE = (
     "output_dir",
     "description",
     "validation.grid_steps",
+    "trackers",
+    "guard.patience",
+    "guard.stop",
+    *SPLIT,
 )
 
 
-def identity(loaded: LoadedRecipe) -> dict[str, Any]:
-    """What a run is, by dotted key; prompts by their words, wherever they lie."""
+def identity(loaded: LoadedRecipe, processes: int = 1) -> dict[str, Any]:
+    """What a run is, by dotted key; prompts by their words, wherever they lie.
+
+    How the samples of a step are dealt out is no part of it: a run may go on with more or fewer processes.
+    """
     tree = asdict(loaded.recipe)
+    tree["global_batch"] = global_batch(loaded.recipe, processes)
+    guarded = loaded.recipe.guard.prompts
+    tree["guard"]["prompts"] = _digest(loaded.prompts(guarded)) if guarded != PromptSource() else None
     tree["prompts"] = _digest(loaded.prompts(loaded.recipe.prompts))
     held_out = loaded.recipe.validation.prompts
     tree["validation"]["prompts"] = _digest(loaded.prompts(held_out)) if held_out != PromptSource() else None
@@ -46,23 +60,30 @@ def _flat(tree: dict[str, Any], place: str) -> list[tuple[str, Any]]:
     return found
 
 
-def find(loaded: LoadedRecipe, folder: Path, reporter: Reporter) -> Checkpoint | None:
-    """The newest complete checkpoint of a run folder; damaged ones are named and passed over.
+def find(loaded: LoadedRecipe, folder: Path, reporter: Reporter, world: World = SINGLE) -> Checkpoint | None:
+    """The newest complete checkpoint of a run folder, the same on all processes; damaged ones are named, passed over.
 
     Raises:
         RecipeFault: the run was another one, key by key.
     """
-    found, damaged = checkpoint.newest(folder)
+    found, damaged = checkpoint.newest(folder) if world.is_main else (None, [])
+    which = world.share(lambda: found.folder if found is not None else None)
+    if which is not None and found is None:
+        found = checkpoint.read(which)
     for sentence in damaged:
         reporter.note(f"passed over: {sentence}")
     if found is None:
         reporter.note(f"{folder}/ holds no checkpoint yet: from the beginning")
         return None
-    now = json.loads(json.dumps(identity(loaded)))
+    now = json.loads(json.dumps(identity(loaded, world.size)))
     changed = [key for key in dict.fromkeys([*found.run, *now]) if found.run.get(key) != now.get(key)]
     if changed:
         lines = [f"{key}: {json.dumps(found.run.get(key))} there, {json.dumps(now.get(key))} here" for key in changed]
         allowed = ", ".join(MAY_CHANGE)
+        if "global_batch" in changed:
+            lines.append(
+                "global_batch is train_batch_size × gradient_accumulation_steps × processes: change one of them"
+            )
         raise RecipeFault([*lines, f"--resume {folder}: is another run; only {allowed} may change"])
     if found.step > loaded.recipe.max_train_steps:
         text = f"max_train_steps: {loaded.recipe.max_train_steps} is less than the {found.step} steps taken"
@@ -74,8 +95,11 @@ def find(loaded: LoadedRecipe, folder: Path, reporter: Reporter) -> Checkpoint |
 def is_finished(loaded: LoadedRecipe, folder: Path) -> bool:
     """Whether the folder holds this run with all its steps and results."""
     path = folder / "manifest.json"
-    if not path.is_file() or read_json(path).get("status") != "finished":
+    tree = read_json(path) if path.is_file() else {}
+    if tree.get("status") != "finished":
         return False
+    if tree.get("stopped_at") and loaded.recipe.guard.stop:
+        return True
     return steps_written(folder) >= loaded.recipe.max_train_steps
 
 
@@ -84,9 +108,8 @@ def steps_written(folder: Path) -> int:
     return len(path.read_bytes().splitlines()) if path.is_file() else 0
 
 
-def cut_metrics(folder: Path, step: int) -> list[dict[str, Any]]:
+def cut_lines(path: Path, step: int) -> list[dict[str, Any]]:
     """Keep the lines up to ``step``: later ones, or one that was cut off, are written again; returns them."""
-    path = folder / "metrics.jsonl"
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
@@ -95,7 +118,8 @@ def cut_metrics(folder: Path, step: int) -> list[dict[str, Any]]:
             break
         if row["step"] <= step:
             rows.append(row)
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    if path.is_file() or rows:
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
     return rows
 
 

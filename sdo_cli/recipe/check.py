@@ -10,7 +10,7 @@ from sdo_cli import embedded
 from sdo_cli.gradients.rules import RULES, known_names, option_problem, resolve
 from sdo_cli.recipe.document import Key
 from sdo_cli.recipe.prompts import read_prompts
-from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
+from sdo_cli.recipe.schema import GuardSpec, PromptSource, Recipe, RewardSpec
 from sdo_cli.recipe.typed import suggestion
 from sdo_cli.sampling.solvers import AUTO, MOST_STEPS, SOLVERS, STOCHASTIC, calls_of
 
@@ -26,6 +26,9 @@ AT_LEAST_ONE = (
     "validation.num_prompts",
     "validation.seeds",
     "validation.batch_size",
+    "guard.num_prompts",
+    "guard.seeds",
+    "guard.patience",
 )
 NOT_NEGATIVE = (
     "seed",
@@ -39,10 +42,13 @@ NOT_NEGATIVE = (
     "lora.alpha",
     "validation.grid_steps",
     "validation.grid_prompts",
+    "guard.steps",
     "gradient.rollout_micro_batch",
     "gradient.score_micro_batch",
     "gradient.shortcut_micro_batch",
 )
+# accelerate's
+TRACKERS = ("tensorboard", "wandb", "trackio", "comet_ml", "mlflow", "clearml", "aim", "dvclive", "swanlab")
 POSITIVE = ("learning_rate", "adam_epsilon", "max_grad_norm")
 FRACTIONS = ("adam_beta1", "adam_beta2", "ema_decay")
 
@@ -69,7 +75,7 @@ def check_recipe(recipe: Recipe, beside: Path | None, problem: Problem) -> None:
     for side in ("height", "width"):
         if (pixels := getattr(recipe, side)) is not None and (pixels < 8 or pixels % 8):
             problem((side,), f"must be a multiple of 8, not {pixels}")
-    trained = check_prompts(recipe.prompts, ("prompts",), beside, problem)
+    trained, held = check_prompts(recipe.prompts, ("prompts",), beside, problem), []
     if recipe.validation.prompts != PromptSource():
         key = ("validation", "prompts")
         held = check_prompts(recipe.validation.prompts, key, beside, problem)
@@ -77,6 +83,10 @@ def check_recipe(recipe: Recipe, beside: Path | None, problem: Problem) -> None:
             problem(key, f"{len(both)} held-out prompts are trained on, for example {both[0]!r}; take them out of one")
     elif recipe.validation.rewards:
         problem(("validation", "rewards"), "there are no validation.prompts to measure on; add them")
+    check_guard(recipe, {"trained on": trained, "held out for the end": held}, beside, problem)
+    for index, name in enumerate(recipe.trackers):
+        if name not in TRACKERS:
+            problem(("trackers", str(index)), f"unknown tracker {name!r}; {suggestion(name, list(TRACKERS))}")
 
 
 def check_ranges(recipe: Recipe, problem: Problem) -> None:
@@ -124,6 +134,40 @@ def check_rewards(recipe: Recipe, problem: Problem) -> None:
         same = [reward_table.full_name(s.name) for s in measured[:index] if s.options == spec.options]
         if reward_table.full_name(spec.name) in same:
             problem((*place, "name"), f"{spec.name} is in the list twice; give it once")
+
+
+def check_guard(recipe: Recipe, taken: dict[str, list[str]], beside: Path | None, problem: Problem) -> None:
+    """Prompts of its own, and rewards that are neither trained on nor kept for measuring.
+
+    Args:
+        taken: prompts it may not have, by what they are for.
+    """
+    spec = recipe.guard
+    if not spec.steps:
+        for name in ("prompts", "rewards", "stop"):
+            if getattr(spec, name) != getattr(GuardSpec(), name):
+                problem(("guard", name), "there are no checks without guard.steps; write for example steps: 20")
+                return
+        return
+    if spec.prompts == PromptSource():
+        problem(("guard", "prompts"), "checks need prompts of their own, neither trained on nor held out; add them")
+    else:
+        mine = check_prompts(spec.prompts, ("guard", "prompts"), beside, problem)
+        for what, others in taken.items():
+            if both := sorted(set(mine) & set(others)):
+                problem(("guard", "prompts"), f"{len(both)} are {what}, for example {both[0]!r}; take them out of one")
+    trained = {reward_table.full_name(item.name) for item in recipe.rewards}
+    if not spec.rewards:
+        problem(("guard", "rewards"), "is empty; name rewards that are not trained on, for example clip or aesthetic")
+    for index, item in enumerate(spec.rewards):
+        key, full = ("guard", "rewards", str(index)), reward_table.full_name(item.name)
+        check_reward(item, key, problem)
+        if reward_table.is_measure_only(full) or "embedded:judge" in item.options.values():
+            problem((*key, "name"), f"{item.name} only measures, nothing is selected by it; use another reward")
+        elif full in trained:
+            problem((*key, "name"), f"{item.name} is trained on; the guard needs a reward that is not")
+        elif full in [reward_table.full_name(other.name) for other in spec.rewards[:index]]:
+            problem((*key, "name"), f"{item.name} is in the list twice; give it once")
 
 
 def check_loss(spec: RewardSpec, key: Key, problem: Problem) -> None:

@@ -83,6 +83,23 @@ class ValidationSpec:
 
 
 @dataclass(frozen=True)
+class GuardSpec:
+    """Checks for over-optimisation, every ``steps`` (0: none), on ``prompts`` neither trained on nor held out.
+
+    ``rewards`` are not trained on: ``best/`` keeps the adapter they like most, and when they fall for ``patience``
+    checks in a row the run warns, and with ``stop`` ends.
+    """
+
+    steps: int = 0
+    prompts: PromptSource = field(default_factory=PromptSource)
+    num_prompts: int = 32
+    seeds: int = 2
+    rewards: list[RewardSpec] = field(default_factory=list)
+    patience: int = 3
+    stop: bool = False
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One fine-tuning job.
 
@@ -91,7 +108,8 @@ class Recipe:
     every weight of the denoiser instead of an adapter. ``mixed_precision`` is what frozen parts compute in (adapters
     and fully trained weights stay in fp32), ``reward_precision`` the same for the rewards. ``checkpointing_steps`` 0
     keeps no checkpoints, ``checkpoints_total_limit`` 0 all of them. A step whose reward or
-    gradient is not finite changes nothing; ``max_skipped_steps`` of them in a row end the run.
+    gradient is not finite changes nothing; ``max_skipped_steps`` of them in a row end the run. ``train_batch_size`` is
+    per process. ``trackers`` are accelerate's (tensorboard, wandb, …), beside ``metrics.jsonl``.
     """
 
     model: str
@@ -143,3 +161,5 @@ class Recipe:
     gradient: GradientSpec = field(default_factory=GradientSpec)
     lora: LoraSpec = field(default_factory=LoraSpec)
     validation: ValidationSpec = field(default_factory=ValidationSpec)
+    guard: GuardSpec = field(default_factory=GuardSpec)
+    trackers: list[str] = field(default_factory=list)

@@ -46,7 +46,7 @@ def needs_of(recipe: Recipe) -> list[Need]:
         found.append(_model("vae", recipe.vae, None, None, is_vae=True))
     if recipe.lora.start_from is not None:
         found += list(_local("LoRA to start from", recipe.lora.start_from))
-    for spec in (*recipe.rewards, *recipe.validation.rewards):
+    for spec in reward_specs(recipe):
         found += _of_reward(spec, recipe)
     unique: dict[str, Need] = {}
     for need in found:
@@ -57,6 +57,16 @@ def needs_of(recipe: Recipe) -> list[Need]:
         what = need.what if other is None or need.what in other.what else f"{other.what}, {need.what}"
         unique[need.source] = replace(need, what=what)
     return list(unique.values())
+
+
+def reward_specs(recipe: Recipe) -> list[RewardSpec]:
+    """Every reward a run loads: trained, measured, of the guard, and what embeds the guard's images."""
+    found = [*recipe.rewards, *recipe.validation.rewards]
+    if recipe.guard.steps:
+        found += recipe.guard.rewards
+        if not any(rewards.full_name(spec.name) == "clip-score" for spec in (*recipe.rewards, *recipe.guard.rewards)):
+            found.append(RewardSpec("clip-score"))
+    return found
 
 
 def reward_options(spec: RewardSpec, recipe: Recipe) -> dict[str, Any]:

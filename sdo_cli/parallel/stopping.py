@@ -6,39 +6,40 @@ import time
 from types import FrameType
 from typing import Any
 
+from sdo_cli.errors import Stopped
+from sdo_cli.parallel.launch import tell_launcher
+from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.progress import Reporter
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGUSR1", signal.SIGTERM))
 # seconds kept free for saving when a time limit comes near, and the share of the longest step added to it
 RESERVE, MARGIN = 5.0, 1.5
-
-
-class Stopped(Exception):
-    """Raised at a safe point; ``reason`` is a signal's name or ``time limit``."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+# the most urgent last: processes agree on the largest
+REASONS = ("", "time limit", "SIGUSR1", "SIGTERM", "SIGINT")
+# a scheduler's signal reaches a process twice: from itself, and from the process that started it
+SAME = 0.5
 
 
 class Stopping:
-    """Collects reasons to stop while it is entered.
+    """Collects reasons to stop while it is entered; what one process is told, all stop for.
 
     Args:
         time_limit: seconds from now until the run must have ended, None for none.
     """
 
-    def __init__(self, time_limit: float | None = None, note: Any = None) -> None:
-        self._limit, self._note = time_limit, note
+    def __init__(self, time_limit: float | None = None, note: Any = None, world: World = SINGLE) -> None:
+        self._limit, self._note, self._world = time_limit, note, world
+        self._interrupted = 0.0
         self._begin = self._last = time.monotonic()
         self._longest = 0.0
-        self._reason: str | None = None
+        self._reason = ""
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Stopping":
         # only the main thread may
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._on_signal) for number in dict.fromkeys(SIGNALS)}
+        tell_launcher()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -47,14 +48,18 @@ class Stopping:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if number == signal.SIGINT and self._reason == "SIGINT":
-            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            again, self._interrupted = self._interrupted, time.monotonic()
+            if again and self._interrupted - again > SAME:
+                raise KeyboardInterrupt
+            if again:
+                return
         self._reason = signal.Signals(number).name
         if self._note is not None and number == signal.SIGINT:
             self._note("stopping at the next safe point; Ctrl-C again stops at once")
 
     def check(self) -> None:
-        """A safe point has been reached.
+        """A safe point has been reached, by all processes.
 
         Raises:
             Stopped: there is a reason to.
@@ -62,14 +67,15 @@ class Stopping:
         now = time.monotonic()
         self._longest = max(self._longest, now - self._last)
         self._last = now
-        if self._reason is not None:
-            raise Stopped(self._reason)
+        reason = self._reason
         if self._limit is not None and now - self._begin + MARGIN * self._longest + RESERVE > self._limit:
-            raise Stopped("time limit")
+            reason = reason or "time limit"
+        if agreed := REASONS[self._world.largest(REASONS.index(reason))]:
+            raise Stopped(agreed)
 
 
 class SafePoints:
-    """A reporter whose every sign of progress is a safe point."""
+    """A reporter whose every sign of progress is a safe point: all processes make the same ones."""
 
     def __init__(self, reporter: Reporter, stopping: Stopping) -> None:
         self._reporter, self._stopping = reporter, stopping

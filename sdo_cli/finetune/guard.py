@@ -1,0 +1,211 @@
+"""Over-optimisation: is the model getting better, or only better at its reward?
+
+At intervals prompts of their own are drawn and scored with the trained rewards, with rewards that are not trained on,
+by diversity and by distance from the model as it was. ``best/`` is chosen by the rewards that are not trained on; the
+judge never takes part, nor do the prompts a run is reported on.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import rewards
+from rewards.base import Reward
+from sdo_cli.device import pick_device
+from sdo_cli.drawing.draw import draw_settings
+from sdo_cli.finetune.loop import Job
+from sdo_cli.finetune.prepare import guard_prompts, not_trained, reward_of
+from sdo_cli.finetune.validate import Validation
+from sdo_cli.progress import Reporter
+from sdo_cli.recipe.load import LoadedRecipe
+from sdo_cli.recipe.schema import Recipe, RewardSpec
+from sdo_cli.scoring.embedded_measures import DISTANCE, DIVERSITY, distances, diversities
+from sdo_cli.scoring.statistics import Values
+from sdo_cli.weights.needs import explaining
+
+CLIP_SCORE = "clip-score"
+OBJECTIVE = "objective"
+# in standard deviations over the prompts of a plain model's scores: what less than this much could not be seen
+FLAT = 1e-9
+
+
+@dataclass(frozen=True)
+class Check:
+    """A line of ``guard.jsonl``.
+
+    Attributes:
+        values: by measure, one per prompt, its seeds averaged; ``objective`` is what training raises, -loss.
+    """
+
+    step: int
+    values: dict[str, list[float]]
+
+    def of(self, measure: str) -> Values:
+        return np.array(self.values[measure], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the checks so far say.
+
+    Attributes:
+        best: step of the check whose quality is highest.
+        reference: the same, the untrained model among them: what a fall is held against.
+        bad: checks in a row whose quality is below the reference's by more than its standard error.
+        fall: of the last check's quality from the reference's, in standard deviations, and its standard error.
+        rise: of the objective since the reference.
+    """
+
+    best: int
+    reference: int
+    bad: int
+    fall: tuple[float, float]
+    rise: float
+
+    def sentence(self, objective: str) -> str:
+        how = "rose" if self.rise > 0 else "fell"
+        return (
+            f"for {self.bad} checks the rewards not trained on are below what they were at step {self.reference} "
+            f"({self.fall[0]:+.2f} ± {self.fall[1]:.2f} standard deviations over prompts), while {objective} {how} "
+            f"by {abs(self.rise):.4f}"
+        )
+
+
+def quality(check: Check, first: Check, untrained: list[str]) -> Values:
+    """Per prompt, the mean over the untrained rewards of the gain since ``first``, in units of their spread there."""
+    gains = []
+    for name in untrained:
+        before = first.of(name)
+        spread = before.std(ddof=1) if len(before) > 1 else 0.0
+        gains.append((check.of(name) - before) / max(float(spread), FLAT))
+    return np.mean(np.array(gains), axis=0)
+
+
+def verdict(checks: list[Check], untrained: list[str]) -> Verdict:
+    """Of two or more checks; the first is of the untrained model."""
+    first = checks[0]
+    worth = [quality(check, first, untrained) for check in checks]
+    reference, bad, fall = 0, 0, (0.0, 0.0)
+    for k in range(1, len(checks)):
+        lost = worth[k] - worth[reference]
+        error = float(lost.std(ddof=1) / len(lost) ** 0.5) if len(lost) > 1 else 0.0
+        fall = (float(lost.mean()), error)
+        bad = bad + 1 if lost.mean() + error < 0 else 0
+        if lost.mean() > 0:
+            reference = k
+    best = max(range(1, len(checks)), key=lambda k: (worth[k].mean(), -k))
+    rise = float((checks[-1].of(OBJECTIVE) - checks[reference].of(OBJECTIVE)).mean())
+    return Verdict(checks[best].step, checks[reference].step, bad, fall, rise)
+
+
+@dataclass
+class Guard:
+    """Draws and scores checks; remembers them and the best weights."""
+
+    validation: Validation
+    clip: Any
+    untrained: list[str]
+    objective: Callable[[dict[str, Tensor]], Tensor]
+    checks: list[Check] = field(default_factory=list)
+    base: Tensor | None = None
+    best: list[Tensor] | None = None
+    best_step: int = 0
+
+    @property
+    def size(self) -> int:
+        """Images of a check."""
+        return len(self.validation.pairs)
+
+    def check(self, job: Job, step: int, reporter: Reporter) -> Check:
+        """Draw and score; every process does its part and knows the result."""
+        validation = self.validation
+
+        def measured(images: Tensor, prompts: list[str]) -> tuple[dict[str, Tensor], Tensor]:
+            with torch.no_grad():
+                rows = self.clip.encoder.images(images.to(job.family.device)).float().cpu()
+            return validation.scores(job.family, images, prompts), rows
+
+        reporter.phase(f"check, step {step}", self.size)
+        parts = validation.for_batches(job.family, range(self.size), measured, reporter)
+        tables = {name: validation.table([scores[name] for scores, _ in parts]) for name in validation.rewards}
+        rows = validation.table([embeddings for _, embeddings in parts])
+        if step == 0 or self.base is None:
+            self.base = rows
+        tables |= {OBJECTIVE: self.objective(tables), DISTANCE: distances(rows, self.base)}
+        values = {name: table.double().mean(1).tolist() for name, table in tables.items()}
+        if validation.seeds > 1:
+            values[DIVERSITY] = diversities(rows).tolist()
+        found = Check(step, values)
+        self.checks.append(found)
+        return found
+
+    def verdict(self) -> Verdict | None:
+        return verdict(self.checks, self.untrained) if len(self.checks) > 1 else None
+
+    def keep_if_best(self, parameters: list[torch.nn.Parameter]) -> bool:
+        """Remember the weights of the last check if none was better."""
+        last = self.checks[-1].step
+        found = self.verdict()
+        if found is None or found.best != last:
+            return False
+        self.best, self.best_step = [p.detach().cpu().clone() for p in parameters], last
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint: the best weights and what the model drew at first; the checks are in ``guard.jsonl``."""
+        return {"base": self.base, "best": self.best, "best_step": self.best_step}
+
+    def load_state(self, state: dict[str, Any], checks: list[Check]) -> None:
+        self.base, self.best, self.best_step = state["base"], state["best"], state["best_step"]
+        self.checks = checks
+
+
+def make_guard(loaded: LoadedRecipe, job: Job) -> Guard | None:
+    """None when the recipe asks for no checks."""
+    recipe, spec = loaded.recipe, loaded.recipe.guard
+    if not spec.steps:
+        return None
+    with explaining(recipe, loaded.given):
+        untrained = {name: reward_of(item, recipe, pick_device()) for name, item in guard_rewards(recipe).items()}
+        trained = {item.name: item.reward for item in job.rewards}
+        clip = _embedder(trained | untrained) or reward_of(RewardSpec(CLIP_SCORE), recipe, pick_device())
+    validation = Validation(
+        prompts=guard_prompts(loaded),
+        seeds=spec.seeds,
+        run_seed=recipe.seed,
+        rewards=trained | untrained,
+        settings=draw_settings(recipe),
+        batch_size=recipe.validation.batch_size,
+        embed=job.embed,
+        world=job.world,
+        purpose="guard",
+    )
+
+    def objective(tables: dict[str, Tensor]) -> Tensor:
+        return -sum((item.loss_of(tables[item.name]) for item in job.rewards), torch.zeros(()))
+
+    return Guard(validation, clip, list(untrained), objective)
+
+
+def guard_rewards(recipe: Recipe) -> dict[str, RewardSpec]:
+    """What the guard selects by."""
+    return not_trained(recipe, recipe.guard.rewards)
+
+
+def _embedder(known: dict[str, Reward]) -> Reward | None:
+    """A clip-score that is there already."""
+    return next((reward for name, reward in known.items() if rewards.full_name(name) == CLIP_SCORE), None)
+
+
+def rows_of(checks: list[Check]) -> Iterator[tuple[str, list[tuple[int, float, float]]]]:
+    """By measure: step, mean and standard error of every check."""
+    for name in checks[0].values:
+        rows = [(check.step, check.of(name)) for check in checks]
+        yield (
+            name,
+            [(s, float(v.mean()), float(v.std(ddof=1) / len(v) ** 0.5) if len(v) > 1 else 0.0) for s, v in rows],
+        )

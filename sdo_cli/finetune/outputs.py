@@ -1,0 +1,127 @@
+"""Weights, pictures and results of a run: what its folder keeps for the user. Only the first process writes."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sdo_cli.drawing.pictures import read_image, save_grid, save_image
+from sdo_cli.files import read_json, write_json, write_text
+from sdo_cli.finetune.card import curve_png, model_card
+from sdo_cli.finetune.guard import Guard
+from sdo_cli.finetune.loop import Job, StepResult
+from sdo_cli.finetune.prepare import fresh_family
+from sdo_cli.finetune.report import run_report
+from sdo_cli.finetune.summary import RunSummary
+from sdo_cli.finetune.validate import Validation
+from sdo_cli.progress import Reporter
+from sdo_cli.recipe.load import LoadedRecipe
+from sdo_cli.reports.page import write_report
+
+BEST = "best"
+
+
+def scores_before(
+    job: Job, validation: Validation | None, folder: Path, reporter: Reporter, *, resumed: bool
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Held-out scores and pictures of the untrained model; of a resumed run those it began with."""
+    kept = folder / "checkpoints" / "before.json"
+    if resumed and job.world.share(kept.is_file):
+        scores = {name: torch.tensor(rows) for name, rows in job.world.share(lambda: read_json(kept)).items()}
+        pictures = sorted((folder / "samples" / "step_000000").glob("[0-9]*.png")) if job.world.is_main else []
+        return scores, torch.stack([read_image(path) for path in pictures]) if pictures else None
+    before = measure(job, validation, "held-out, before", reporter)
+    grid = draw_grid(job, validation, None, folder, 0)
+    if job.recipe.checkpointing_steps and job.world.is_main:
+        write_json(kept, {name: rows.tolist() for name, rows in before.items()})
+    return before, grid
+
+
+def measure(job: Job, validation: Validation | None, name: str, reporter: Reporter) -> dict[str, Tensor]:
+    if validation is None:
+        return {}
+    reporter.phase(name, len(validation.pairs))
+    return validation.measure(job.family, reporter)
+
+
+def draw_grid(job: Job, validation: Validation | None, first: Tensor | None, folder: Path, step: int) -> Tensor | None:
+    """Draw the grid prompts; save each alone, and all under the images from before training, and return them."""
+    count = min(job.recipe.validation.grid_prompts, len(validation.prompts) if validation else 0)
+    if validation is None or count == 0:
+        return None
+    images = validation.draw(job.family, range(0, count * validation.seeds, validation.seeds))
+    if not job.world.is_main:
+        return images
+    rows, labels = ([images], ["before"]) if first is None else ([first, images], ["before", f"step {step}"])
+    stage = folder / "samples" / f"step_{step:06d}"
+    for index, image in enumerate(images):
+        save_image(image, stage / f"{index:05d}.png")
+    save_grid(rows, labels, stage / "grid.png", captions=validation.prompts[:count])
+    return images
+
+
+def write_results(
+    job: Job,
+    loaded: LoadedRecipe,
+    validation: Validation | None,
+    summary: RunSummary,
+    results: list[StepResult],
+    scores: dict[str, dict[str, Tensor]],
+) -> None:
+    """Curve, scores, report and card."""
+    folder = summary.folder
+    curve_png(results, folder / "reward_curve.png")
+    if validation is not None:
+        table = {when: {name: value.tolist() for name, value in rows.items()} for when, rows in scores.items()}
+        write_json(folder / "validation.json", {"prompts": validation.prompts, **table})
+    write_report(run_report(folder, "finished"), folder / "report.html")
+    write_text(folder / "README.md", model_card(loaded, job.family, summary))
+
+
+def save_weights(job: Job, folder: Path) -> None:
+    """The adapter, or with ``train: full`` the whole pipeline."""
+    if job.recipe.train == "full":
+        _save_pipeline(job, folder / "pipeline")
+        return
+    partial = folder / ".partial-lora"
+    job.family.save_lora(partial)
+    (partial / "pytorch_lora_weights.safetensors").replace(folder / "pytorch_lora_weights.safetensors")
+    shutil.rmtree(partial)
+
+
+def _save_pipeline(job: Job, folder: Path) -> None:
+    """A whole pipeline with the trained denoiser; the parts that were freed are read again."""
+    fresh = fresh_family(job.recipe)
+    fresh.denoiser.load_state_dict(job.family.denoiser.state_dict())
+    partial = folder.with_name(".partial-pipeline")
+    shutil.rmtree(partial, ignore_errors=True)
+    fresh.pipeline.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.replace(folder)
+
+
+def save_best(job: Job, guard: Guard, folder: Path) -> None:
+    """``best/``: the adapter of the best check, loadable like the run itself."""
+    if guard.best is None or not job.world.is_main:
+        return
+    now = [parameter.detach().clone() for parameter in job.parameters]
+    target, partial = folder / BEST, folder / f".partial-{BEST}"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        _put(job.parameters, guard.best)
+        job.family.save_lora(partial)
+    finally:
+        _put(job.parameters, now)
+    check = next(check for check in guard.checks if check.step == guard.best_step)
+    means = {name: sum(values) / len(values) for name, values in check.values.items()}
+    write_json(partial / "best.json", {"step": guard.best_step, "chosen_by": guard.untrained, "measures": means})
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+
+
+@torch.no_grad()
+def _put(parameters: Sequence[torch.nn.Parameter], values: Sequence[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)

@@ -1,0 +1,125 @@
+"""From a recipe to what a run works on: models, adapter, rewards, prompts."""
+
+import torch
+
+import rewards
+from rewards.base import Reward
+from sdo_cli.device import dtype_of, pick_device
+from sdo_cli.drawing.draw import draw_settings
+from sdo_cli.drawing.prompts import PromptEmbeddings
+from sdo_cli.finetune.loop import Job
+from sdo_cli.finetune.lora import add_lora, train_everything, trainable
+from sdo_cli.finetune.objective import WeightedReward
+from sdo_cli.finetune.validate import Validation
+from sdo_cli.models.base import Family
+from sdo_cli.models.load import load_family, source_of
+from sdo_cli.parallel.world import SINGLE, World
+from sdo_cli.recipe.load import LoadedRecipe
+from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
+from sdo_cli.scoring.rewards import build_reward
+from sdo_cli.weights.needs import explaining, reward_options
+
+
+def prepare(loaded: LoadedRecipe, world: World = SINGLE) -> tuple[Job, Validation | None]:
+    """Load models and rewards and put the adapter in; nothing is written.
+
+    Prompts are encoded first and the text encoders freed, unless they are trained.
+    """
+    with explaining(loaded.recipe, loaded.given):
+        return _load_all(loaded, world)
+
+
+def _load_all(loaded: LoadedRecipe, world: World) -> tuple[Job, Validation | None]:
+    recipe, device = loaded.recipe, pick_device()
+    prompts, held_out = loaded.prompts(recipe.prompts), _held_out(loaded)
+    family = fresh_family(recipe)
+    if recipe.train == "full":
+        train_everything(family)
+    else:
+        add_lora(family, recipe.lora, seed=recipe.seed)
+    embed = PromptEmbeddings(family)
+    if not recipe.lora.text_encoder:
+        embed.prepare([*prompts, *held_out, *guard_prompts(loaded)], recipe.negative_prompt, device)
+    family.to(device, dtype_of(recipe.mixed_precision), train_all=recipe.train == "full")
+    _save_memory(family, recipe)
+    trained = [
+        WeightedReward(spec.name, reward_of(spec, recipe, device), spec.weight, spec.loss, spec.target or 0.0)
+        for spec in recipe.rewards
+    ]
+    # looked up after the move: only then are they the tensors the optimizer has to hold
+    job = Job(recipe, family, trained, prompts, trainable(family), embed, world)
+    world.make_same(job.parameters)
+    return job, _prepare_validation(job, held_out)
+
+
+def _held_out(loaded: LoadedRecipe) -> list[str]:
+    spec = loaded.recipe.validation
+    return [] if spec.prompts == PromptSource() else loaded.prompts(spec.prompts)[: spec.num_prompts]
+
+
+def guard_prompts(loaded: LoadedRecipe) -> list[str]:
+    """Those that checks for over-optimisation draw; none without checks."""
+    spec = loaded.recipe.guard
+    return loaded.prompts(spec.prompts)[: spec.num_prompts] if spec.steps else []
+
+
+def fresh_family(recipe: Recipe) -> Family:
+    """The recipe's model as it was before training."""
+    # weights that are all trained stay in fp32
+    return load_family(source_of(recipe), dtype=dtype_of("no" if recipe.train == "full" else recipe.mixed_precision))
+
+
+def _save_memory(family: Family, recipe: Recipe) -> None:
+    """What is recomputed or cut into tiles so that a step fits."""
+    if recipe.gradient_checkpointing or recipe.gradient.checkpointing == "blocks":
+        family.denoiser.enable_gradient_checkpointing()
+    if recipe.vae_tiling:
+        family.vae.enable_tiling()
+    if recipe.vae_checkpointing:
+        family.checkpoint_vae()
+
+
+def reward_of(spec: RewardSpec, recipe: Recipe, device: torch.device) -> Reward:
+    """A reward on ``device``, as the recipe means it."""
+    reward = build_reward(spec.name, reward_options(spec, recipe), device, dtype_of(recipe.reward_precision))
+    if recipe.reward_checkpointing and hasattr(reward, "gradient_checkpointing"):
+        reward.gradient_checkpointing()
+    return reward
+
+
+def _prepare_validation(job: Job, held_out: list[str]) -> Validation | None:
+    if not held_out:
+        return None
+    recipe, spec = job.recipe, job.recipe.validation
+    known = {item.name: item.reward for item in job.rewards}
+    measured = {name: reward_of(item, recipe, pick_device()) for name, item in only_measured(recipe).items()}
+    return Validation(
+        prompts=held_out,
+        seeds=spec.seeds,
+        run_seed=recipe.seed,
+        rewards=known | measured,
+        settings=draw_settings(recipe),
+        batch_size=spec.batch_size,
+        embed=job.embed,
+        world=job.world,
+    )
+
+
+def only_measured(recipe: Recipe) -> dict[str, RewardSpec]:
+    """The validation rewards that are not trained on, by a name for each; other options make another reward."""
+    return not_trained(recipe, recipe.validation.rewards)
+
+
+def not_trained(recipe: Recipe, specs: list[RewardSpec]) -> dict[str, RewardSpec]:
+    """Those of ``specs`` that are not trained on, by a name for each; other options make another reward."""
+    trained = [(rewards.full_name(spec.name), spec.options) for spec in recipe.rewards]
+    taken = {name for name, _ in trained}
+    found = {}
+    for spec in specs:
+        full = rewards.full_name(spec.name)
+        if (full, spec.options) in trained:
+            continue
+        options = ", ".join(f"{key}={value}" for key, value in spec.options.items()) or "published"
+        found[f"{spec.name} ({options})" if full in taken else spec.name] = spec
+        taken.add(full)
+    return found

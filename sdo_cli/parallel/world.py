@@ -1,0 +1,164 @@
+"""The processes of one job and what they tell each other, through accelerate. One process is the usual case.
+
+Every method but ``fail`` and the properties is collective: all processes call it, in the same order.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sdo_cli.device import pick_device
+from sdo_cli.errors import EnvironmentFault, Stopped
+from sdo_cli.parallel.peers import Peers, connect
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+# how long a process waits for the others where all must meet; those that died are noticed at once
+PATIENCE = timedelta(minutes=30)
+# elements sent at a time: every adapter fits in one piece, all weights of a model do not
+BUCKET = 2**26
+NEEDED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class World:
+    """Attributes:
+    rank: of this process, 0 for the one that writes files and talks.
+    size: number of processes.
+    """
+
+    rank: int = 0
+    size: int = 1
+    peers: Peers = field(default_factory=Peers, compare=False)
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def mine(self, number: int) -> bool:
+        """Whether piece ``number`` of work that is dealt out in turn is this process's."""
+        return number % self.size == self.rank
+
+    def gather(self, value: T) -> list[T]:
+        """One value of every process, in their order, on all of them; tensors in it must be on the CPU."""
+        if self.size == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        return list(gather_object([value]))
+
+    def share(self, make: Callable[[], T]) -> T:
+        """What the first process makes, on all of them; the others do not call ``make``."""
+        if self.size == 1:
+            return make()
+        from accelerate.utils import broadcast_object_list
+
+        box: list[Any] = [make() if self.is_main else None]
+        broadcast_object_list(box)
+        return box[0]
+
+    def largest(self, number: int) -> int:
+        """The largest of the processes' whole numbers."""
+        if self.size == 1:
+            return number
+        import torch
+        from accelerate import PartialState
+
+        box = torch.tensor([number], device=PartialState().device)
+        torch.distributed.all_reduce(box, torch.distributed.ReduceOp.MAX)
+        return int(box.item())
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.size > 1:
+            from accelerate import PartialState
+
+            PartialState().wait_for_everyone()
+
+    def add_gradients(self, parameters: "Sequence[torch.nn.Parameter]") -> None:
+        """Every process's gradients added up, on all of them; one that nobody has stays None."""
+        if self.size == 1:
+            return
+        import torch
+
+        for few in _buckets(parameters):
+            # a gradient that is missing here counts as zero where another process has one
+            flags = few[0].new_tensor([float(p.grad is not None) for p in few])
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in few]
+            flat = torch.cat([*(g.flatten() for g in grads), flags])
+            torch.distributed.all_reduce(flat)
+            *sums, flags = flat.split([*(g.numel() for g in grads), len(few)])
+            for parameter, total, flag in zip(few, sums, flags.tolist(), strict=True):
+                parameter.grad = total.view_as(parameter).clone() if flag else None
+
+    def make_same(self, parameters: "Sequence[torch.nn.Parameter]") -> None:
+        """The first process's values everywhere."""
+        if self.size > 1:
+            import torch
+
+            for parameter in parameters:
+                torch.distributed.broadcast(parameter.data, 0)
+
+
+SINGLE = World()
+
+
+def _buckets(parameters: "Sequence[torch.nn.Parameter]") -> "Iterator[list[torch.nn.Parameter]]":
+    few: list[Any] = []
+    for parameter in parameters:
+        if few and (sum(p.numel() for p in few) + parameter.numel() > BUCKET or parameter.dtype != few[0].dtype):
+            yield few
+            few = []
+        few.append(parameter)
+    if few:
+        yield few
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """The processes that were started for this job, by torchrun's usual environment variables; else this one alone.
+
+    When the block ends well, or all stop together, nobody leaves before all have come to its end. After another error
+    ``peers.fail`` tells them.
+
+    Raises:
+        EnvironmentFault: some of the variables are missing.
+    """
+    if int(os.environ.get("WORLD_SIZE") or 1) == 1:
+        yield SINGLE
+        return
+    missing = [name for name in NEEDED if not os.environ.get(name)]
+    if missing:
+        raise EnvironmentFault(
+            f"WORLD_SIZE is set, but {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not",
+            remedy="start with `sdo … --gpus N`, `accelerate launch`, torchrun, or set all of " + ", ".join(NEEDED),
+        )
+    world = _join()
+    try:
+        yield world
+    except Stopped:
+        _leave(world)
+        raise
+    _leave(world)
+
+
+def _leave(world: World) -> None:
+    from accelerate import PartialState
+
+    world.wait()
+    world.peers.leave()
+    PartialState().destroy_process_group()
+
+
+def _join() -> World:
+    from accelerate import PartialState
+
+    state = PartialState(cpu=pick_device().type == "cpu", timeout=PATIENCE)
+    alone = World(state.process_index, state.num_processes)
+    return World(alone.rank, alone.size, connect(alone.rank, alone.size, alone.share))
