@@ -21,8 +21,9 @@ from sdo_cli.cli.evaluate_options import (
     starting_recipe,
 )
 from sdo_cli.cli.output import make_reporter
+from sdo_cli.cli.several import in_several_processes, stopped_well
 from sdo_cli.device import PRECISIONS
-from sdo_cli.errors import Interrupted, RecipeFault
+from sdo_cli.errors import RecipeFault
 from sdo_cli.plugins import load_plugins
 from sdo_cli.sampling.solvers import AUTO, SOLVERS
 
@@ -82,6 +83,8 @@ def evaluate(
     select_by: Annotated[str | None, typer.Option(help="The measure that chooses a scale; default the first.")] = None,
     plugin: Annotated[list[Path] | None, typer.Option(help="A Python file with rewards of your own.")] = None,
     report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
+    gpus: Annotated[int | None, typer.Option(help="So many processes on this machine, a GPU each.")] = None,
+    processes: Annotated[int | None, typer.Option(help="So many processes on the CPU.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; one that holds this evaluation is continued.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON for machines.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
@@ -147,32 +150,37 @@ def evaluate(
     if wrong:
         raise RecipeFault(wrong, what="command line")
 
+    in_several_processes(gpus, processes)
     from sdo_cli.evaluate.run import evaluate as run
+    from sdo_cli.parallel.stopping import Stopping
+    from sdo_cli.parallel.world import joined
 
     job = make_job(asked, prompt_set, loras, scales, base, folders, seeds, seed, specs, embedding, chosen, start)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = out or Path("evals") / f"{job.prompts.name}-{stamp}"
-    reporter = make_reporter(as_json=as_json, quiet=quiet)
-    if come_from:
-        reporter.note(come_from)
-    try:
-        tree = run(
-            job,
-            folder,
-            reporter,
-            batch_size=batch_size,
-            reference=reference,
-            features=fid_features,
-            inception_weights=inception_weights,
-            report=report,
-        )
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"interrupted; what is drawn is kept in {folder}/", remedy="the same command goes on"
-        ) from None
-    finally:
-        reporter.close()
-    typer.echo(json.dumps({"folder": str(folder), **tree}) if as_json else as_text(tree, folder, report=report))
+    with stopped_well(lambda: folder), joined() as world:
+        folder = Path(world.share(lambda: str(folder)))
+        reporter = make_reporter(as_json=as_json, quiet=quiet or not world.is_main)
+        if come_from:
+            reporter.note(come_from)
+        try:
+            with Stopping(None, reporter.note, world) as stopping:
+                tree = run(
+                    job,
+                    folder,
+                    reporter,
+                    batch_size=batch_size,
+                    reference=reference,
+                    features=fid_features,
+                    inception_weights=inception_weights,
+                    report=report,
+                    stopping=stopping,
+                    world=world,
+                )
+        finally:
+            reporter.close()
+        if world.is_main:
+            typer.echo(json.dumps({"folder": str(folder), **tree}) if as_json else as_text(tree, folder, report=report))
 
 
 def as_text(tree: dict[str, Any], folder: Path, *, report: bool) -> str:

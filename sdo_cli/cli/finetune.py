@@ -55,8 +55,7 @@ def finetune(
     from sdo_cli.parallel.world import joined
 
     folder: Path | None = None
-    again = resuming(recipe, overrides, plugin, gpus=gpus, processes=processes)
-    with stopped_well(lambda: folder, again), joined() as world:
+    with stopped_well(lambda: folder, "--resume"), joined() as world:
         folder = Path(world.share(lambda: str(run_folder(loaded, out, resume=resume))))
         if resume and world.share(lambda: is_finished(loaded, folder)):
             if world.is_main:
@@ -95,17 +94,6 @@ def run_folder(loaded: LoadedRecipe, out: Path | None, *, resume: bool) -> Path:
         raise RecipeFault(
             [f"--out {fault}: is not empty; give a new folder, remove it first, or go on with it by --resume"]
         ) from fault
-
-
-def resuming(
-    recipe: str, overrides: list[str], plugins: list[Path] | None, *, gpus: int | None, processes: int | None
-) -> list[str]:
-    """The command that goes on, but for its folder."""
-    words = ["sdo", "finetune", "--recipe", recipe, *overrides]
-    words += [word for plugin in plugins or () for word in ("--plugin", str(plugin))]
-    for option, count in (("--gpus", gpus), ("--processes", processes)):
-        words += [option, str(count)] if count is not None else []
-    return [*words, "--resume"]
 
 
 def out_of_memory(fault: Exception, loaded: LoadedRecipe) -> EnvironmentFault | None:

@@ -9,8 +9,10 @@ import typer
 
 from sdo_cli.cli.drawing import drawing_problems
 from sdo_cli.cli.output import make_reporter
+from sdo_cli.cli.several import in_several_processes
 from sdo_cli.device import PRECISIONS
 from sdo_cli.errors import RecipeFault
+from sdo_cli.parallel.launch import launched
 from sdo_cli.sampling.solvers import AUTO, SOLVERS
 
 
@@ -40,6 +42,8 @@ def sample(
     height: Annotated[int | None, typer.Option(help="Pixels; the model's own by default.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels; the model's own by default.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 16,
+    gpus: Annotated[int | None, typer.Option(help="So many processes on this machine, a GPU each.")] = None,
+    processes: Annotated[int | None, typer.Option(help="So many processes on the CPU.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the images; default samples/<time>.")] = None,
     grid: Annotated[bool, typer.Option("--grid", help="Also one picture of all, a row per prompt.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines for machines.")] = False,
@@ -64,23 +68,30 @@ def sample(
         width=width,
     )
     folder = out or Path("samples") / time.strftime("%Y%m%d-%H%M%S")
-    if any(folder.glob("[0-9]*.png")):
-        wrong.append(f"--out {folder}: holds images already; give another folder, nothing is overwritten")
-    if wrong:
+    # of several processes one may have begun already
+    if wrong := [*wrong, *([] if launched() else holds_images(folder))]:
         raise RecipeFault(wrong, what="command line")
 
+    in_several_processes(gpus, processes)
     from sdo_cli.drawing.draw import DrawSettings
     from sdo_cli.drawing.sample import SampleJob, draw_to_folder
     from sdo_cli.models.load import ModelSource
+    from sdo_cli.parallel.world import joined
 
     settings = DrawSettings(solver, eta, steps, guidance, negative_prompt, height, width)
     source = ModelSource(model, revision, variant, vae, t5, prediction_type)
     job = SampleJob(source, lora, lora_scale, lines, num_images, seed, batch_size, settings, precision)
-    reporter = make_reporter(as_json=as_json, quiet=quiet)
-    try:
-        files = draw_to_folder(job, folder, grid=grid, reporter=reporter)
-    finally:
-        reporter.close()
+    with joined() as world:
+        folder = Path(world.share(lambda: str(folder)))
+        if problem := world.share(lambda: holds_images(folder)):
+            raise RecipeFault(problem, what="command line")
+        reporter = make_reporter(as_json=as_json, quiet=quiet or not world.is_main)
+        try:
+            files = draw_to_folder(job, folder, grid=grid, reporter=reporter, world=world)
+        finally:
+            reporter.close()
+        if not world.is_main:
+            return
     if as_json:
         typer.echo(
             json.dumps({"images": [str(path) for path in files], "grid": str(folder / "grid.png") if grid else None})
@@ -88,6 +99,13 @@ def sample(
     else:
         also = " and grid.png" if grid else ""
         typer.echo(f"{folder}/: {', '.join(path.name for path in files[:3])}{' …' if count > 3 else ''}{also}")
+
+
+def holds_images(folder: Path) -> list[str]:
+    """What is wrong with drawing into ``folder``."""
+    if any(folder.glob("[0-9]*.png")):
+        return [f"--out {folder}: holds images already; give another folder, nothing is overwritten"]
+    return []
 
 
 def gather_prompts(words: list[str], prompts_file: str | None) -> list[str]:

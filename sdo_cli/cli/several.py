@@ -1,6 +1,7 @@
 """Commands that several processes carry out together, and that can be stopped and started again."""
 
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,13 +25,23 @@ def in_several_processes(gpus: int | None, processes: int | None) -> None:
         raise typer.Exit(launch(count, cpu=processes is not None))
 
 
+def again(*more: str) -> list[str]:
+    """The command as it was typed, but for its folder, which is not known yet, and with ``more`` words."""
+    words, skip = ["sdo"], False
+    for word in sys.argv[1:]:
+        if not skip and word != "--out" and not word.startswith("--out="):
+            words.append(word)
+        skip = word == "--out"
+    return [*words, *(word for word in more if word not in words)]
+
+
 @contextmanager
-def stopped_well(folder: Callable[[], Path | None], again: list[str]) -> Iterator[None]:
+def stopped_well(folder: Callable[[], Path | None], *more: str) -> Iterator[None]:
     """Signals, Ctrl-C and time limits end in a sentence with the command that goes on.
 
     Args:
         folder: where the work is kept; None as long as there is none.
-        again: the command but for its folder.
+        more: words that make the command go on.
 
     Raises:
         Preempted, Interrupted: stopped; after Ctrl-C it is the latter.
@@ -39,13 +50,13 @@ def stopped_well(folder: Callable[[], Path | None], again: list[str]) -> Iterato
         yield
     except KeyboardInterrupt:
         there = folder()
-        remedy = f"go on with: {shlex.join([*again, '--out', str(there)])}" if there else ""
-        raise Interrupted(
-            f"interrupted; {f'{there}/ is not finished' if there else 'nothing is lost'}", remedy=remedy
-        ) from None
+        what = f"{there}/ is not finished" if there else "nothing was begun"
+        raise Interrupted(f"interrupted; {what}", remedy=_going_on(there, more)) from None
     except Stopped as stop:
         kind, there = Interrupted if stop.reason == "SIGINT" else Preempted, folder()
-        raise kind(
-            f"stopped ({stop.reason}); what is done is kept in {there}/",
-            remedy=f"go on with: {shlex.join([*again, '--out', str(there)])}",
-        ) from None
+        what = f"stopped ({stop.reason}); what is done is kept in {there}/"
+        raise kind(what, remedy=_going_on(there, more)) from None
+
+
+def _going_on(folder: Path | None, more: tuple[str, ...]) -> str:
+    return f"go on with: {shlex.join([*again(*more), '--out', str(folder)])}" if folder else ""

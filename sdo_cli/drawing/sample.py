@@ -10,7 +10,9 @@ from sdo_cli.drawing.draw import DrawSettings, draw_images, solver_of
 from sdo_cli.drawing.parameters import lora_name, parameters_text, png_note
 from sdo_cli.drawing.pictures import save_grid, save_image
 from sdo_cli.drawing.prompts import PromptEmbeddings
+from sdo_cli.models.base import Family
 from sdo_cli.models.load import ModelSource, load_family
+from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.progress import Reporter
 
 
@@ -33,8 +35,11 @@ class SampleJob:
     precision: str = "no"
 
 
-def draw_to_folder(job: SampleJob, out: Path, *, grid: bool, reporter: Reporter) -> list[Path]:
-    """Write ``00000.png`` …, prompts outermost, each with A1111's text; with ``grid`` a sheet; return the images."""
+def draw_to_folder(job: SampleJob, out: Path, *, grid: bool, reporter: Reporter, world: World = SINGLE) -> list[Path]:
+    """Write ``00000.png`` …, prompts outermost, each with A1111's text; with ``grid`` a sheet; return the images.
+
+    The processes of ``world`` draw batches in turn into the folder they share.
+    """
     device, dtype = pick_device(), dtype_of(job.precision)
     family = load_family(job.model, dtype=dtype)
     if job.lora is not None:
@@ -45,22 +50,31 @@ def draw_to_folder(job: SampleJob, out: Path, *, grid: bool, reporter: Reporter)
     pairs = [prompt for prompt in job.prompts for _ in range(job.num_images)]
     reporter.phase("images", len(pairs))
 
-    def generator_for(j: int) -> torch.Generator:
-        return torch.Generator("cpu").manual_seed(job.seed + j)
-
     lora = (lora_name(job.lora), job.lora_scale) if job.lora is not None else None
     solver = solver_of(family, job.settings)
-    files: list[Path] = []
-    kept = []
-    for images in draw_images(family, pairs, generator_for, job.settings, batch_size=job.batch_size, embed=embed):
-        for image in images:
-            files.append(out / f"{len(files):05d}.png")
-            prompt, seed = pairs[len(files) - 1], job.seed + len(files) - 1
-            how = parameters_text(prompt, seed, job.settings, solver, job.model.model, image, lora)
-            save_image(image, files[-1], png_note(how))
-        kept.append(images)
-        reporter.advance(len(images))
+    files = [out / f"{j:05d}.png" for j in range(len(pairs))]
+    batches = torch.arange(len(pairs)).split(job.batch_size)
+    kept: dict[int, torch.Tensor] = {}
+    for round_ in world.rounds(len(batches)):
+        for number in filter(world.mine, round_):
+            which = batches[number].tolist()
+            kept[number] = _draw(family, embed, job, [pairs[j] for j in which], which[0])
+            for j, image in zip(which, kept[number], strict=True):
+                how = parameters_text(pairs[j], job.seed + j, job.settings, solver, job.model.model, image, lora)
+                save_image(image, files[j], png_note(how))
+        reporter.advance(sum(len(batches[number]) for number in round_))
     if grid:
-        rows = torch.cat(kept).split(job.num_images)
-        save_grid(list(rows), job.prompts, out / "grid.png")
+        every = {number: images for part in world.gather(kept) for number, images in part.items()}
+        rows = torch.cat([every[number] for number in range(len(batches))]).split(job.num_images)
+        if world.is_main:
+            save_grid(list(rows), job.prompts, out / "grid.png")
     return files
+
+
+def _draw(family: Family, embed: PromptEmbeddings, job: SampleJob, prompts: list[str], first: int) -> torch.Tensor:
+    def generator_for(j: int) -> torch.Generator:
+        return torch.Generator("cpu").manual_seed(job.seed + first + j)
+
+    return torch.cat(
+        list(draw_images(family, prompts, generator_for, job.settings, batch_size=len(prompts), embed=embed))
+    )

@@ -17,19 +17,19 @@ from sdo_cli.evaluate.job import Item, Settings, Variant
 from sdo_cli.files import write_text
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import load_family
+from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.progress import Reporter
 
 WHOLE, PARTIAL = ".drawn-", ".partial-"
 
 
-def chunks(items: list[Item], size: int, *, rank: int = 0, world: int = 1) -> Iterator[tuple[int, list[Item]]]:
-    """Number and images of the chunks that process ``rank`` of ``world`` draws.
+def chunks(items: list[Item], size: int) -> Iterator[tuple[int, list[Item]]]:
+    """Number and images of every chunk.
 
     What is drawn together is a matter of index alone, so a resumed evaluation repeats the rounding of an unbroken one.
     """
     for number, start in enumerate(range(0, len(items), size)):
-        if number % world == rank:
-            yield number, items[start : start + size]
+        yield number, items[start : start + size]
 
 
 def missing_items(items: list[Item], folder: Path) -> list[Item]:
@@ -44,43 +44,55 @@ def draw_variant(
     reporter: Reporter,
     *,
     batch_size: int,
-    rank: int = 0,
-    world: int = 1,
+    world: World = SINGLE,
 ) -> None:
     """Draw what is missing of ``items`` into ``folder``, with ``metadata.jsonl`` once all are there.
 
-    Several processes may draw one variant into one folder, each its share of the chunks.
+    The processes of ``world`` share the folder; its chunks are dealt out among them in turn.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _finish_what_was_drawn(folder, rank, world)
-    mine = chunks(items, batch_size, rank=rank, world=world)
-    todo = [(number, left) for number, part in mine if (left := missing_items(part, folder))]
-    if todo:
-        family, embed = _load(settings, variant, items, [item for _, left in todo for item in left])
-        solver = solver_of(family, settings.draw)
-        for number, left in todo:
-            images = _draw(family, embed, settings, left)
-            staged = folder / f"{PARTIAL}{number:06d}"
-            staged.mkdir()
-            for image, item in zip(images, left, strict=True):
-                lora = (variant.name.split("@")[0], variant.scale) if variant.lora else None
-                how = parameters_text(
-                    item.text, item.seed or 0, settings.draw, solver, settings.model.model, image, lora
-                )
-                to_pil(image).save(staged / item.file, pnginfo=png_note(how))
-            whole = folder / f"{WHOLE}{number:06d}"
-            staged.rename(whole)
-            _move_in(whole, folder)
-            reporter.advance(len(left))
-    if not missing_items(items, folder):
+
+    def look() -> list[tuple[int, list[Item]]]:
+        folder.mkdir(parents=True, exist_ok=True)
+        _finish_what_was_drawn(folder)
+        return [(n, left) for n, part in chunks(items, batch_size) if (left := missing_items(part, folder))]
+
+    todo = world.share(look)
+    mine = [left for k, (_, left) in enumerate(todo) if world.mine(k)]
+    family, embed = (None, None) if not mine else _load(settings, variant, items, [i for left in mine for i in left])
+    for round_ in world.rounds(len(todo)):
+        for number, left in (todo[k] for k in round_ if world.mine(k)):
+            assert family is not None and embed is not None
+            _draw_chunk(family, embed, settings, variant, left, folder, f"{number:06d}")
+        reporter.advance(sum(len(todo[k][1]) for k in round_))
+    world.wait()
+    if world.is_main:
         write_text(folder / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in map(metadata_row, items)))
 
 
-def _finish_what_was_drawn(folder: Path, rank: int, world: int) -> None:
+def _draw_chunk(
+    family: Family,
+    embed: PromptEmbeddings,
+    settings: Settings,
+    variant: Variant,
+    items: list[Item],
+    folder: Path,
+    name: str,
+) -> None:
+    """Images are staged; only a whole chunk is moved in."""
+    images, solver = _draw(family, embed, settings, items), solver_of(family, settings.draw)
+    staged, whole = folder / f"{PARTIAL}{name}", folder / f"{WHOLE}{name}"
+    staged.mkdir()
+    lora = (variant.name.split("@")[0], variant.scale) if variant.lora else None
+    for image, item in zip(images, items, strict=True):
+        how = parameters_text(item.text, item.seed or 0, settings.draw, solver, settings.model.model, image, lora)
+        to_pil(image).save(staged / item.file, pnginfo=png_note(how))
+    staged.rename(whole)
+    _move_in(whole, folder)
+
+
+def _finish_what_was_drawn(folder: Path) -> None:
     """After a kill: a whole chunk is moved in, a partial one was never finished; also of other batch sizes."""
     for staged in sorted(folder.glob(".*-[0-9]*")):
-        if int(staged.name.rpartition("-")[2]) % world != rank:
-            continue
         if staged.name.startswith(WHOLE):
             _move_in(staged, folder)
         elif staged.name.startswith(PARTIAL):

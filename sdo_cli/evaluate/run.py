@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from sdo_cli.device import dtype_of, pick_device
 from sdo_cli.drawing.pictures import read_image
-from sdo_cli.errors import RecipeFault
+from sdo_cli.errors import RecipeFault, Stopped
 from sdo_cli.evaluate.draw import draw_variant, missing_items
 from sdo_cli.evaluate.evaluation import SETTINGS, Evaluation, job_tree, joined
 from sdo_cli.evaluate.folders import SUFFIXES
@@ -27,6 +28,8 @@ from sdo_cli.evaluate.score import (
 )
 from sdo_cli.evaluate.summary import scores_csv, summary, summary_csv, values_of
 from sdo_cli.files import alone_in, read_json, write_json, write_text
+from sdo_cli.parallel.stopping import SafePoints, Stopping
+from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.progress import Reporter
 from sdo_cli.provenance import command, machine, now, versions
 from sdo_cli.recipe.schema import PromptSource, Recipe, ValidationSpec
@@ -46,40 +49,60 @@ def evaluate(
     features: str = "inception",
     inception_weights: Path | None = None,
     report: bool = True,
+    stopping: Stopping | None = None,
+    world: World = SINGLE,
 ) -> dict[str, Any]:
     """Draw what is missing, score what is not scored, write the tables; returns what ``summary.json`` holds.
 
     Images, scores and tables of a repeated, resumed or unbroken evaluation are the same, byte for byte.
+
+    Args:
+        stopping: asked after every batch.
+        world: the processes that do it together, in a folder they share.
+
+    Raises:
+        Stopped: there was a reason to; the same evaluation goes on.
     """
     if reference is not None:
         require_torchmetrics(features, inception_weights)
-    job = joined(job, folder)
-    evaluation = Evaluation(job, folder)
+    job = world.share(lambda: joined(job, folder))
+    evaluation, points = Evaluation(job, folder), SafePoints(reporter, stopping or Stopping(world=world))
+    started = {"command": command(), "started": now(), "versions": versions(), "machine": machine()}
+
+    def record(status: str) -> None:
+        if world.is_main:
+            tree = {"status": status, **started, "processes": world.size, "written": now()}
+            write_json(folder / "manifest.json", tree)
+
     with explaining(_as_recipe(job), "RECIPE"), ExitStack() as stack:
-        folder.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(alone_in(folder))
-        write_json(folder / SETTINGS, job_tree(job))
-        record = {"command": command(), "started": now(), "versions": versions(), "machine": machine()}
+        if world.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(alone_in(folder))
+            write_json(folder / SETTINGS, job_tree(job))
         status = "failed"
-        _write_manifest(folder, record, "running")
+        record("running")
+        # when another process fails there is no way back to here
+        world.peers.before_the_end = lambda: record("failed")
         try:
-            draw(evaluation, reporter, batch_size=batch_size)
-            score(evaluation, reporter, batch_size=batch_size)
-            distances = {}
-            if reference is not None:
-                distances = to_reference(evaluation, reference, features, inception_weights, reporter)
-            tree = write_tables(evaluation, distances, report=report)
+            draw(evaluation, points, batch_size=batch_size, world=world)
+            score(evaluation, points, batch_size=batch_size, world=world)
+
+            def conclude() -> dict[str, Any]:
+                if job.embedding:
+                    _embedded_measures(evaluation)
+                distances = {}
+                if reference is not None:
+                    distances = to_reference(evaluation, reference, features, inception_weights, reporter)
+                return write_tables(evaluation, distances, report=report)
+
+            tree = world.share(conclude)
             status = "finished"
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Stopped):
             status = "interrupted"
             raise
         finally:
-            _write_manifest(folder, record, status)
+            record(status)
     return tree
-
-
-def _write_manifest(folder: Path, record: dict[str, Any], status: str) -> None:
-    write_json(folder / "manifest.json", {"status": status, **record, "written": now()})
 
 
 def _as_recipe(job: Job) -> Recipe:
@@ -89,8 +112,8 @@ def _as_recipe(job: Job) -> Recipe:
     return Recipe(rewards=[], prompts=PromptSource(lines=["-"]), validation=ValidationSpec(rewards=specs), **model)
 
 
-def draw(evaluation: Evaluation, reporter: Reporter, *, batch_size: int, rank: int = 0, world: int = 1) -> None:
-    """Every variant's missing images; ``rank`` of ``world`` processes draws its share of the chunks."""
+def draw(evaluation: Evaluation, reporter: Reporter, *, batch_size: int, world: World = SINGLE) -> None:
+    """Every variant's missing images."""
     settings = evaluation.job.settings
     if settings is None:
         return
@@ -106,18 +129,17 @@ def draw(evaluation: Evaluation, reporter: Reporter, *, batch_size: int, rank: i
             evaluation.images(variant),
             reporter,
             batch_size=batch_size,
-            rank=rank,
             world=world,
         )
 
 
-def score(evaluation: Evaluation, reporter: Reporter, *, batch_size: int) -> None:
+def score(evaluation: Evaluation, reporter: Reporter, *, batch_size: int, world: World = SINGLE) -> None:
     """One reward after the other, so that no two take memory at a time."""
     job, device = evaluation.job, pick_device()
-    scores = ScoreFile(evaluation.folder / "scores.jsonl")
+    scores = ScoreFile(evaluation.folder / "scores.jsonl", world)
     total = sum(len(items) for items in evaluation.items.values())
     for name, spec in job.rewards.items():
-        if all(_is_scored(evaluation, scores, variant, name) for variant in job.variants):
+        if world.share(partial(_all_scored, evaluation, scores, name)):
             continue
         reward = build_reward(name, spec.options, device, dtype_of(job.reward_precision))
         reporter.phase(name, total)
@@ -134,8 +156,10 @@ def score(evaluation: Evaluation, reporter: Reporter, *, batch_size: int) -> Non
                 )
         del reward
         reporter.note(_said(evaluation, scores, name))
-    if job.embedding:
-        _embedded_measures(evaluation, scores)
+
+
+def _all_scored(evaluation: Evaluation, scores: ScoreFile, name: str) -> bool:
+    return all(_is_scored(evaluation, scores, variant, name) for variant in evaluation.job.variants)
 
 
 def _is_scored(evaluation: Evaluation, scores: ScoreFile, variant: Variant, name: str) -> bool:
@@ -156,8 +180,8 @@ def _embeddings(evaluation: Evaluation, variant: Variant) -> Tensor:
     return torch.stack([table[item.file] for item in evaluation.items[variant.name]])
 
 
-def _embedded_measures(evaluation: Evaluation, scores: ScoreFile) -> None:
-    first = evaluation.job.variants[0]
+def _embedded_measures(evaluation: Evaluation) -> None:
+    first, scores = evaluation.job.variants[0], ScoreFile(evaluation.folder / "scores.jsonl")
     base_items, base = evaluation.items[first.name], _embeddings(evaluation, first)
     for variant in evaluation.job.variants:
         items, rows = evaluation.items[variant.name], _embeddings(evaluation, variant)

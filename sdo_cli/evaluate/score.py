@@ -17,6 +17,7 @@ from sdo_cli.drawing.pictures import read_image
 from sdo_cli.errors import EnvironmentFault, TrainingFault
 from sdo_cli.evaluate.job import Item
 from sdo_cli.files import write_atomic
+from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.progress import Reporter
 from sdo_cli.scoring.embedded_measures import DISTANCE, DIVERSITY, distances, diversity
 
@@ -38,13 +39,17 @@ class Score:
 
 
 class ScoreFile:
-    """Append-only; a line that was cut off by a kill is removed when the file is opened again."""
+    """Append-only; a line that was cut off by a kill is removed when the file is opened again.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Every process of ``world`` knows all scores, the first one writes them.
+    """
+
+    def __init__(self, path: Path, world: World = SINGLE) -> None:
+        self.path, self.world = path, world
         self._known: dict[tuple[str, str], dict[tuple[int, int | None], float]] = defaultdict(dict)
-        if path.exists():
+        if world.is_main and path.exists():
             self._read()
+        self._known = world.share(lambda: self._known)
 
     def _read(self) -> None:
         content = self.path.read_bytes()
@@ -71,8 +76,9 @@ class ScoreFile:
         fresh = [s for s in scores if not self.has(s.variant, s.measure, s.prompt, s.seed)]
         if not fresh:
             return
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write("".join(json.dumps(s.__dict__) + "\n" for s in fresh))
+        if self.world.is_main:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write("".join(json.dumps(s.__dict__) + "\n" for s in fresh))
         for score in fresh:
             self._keep(score)
 
@@ -110,13 +116,21 @@ def score_variant(
     Raises:
         TrainingFault: a score that is not finite.
     """
-    for start in range(0, len(items), batch_size):
-        part = items[start : start + batch_size]
-        if not all(scores.has(variant, name, item.prompt, item.seed_index) for item in part):
+    parts, world = _parts(items, batch_size), scores.world
+    for round_ in world.rounds(len(parts)):
+        lines: list[Score] = []
+        for part in (parts[k] for k in round_ if world.mine(k)):
+            if all(scores.has(variant, name, item.prompt, item.seed_index) for item in part):
+                continue
             for some, images in batches(part, folder, batch_size, device):
                 found = reward.score(images, [item.text for item in some])
-                scores.add(_lines(variant, name, some, found))
-        reporter.advance(len(part), running_mean(scores, variant, name))
+                lines += _lines(variant, name, some, found)
+        scores.add([line for some_lines in world.gather(lines) for line in some_lines])
+        reporter.advance(sum(len(parts[k]) for k in round_), running_mean(scores, variant, name))
+
+
+def _parts(items: list[Item], size: int) -> list[list[Item]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def _lines(variant: str, measure: str, items: list[Item], values: Tensor) -> list[Score]:
@@ -152,24 +166,29 @@ def embed_variant(
 
     They are kept in the file ``kept``, under the names of the images.
     """
-    names = [item.file for item in items]
-    if kept.exists():
-        table = load_file(kept)
-        known = all(scores.has(variant, CLIP_SCORE, item.prompt, item.seed_index) for item in items)
-        if known and set(names) <= set(table):
-            reporter.advance(len(items), running_mean(scores, variant, CLIP_SCORE))
-            return torch.stack([table[name] for name in names])
+    names, world = [item.file for item in items], scores.world
+    known = all(scores.has(variant, CLIP_SCORE, item.prompt, item.seed_index) for item in items)
+    if known and (table := world.share(lambda: load_file(kept) if kept.exists() else {})).keys() >= set(names):
+        reporter.advance(len(items), running_mean(scores, variant, CLIP_SCORE))
+        return torch.stack([table[name] for name in names])
     found: dict[str, Tensor] = {}
-    for start in range(0, len(items), batch_size):
-        part = items[start : start + batch_size]
-        for some, images in batches(part, folder, batch_size, device):
-            rows = clip.encoder.images(images)
-            similarity = (rows * clip.encoder.prompts([item.text for item in some])).sum(-1)
-            scores.add(_lines(variant, CLIP_SCORE, some, similarity))
-            found |= {item.file: row for item, row in zip(some, rows.float().cpu(), strict=True)}
-        reporter.advance(len(part), running_mean(scores, variant, CLIP_SCORE))
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(kept, lambda path: save_file({name: row.contiguous() for name, row in found.items()}, path))
+    parts = _parts(items, batch_size)
+    for round_ in world.rounds(len(parts)):
+        lines: list[Score] = []
+        fresh: dict[str, Tensor] = {}
+        for part in (parts[k] for k in round_ if world.mine(k)):
+            for some, images in batches(part, folder, batch_size, device):
+                rows = clip.encoder.images(images)
+                similarity = (rows * clip.encoder.prompts([item.text for item in some])).sum(-1)
+                lines += _lines(variant, CLIP_SCORE, some, similarity)
+                fresh |= {item.file: row for item, row in zip(some, rows.float().cpu(), strict=True)}
+        for some_lines, some_rows in world.gather((lines, fresh)):
+            scores.add(some_lines)
+            found |= some_rows
+        reporter.advance(sum(len(parts[k]) for k in round_), running_mean(scores, variant, CLIP_SCORE))
+    if world.is_main:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(kept, lambda path: save_file({name: row.contiguous() for name, row in found.items()}, path))
     return torch.stack([found[name] for name in names])
 
 

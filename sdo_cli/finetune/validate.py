@@ -59,8 +59,7 @@ class Validation:
         reporter, world, pairs = reporter or Silent(), self.world, self.pairs
         batches = [which[start : start + self.batch_size] for start in range(0, len(which), self.batch_size)]
         found: dict[int, T] = {}
-        for first in range(0, len(batches), world.size):
-            round_ = range(first, min(first + world.size, len(batches)))
+        for round_ in world.rounds(len(batches)):
             for number in filter(world.mine, round_):
                 prompts = [pairs[i] for i in batches[number]]
                 found[number] = of(self._images(family, batches[number], prompts), prompts)

@@ -41,6 +41,11 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    def rounds(self, count: int) -> Iterator[range]:
+        """``count`` numbered pieces of work in rounds: in each every process has at most one, see :meth:`mine`."""
+        for first in range(0, count, self.size):
+            yield range(first, min(first + self.size, count))
+
     def mine(self, number: int) -> bool:
         """Whether piece ``number`` of work that is dealt out in turn is this process's."""
         return number % self.size == self.rank
