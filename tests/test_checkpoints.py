@@ -6,12 +6,12 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
+import forked
 import pytest
 import torch
+from forked import Forked
 from safetensors.torch import load_file
 from torch import nn
 
@@ -40,11 +40,11 @@ TINY = [
 
 
 def command(out, *words):
-    return [sys.executable, "-m", "sdo_cli", "finetune", "--recipe", "quickstart", "--out", str(out), *TINY, *words]
+    return ["finetune", "--recipe", "quickstart", "--out", str(out), *TINY, *words]
 
 
 def run(out, *words):
-    return subprocess.run(command(out, *words), capture_output=True, text=True)
+    return forked.run(command(out, *words))
 
 
 def outcome(folder):
@@ -94,7 +94,7 @@ def lines_until(process, wanted):
 )
 def test_stopped_anywhere_and_resumed_it_is_what_it_would_have_been(whole, tmp_path, wanted, delay, name):
     folder = tmp_path / "run"
-    process = subprocess.Popen(command(folder, "--json"), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = Forked(command(folder, "--json"))
     lines_until(process, wanted)
     time.sleep(delay)
     process.send_signal(getattr(signal, name))
@@ -122,12 +122,7 @@ def test_killed_at_25_random_moments(whole, tmp_path):
         folder = tmp_path / f"run{rounds}"
         rounds += 1
         for _ in range(12):
-            process = subprocess.Popen(
-                command(folder, "--json", "--resume", "checkpointing_steps=1"),
-                stderr=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                text=True,
-            )
+            process = Forked(command(folder, "--json", "--resume", "checkpointing_steps=1"))
             signs = moments.randint(1, 7)
             for _, line in zip(range(signs), process.stderr, strict=False):
                 del line
@@ -182,10 +177,10 @@ def test_another_recipe_is_refused_with_what_differs(whole, tmp_path):
 def test_resume_finds_the_last_run_that_was_not_finished(tmp_path, whole):
     out = f"output_dir={tmp_path}"
     words = [arg for arg in command("x", out) if arg not in ("--out", "x")]
-    first = subprocess.run([*words, "--resume", "--time-limit", "0:00:01"], capture_output=True, text=True)
+    first = forked.run([*words, "--resume", "--time-limit", "0:00:01"])
     assert first.returncode == 75
     (folder,) = tmp_path.iterdir()
-    second = subprocess.run([*words, "--resume"], capture_output=True, text=True)
+    second = forked.run([*words, "--resume"])
     assert second.returncode == 0, second.stderr
     assert [p.name for p in tmp_path.iterdir()] == [folder.name] and outcome(folder) == outcome(whole)
 
@@ -193,7 +188,7 @@ def test_resume_finds_the_last_run_that_was_not_finished(tmp_path, whole):
 def test_a_run_that_is_still_running_is_not_resumed(tmp_path):
     # long enough to be there when the second one comes
     words = command(tmp_path / "r", "-q", "max_train_steps=4000", "checkpointing_steps=500")
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    process = Forked(words)
     while not (tmp_path / "r" / ".lock").exists() and process.poll() is None:
         time.sleep(0.1)
     second = run(tmp_path / "r", "--resume", "max_train_steps=4000")

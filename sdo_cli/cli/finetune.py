@@ -180,6 +180,8 @@ def as_text(loaded: LoadedRecipe, summary: "RunSummary") -> str:
         lines.append("  pipeline/   load with DiffusionPipeline.from_pretrained()")
     else:
         lines.append("  pytorch_lora_weights.safetensors   load with pipe.load_lora_weights()")
+    if (folder / "best").is_dir():
+        lines.append(f"  best/   the adapter of step {summary.best_step}, which the rewards not trained on liked most")
     if (folder / grid).exists():
         lines.append(f"  {grid}   the same prompts and noise, before and after")
     lines.append("  report.html  reward_curve.png  README.md  metrics.jsonl")

@@ -5,7 +5,7 @@ by diversity and by distance from the model as it was. ``best/`` is chosen by th
 judge never takes part, nor do the prompts a run is reported on.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,8 @@ CLIP_SCORE = "clip-score"
 OBJECTIVE = "objective"
 # in standard deviations over the prompts of a plain model's scores: what less than this much could not be seen
 FLAT = 1e-9
+# standard errors by which the trained reward itself may fall
+COLLAPSE = 2.0
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,12 @@ class Check:
 
     Attributes:
         values: by measure, one per prompt, its seeds averaged; ``objective`` is what training raises, -loss.
+        untrained: the measures that quality stands on.
     """
 
     step: int
     values: dict[str, list[float]]
+    untrained: list[str]
 
     def of(self, measure: str) -> Values:
         return np.array(self.values[measure], dtype=np.float64)
@@ -55,7 +59,8 @@ class Verdict:
     Attributes:
         best: step of the check whose quality is highest.
         reference: the same, the untrained model among them: what a fall is held against.
-        bad: checks in a row whose quality is below the reference's by more than its standard error.
+        bad: checks in a row whose quality is below the reference's by more than its standard error, or whose objective
+            is below the untrained model's by more than two: then nothing is left to win.
         fall: of the last check's quality from the reference's, in standard deviations, and its standard error.
         rise: of the objective since the reference.
     """
@@ -67,34 +72,40 @@ class Verdict:
     rise: float
 
     def sentence(self, objective: str) -> str:
-        how = "rose" if self.rise > 0 else "fell"
         return (
-            f"for {self.bad} checks the rewards not trained on are below what they were at step {self.reference} "
-            f"({self.fall[0]:+.2f} ± {self.fall[1]:.2f} standard deviations over prompts), while {objective} {how} "
-            f"by {abs(self.rise):.4f}"
+            f"for {self.bad} checks the pictures got worse; since step {self.reference} the rewards not trained on "
+            f"changed by {self.fall[0]:+.2f} ± {self.fall[1]:.2f} standard deviations over prompts, {objective} by "
+            f"{self.rise:+.4f}"
         )
 
 
-def quality(check: Check, first: Check, untrained: list[str]) -> Values:
-    """Per prompt, the mean over the untrained rewards of the gain since ``first``, in units of their spread there."""
+def gain(check: Check, first: Check, measures: list[str]) -> Values:
+    """Per prompt, the mean over ``measures`` of the gain since ``first``, each in units of its spread there."""
     gains = []
-    for name in untrained:
+    for name in measures:
         before = first.of(name)
         spread = before.std(ddof=1) if len(before) > 1 else 0.0
         gains.append((check.of(name) - before) / max(float(spread), FLAT))
     return np.mean(np.array(gains), axis=0)
 
 
-def verdict(checks: list[Check], untrained: list[str]) -> Verdict:
+def quality(check: Check, first: Check) -> Values:
+    """The gain in the rewards that are not trained on."""
+    return gain(check, first, first.untrained)
+
+
+def verdict(checks: list[Check]) -> Verdict:
     """Of two or more checks; the first is of the untrained model."""
     first = checks[0]
-    worth = [quality(check, first, untrained) for check in checks]
+    worth = [quality(check, first) for check in checks]
     reference, bad, fall = 0, 0, (0.0, 0.0)
     for k in range(1, len(checks)):
         lost = worth[k] - worth[reference]
         error = float(lost.std(ddof=1) / len(lost) ** 0.5) if len(lost) > 1 else 0.0
         fall = (float(lost.mean()), error)
-        bad = bad + 1 if lost.mean() + error < 0 else 0
+        lower = first.of(OBJECTIVE) - checks[k].of(OBJECTIVE)
+        collapsed = len(lower) > 1 and lower.mean() > COLLAPSE * lower.std(ddof=1) / len(lower) ** 0.5
+        bad = bad + 1 if lost.mean() + error < 0 or collapsed else 0
         if lost.mean() > 0:
             reference = k
     best = max(range(1, len(checks)), key=lambda k: (worth[k].mean(), -k))
@@ -129,7 +140,6 @@ class Guard:
                 rows = self.clip.encoder.images(images.to(job.family.device)).float().cpu()
             return validation.scores(job.family, images, prompts), rows
 
-        reporter.phase(f"check, step {step}", self.size)
         parts = validation.for_batches(job.family, range(self.size), measured, reporter)
         tables = {name: validation.table([scores[name] for scores, _ in parts]) for name in validation.rewards}
         rows = validation.table([embeddings for _, embeddings in parts])
@@ -139,12 +149,12 @@ class Guard:
         values = {name: table.double().mean(1).tolist() for name, table in tables.items()}
         if validation.seeds > 1:
             values[DIVERSITY] = diversities(rows).tolist()
-        found = Check(step, values)
+        found = Check(step, values, self.untrained)
         self.checks.append(found)
         return found
 
     def verdict(self) -> Verdict | None:
-        return verdict(self.checks, self.untrained) if len(self.checks) > 1 else None
+        return verdict(self.checks) if len(self.checks) > 1 else None
 
     def keep_if_best(self, parameters: list[torch.nn.Parameter]) -> bool:
         """Remember the weights of the last check if none was better."""
@@ -201,11 +211,11 @@ def _embedder(known: dict[str, Reward]) -> Reward | None:
     return next((reward for name, reward in known.items() if rewards.full_name(name) == CLIP_SCORE), None)
 
 
-def rows_of(checks: list[Check]) -> Iterator[tuple[str, list[tuple[int, float, float]]]]:
-    """By measure: step, mean and standard error of every check."""
-    for name in checks[0].values:
-        rows = [(check.step, check.of(name)) for check in checks]
-        yield (
-            name,
-            [(s, float(v.mean()), float(v.std(ddof=1) / len(v) ** 0.5) if len(v) > 1 else 0.0) for s, v in rows],
-        )
+def checks_of(rows: list[dict[str, Any]]) -> list[Check]:
+    """From the lines of ``guard.jsonl``."""
+    return [Check(**row) for row in rows]
+
+
+def said_of(check: Check) -> str:
+    """Its means on one line."""
+    return "  ".join(f"{name} {check.of(name).mean():.4f}" for name in check.values if name != OBJECTIVE)

@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 
 from sdo_cli.files import read_json
+from sdo_cli.finetune.guard import OBJECTIVE, Check, checks_of, gain, quality, verdict
 from sdo_cli.provenance import machine
 from sdo_cli.reports import content
 from sdo_cli.scoring.statistics import Interval, Values, mean_interval, win_rate
@@ -24,14 +25,18 @@ def run_report(folder: Path, status: str | None = None) -> content.Report:
     """
     manifest = read_json(folder / "manifest.json")
     recipe = yaml.safe_load((folder / "resolved.yaml").read_text(encoding="utf-8"))
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    steps = [json.loads(line) for line in lines if line.endswith("}")]
+    steps = _lines(folder / "metrics.jsonl")
     held_out = read_json(folder / "validation.json") if (folder / "validation.json").exists() else None
     trained = list(steps[0]["rewards"]) if steps else []
     blocks: list[content.Chart | content.Forest | content.Table] = []
     if held_out:
         blocks += _gains(held_out, trained)
+    checks = checks_of(_lines(folder / "guard.jsonl"))
+    if len(checks) > 1:
+        blocks.append(_over_optimisation(checks))
     blocks += [_curve(steps, name, held_out) for name in trained]
+    if len(checks) > 1:
+        blocks += [_measure_curve(checks, name) for name in checks[0].values if name != OBJECTIVE]
     if steps:
         blocks.append(_optimizer(steps))
     status = status or manifest["status"]
@@ -40,13 +45,56 @@ def run_report(folder: Path, status: str | None = None) -> content.Report:
         title=f"Run: {manifest['recipe']}{said}",
         subtitle=f"{len(steps)} steps of {recipe['model']} with the rule {recipe['gradient']['rule']} on "
         f"{', '.join(trained) or 'nothing yet'}",
-        verdict=_verdict(held_out, trained),
+        verdict=[*_verdict(held_out, trained), *_guard_verdict(checks, recipe)],
         blocks=blocks,
         gallery=_gallery(folder, held_out),
         settings=[(key, _shown(value)) for key, value in recipe.items() if value not in (None, "", [], {})],
         machine=[*machine().items(), *manifest["versions"].items(), ("started", manifest["started"])],
         repeat=[manifest["command"], f"sdo finetune --recipe {folder.name}/resolved.yaml"],
     )
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Whole lines of a file that is still written to."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def _band(name: str, x: list[float], values: list[Values]) -> content.Series:
+    """Means with their standard errors over prompts."""
+    means = [float(v.mean()) for v in values]
+    errors = [float(v.std(ddof=1) / len(v) ** 0.5) if len(v) > 1 else 0.0 for v in values]
+    low = [m - e for m, e in zip(means, errors, strict=True)]
+    return content.Series(name, x, list(means), low=list(low), high=[m + e for m, e in zip(means, errors, strict=True)])
+
+
+def _over_optimisation(checks: list[Check]) -> content.Chart:
+    """What is trained against what is not, on the checks' own prompts."""
+    x, first = [float(check.step) for check in checks], checks[0]
+    series = [
+        _band("trained", x, [gain(check, first, [OBJECTIVE]) for check in checks]),
+        _band(f"not trained on ({', '.join(first.untrained)})", x, [quality(check, first) for check in checks]),
+    ]
+    note = (
+        "Gain since the start in standard deviations over prompts, with standard errors. Where the second line falls "
+    )
+    note += "while the first rises, the reward is won at the pictures' cost."
+    return content.Chart("Over-optimisation: trained against untrained rewards", "step", "gain", series, note=note)
+
+
+def _measure_curve(checks: list[Check], name: str) -> content.Chart:
+    x = [float(check.step) for check in checks]
+    return content.Chart(f"Checks: {name}", "step", name, [_band(name, x, [check.of(name) for check in checks])])
+
+
+def _guard_verdict(checks: list[Check], recipe: dict[str, Any]) -> list[str]:
+    if len(checks) < 2:
+        return []
+    found, names = verdict(checks), ", ".join(checks[0].untrained)
+    if found.bad >= recipe["guard"]["patience"]:
+        trained = ", ".join(spec["name"] for spec in recipe["rewards"])
+        return [f"Over-optimised: {found.sentence(trained)}. By them step {found.best} was best."]
+    return [f"By the rewards not trained on ({names}) step {found.best} was best."]
 
 
 def _shown(value: Any) -> str:

@@ -12,7 +12,7 @@ from sdo_cli.errors import Stopped
 from sdo_cli.files import alone_in, append_json_line, read_json, without_nan, write_json
 from sdo_cli.finetune import outputs
 from sdo_cli.finetune.checkpoint import Checkpoint, restore, save
-from sdo_cli.finetune.guard import Check, Guard, make_guard
+from sdo_cli.finetune.guard import Guard, checks_of, make_guard, said_of
 from sdo_cli.finetune.loop import Job, StepResult, train
 from sdo_cli.finetune.optimizer import Stepper
 from sdo_cli.finetune.prepare import prepare
@@ -159,7 +159,7 @@ def _go_back(run: Run, stepper: Stepper) -> list[StepResult]:
     if run.begin is not None:
         state = restore(run.begin, stepper, rank=run.job.world.rank)
         if run.guard is not None and state is not None:
-            run.guard.load_state(state, [Check(row["step"], row["values"]) for row in checks])
+            run.guard.load_state(state, checks_of(checks))
             outputs.save_best(run.job, run.guard, run.folder)
     return [step_result(row) for row in rows]
 
@@ -178,7 +178,6 @@ def _train(run: Run, stepper: Stepper, results: list[StepResult], first_grid: Te
             outputs.draw_grid(job, run.validation, first_grid, folder, result.step)
         if checks and (result.step % checks == 0 or result.step == last):
             stop = _check(run, stepper, result.step)
-            run.reporter.phase("training", last - result.step)
         # what came before a skipped step is in the checkpoint before it; weights that make nonsense are in none
         if every and not result.skipped and (result.step % every == 0 or result.step == last or stop):
             _save(run, stepper, result.step)
@@ -224,11 +223,12 @@ def _check(run: Run, stepper: Stepper, step: int) -> bool:
     guard, recipe = run.guard, run.job.recipe
     assert guard is not None
     with stepper.kept_weights():
-        check = guard.check(run.job, step, run.reporter)
+        check = guard.check(run.job, step, run.reporter.quiet())
         better = recipe.train == "lora" and guard.keep_if_best(run.job.parameters)
     if run.is_main:
         append_json_line(run.folder / CHECKS, asdict(check))
         run.trackers.log({f"guard/{name}": sum(v) / len(v) for name, v in check.values.items()}, step)
+    run.reporter.note(f"check at step {step}: {said_of(check)}{'  best so far' if better else ''}")
     if better:
         outputs.save_best(run.job, guard, run.folder)
     found = guard.verdict()

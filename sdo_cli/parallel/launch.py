@@ -130,7 +130,7 @@ def _exit_code(folder: Path, count: int, faults: list[BaseException]) -> int:
     """That of the first process that did not end well."""
     paths = [folder / f"exit-{rank}" for rank in range(count)]
     codes = [int(path.read_text()) if path.exists() else None for path in paths]
-    if all(code is None for code in codes):
+    if not any(folder.glob("pid-*")) and all(code is None for code in codes):
         said = str(faults[0]).strip().splitlines()[0] if faults else "they left no word"
         raise EnvironmentFault(
             f"the {count} processes could not be started: {said}", remedy="run it with --debug, or try one process"

@@ -9,7 +9,7 @@ from typing import Any
 from sdo_cli.errors import Stopped
 from sdo_cli.parallel.launch import tell_launcher
 from sdo_cli.parallel.world import SINGLE, World
-from sdo_cli.progress import Reporter
+from sdo_cli.progress import Reporter, Silent
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGUSR1", signal.SIGTERM))
 # seconds kept free for saving when a time limit comes near, and the share of the longest step added to it
@@ -43,6 +43,9 @@ class Stopping:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._world.size > 1:
+            # to its end: when another process fails, a launcher sends SIGTERM to this one, which has something to say
+            return
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -86,6 +89,10 @@ class SafePoints:
     def advance(self, count: int = 1, text: str = "") -> None:
         self._reporter.advance(count, text)
         self._stopping.check()
+
+    def quiet(self) -> "SafePoints":
+        """The same safe points without a word."""
+        return SafePoints(Silent(), self._stopping)
 
     def note(self, text: str) -> None:
         self._reporter.note(text)

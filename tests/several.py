@@ -1,0 +1,89 @@
+"""What one process of several does in tests/test_parallel.py: draws and the first gradient, or gradients added up.
+
+RANK=0 WORLD_SIZE=2 … python tests/several.py draws OUT key=value …
+"""
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sdo_cli.finetune import loop
+from sdo_cli.finetune.batches import PromptOrder
+from sdo_cli.finetune.prepare import prepare
+from sdo_cli.parallel.world import World, joined
+from sdo_cli.recipe.load import load_recipe
+
+
+def digest(tensor):
+    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+
+
+def draws(world: World, out: Path, words: list[str]) -> None:
+    """By number of the slice: noise, prompts, plan; and the gradient of the first step."""
+    job, _ = prepare(load_recipe("quickstart", words), world)
+    seen, real_noise, real_run = [], loop.draw_noise, loop.run_plan
+
+    def draw_noise(family, settings, generators):
+        noise = real_noise(family, settings, generators)
+        seen.append({"noise": digest(noise.initial)})
+        return noise
+
+    def run_plan(path, plan, objective, **how):
+        seen[-1] |= {"prompts": objective.prompts, "mode": plan.mode.tolist(), "weight": plan.weight.tolist()}
+        return real_run(path, plan, objective, **how)
+
+    loop.draw_noise, loop.run_plan = draw_noise, run_plan
+    # away from zero, where half of a fresh adapter has no gradient
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in job.parameters:
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+    loop.accumulate(job, PromptOrder(job.prompts, job.recipe.seed), 0)
+    world.add_gradients(job.parameters)
+    slices = dict(zip(loop.slices_of(job), seen, strict=True))
+    (out / f"draws-{world.rank}.json").write_text(json.dumps(slices))
+    gradient = torch.cat([p.grad.flatten() for p in job.parameters])
+    torch.save(gradient, out / f"gradient-{world.rank}.pt")
+
+
+def add(world: World, out: Path, words: list[str]) -> None:
+    """Gradients that only some have; parameters that differ; numbers and objects."""
+    shapes = ((3, 2), (5,), (2,))
+    parameters = [nn.Parameter(torch.full(shape, float(world.rank))) for shape in shapes]
+    world.make_same(parameters)
+    assert all(bool((p == 0).all()) for p in parameters)
+    parameters[0].grad = torch.full((3, 2), 1.0 + world.rank)
+    # the second has one on the last process only, the third nowhere
+    if world.rank == world.size - 1:
+        parameters[1].grad = torch.arange(5.0)
+    world.add_gradients(parameters)
+    assert parameters[0].grad.tolist() == [[sum(range(1, world.size + 1))] * 2] * 3
+    assert parameters[1].grad.tolist() == [0, 1, 2, 3, 4]
+    assert parameters[2].grad is None
+    assert world.gather(world.rank * 10) == [10 * rank for rank in range(world.size)]
+    assert world.largest(7 - world.rank) == 7
+    assert world.share(lambda: f"of {world.rank}") == "of 0"
+    (out / f"added-{world.rank}").write_text("well")
+
+
+def sick():
+    """`sdo`, where the rewards of the second process are not finite at their second call in training."""
+    import test_checkpoints
+
+    from sdo_cli.cli.app import main
+    from sdo_cli.finetune import prepare as preparing
+
+    real = preparing.reward_of
+    if os.environ["RANK"] == "1":
+        preparing.reward_of = lambda *a: test_checkpoints.Sometimes(real(*a), [3])
+    main()
+
+
+def main():
+    with joined() as world:
+        {"draws": draws, "add": add}[sys.argv[1]](world, Path(sys.argv[2]), sys.argv[3:])
