@@ -137,7 +137,7 @@ if not any(Path(out).glob("checkpoints/*")):
     check = stopping.Stopping.check
 
     def slow_check(self):
-        time.sleep(6)
+        time.sleep(float(os.environ["SLOW"]))
         check(self)
 
     stopping.Stopping.check = slow_check
@@ -148,7 +148,7 @@ submit() { # name, file, words for sbatch …, --, words for the file …
     shift 2
     while [[ $1 != -- ]]; do sbatch+=("$1") && shift; done
     shift
-    SDO_OUT=$folder/$name sbatch --parsable --job-name="$name" --output="$name.out" --cpus-per-task=1 \
+    SDO_OUT=$folder/$name SLOW=${SLOW:-2} sbatch --parsable --job-name="$name" --output="$name.out" --cpus-per-task=1 \
         "${sbatch[@]}" "$slurm/$file" "$@"
 }
 state() { scontrol show job --oneliner "$1" 2>/dev/null | grep -oP '\bJobState=\K\S+' | sort -u | paste -sd,; }
@@ -188,9 +188,10 @@ for other in others:
 X
 }
 
-# The wall: 3 minutes, the signal 120 seconds before it and up to 60 seconds earlier, so after 30 to 60 seconds. Mostly
-# asleep, so it runs beside the others.
-wall=$(SDO_DEVICES="" submit wall single_node.sbatch --time=3 -- "${small[@]}" --plugin slow.py)
+# The wall: 3 minutes, the signal 120 seconds before it and up to 60 seconds earlier, so after 30 to 60 seconds. And a wall
+# without a signal, which Slurm finds after 60 to 90. Both are mostly asleep, so they run beside the others.
+wall=$(SLOW=6 SDO_DEVICES="" submit wall single_node.sbatch --time=3 -- "${small[@]}" --plugin slow.py)
+hit=$(SLOW=8 SDO_DEVICES="" submit hit single_node.sbatch --time=1 --signal=USR1@0 -- "${small[@]}" --plugin slow.py)
 
 alone=$(SDO_DEVICES="" submit alone single_node.sbatch -- "${small[@]}")
 ended "$alone"
@@ -213,12 +214,35 @@ wall_well() {
         said wall 'stopped \(SIGUSR1\)' && said wall 'saved in .*; requeued' && said wall 'resumed from'
 }
 check wall "time limit: saved by --signal, requeued itself, continued" wall_well
-check wall "the same weights bit for bit: left alone, requeued, time limit" same_weights alone requeued wall
+ended "$hit"
+hit_well() {
+    [[ $(state "$hit") == COMPLETED && $(restarts "$hit") -ge 1 ]] && finished hit &&
+        said hit 'DUE TO TIME LIMIT' && said hit 'stopped \(SIGTERM\)' && said hit 'resumed from'
+}
+check hit "time limit without --signal: saved, requeued itself, continued" hit_well
+check wall "the same weights bit for bit: left alone, requeued, time limits" same_weights alone requeued wall hit
 
 wrong=$(SDO_DEVICES="" submit wrong single_node.sbatch -- --recipe no-such-recipe)
 ended "$wrong"
 wrong_well() { [[ $(state "$wrong") == FAILED && $(code "$wrong") == 2 && $(restarts "$wrong") == 0 ]]; }
 check wrong "bad input: exit code 2, not requeued" wrong_well
+
+# before sdo listens a signal ends it; the job begins again, but not for ever
+cat >early.py <<'X'
+import time
+from pathlib import Path
+
+Path("early").touch()
+time.sleep(60)
+X
+early=$(SDO_RESTARTS=1 SDO_DEVICES="" submit early single_node.sbatch -- "${small[@]}" --plugin early.py)
+for _ in 1 2; do
+    within 60 test -e early && rm early
+    scancel --signal=USR1 "$early"
+done
+ended "$early"
+early_well() { [[ $(state "$early") == FAILED && $(restarts "$early") == 1 ]] && said early 'that is enough'; }
+check early "signals before sdo listens: requeued itself, no oftener than allowed" early_well
 
 cancelled=$(SDO_DEVICES="" submit cancelled single_node.sbatch -- "${small[@]}" --plugin slow.py)
 training cancelled 1
@@ -260,7 +284,7 @@ cat >lines.txt <<X
 seed=1 'description=in two words'
 seed=2 --plugin slow.py
 X
-sweep=$(SDO_DEVICES="" submit sweep sweep.sbatch --array=1-2 --open-mode=append -- lines.txt "${small[@]}")
+sweep=$(SDO_DEVICES="" submit sweep sweep.sbatch --array=1-2 -- lines.txt "${small[@]}")
 training sweep/2 3
 scancel --signal=USR1 "${sweep}_2"
 ended "${sweep}_1"

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -220,3 +221,45 @@ def test_without_adapters_nothing_is_kept_as_best_but_it_still_warns(tmp_path):
     done = run(tmp_path / "run", "-q", *GUARD, "train=full", "max_train_steps=2", "train_batch_size=1")
     assert done.returncode == 0, done.stderr
     assert len(rows_of(tmp_path / "run")) == 2 and not (tmp_path / "run" / "best").exists()
+
+
+@pytest.mark.slow
+def test_pushed_far_too_hard_the_guard_stops_in_time(tmp_path):
+    """Twenty times the recipe's rate: the reward is won, the pictures are lost; best/ is better by the judge."""
+    words = ["learning_rate=2e-2", "guard.steps=5", "num_inference_steps=10", "guidance_scale=1", "max_train_steps=40"]
+    words += ["validation.num_prompts=32", "guard.num_prompts=16", "guard.patience=2"]
+    base = ["finetune", "--recipe", "guarded", "-q", "--json"]
+    done = forked.run([*base, "--out", str(tmp_path / "run"), *words], timeout=1500)
+    assert done.returncode == 0, done.stderr
+    gains = json.loads(done.stdout)["gains"]
+    assert gains["aesthetic"]["difference"] > 10 * gains["aesthetic"]["standard_error"]
+    assert gains["judge"]["difference"] < -10 * gains["judge"]["standard_error"]
+    rows = [Check(**row) for row in rows_of(tmp_path / "run")]
+    print({row.step: (row.of("aesthetic").mean().round(3), row.of("clip-score").mean().round(3)) for row in rows})
+    found = verdict(rows)
+    assert found.bad >= 3 and found.best <= 10
+    stopped = tmp_path / "stopped"
+    done = forked.run([*base, "--out", str(stopped), *words, "--stop-on-overoptimisation"], timeout=1500)
+    assert done.returncode == 0, done.stderr
+    at = json.loads((stopped / "manifest.json").read_text())["stopped_at"]
+    print(f"stopped at {at}")
+    assert at is not None and at <= 15
+    words = [
+        "eval",
+        "--prompts",
+        "emoji-eval",
+        "--limit",
+        "32",
+        "--steps",
+        "10",
+        "--guidance",
+        "1",
+        "--rewards",
+        "judge",
+    ]
+    loras = [word for name in ("best", ".") for word in ("--lora", str(tmp_path / "run" / name))]
+    done = forked.run([*words, *loras, "--no-base", "--json", "-q", "--out", str(tmp_path / "e")], timeout=1500)
+    assert done.returncode == 0, done.stderr
+    best, end = (v["measures"]["judge"] for v in json.loads(done.stdout)["variants"].values())
+    print(best, end)
+    assert best["mean"] - end["mean"] > 5 * (best["standard_error"] + end["standard_error"])

@@ -239,6 +239,13 @@ def test_variables_that_are_missing_are_named(monkeypatch):
         pass
 
 
+def test_a_model_in_shards_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(EnvironmentFault, match="asks for FSDP"), joined():
+        pass
+
+
 def test_more_than_there_is_is_refused(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     for asked, said in (((2, None), "this machine has 0"), ((None, 0), "at least 1"), ((1, 1), "is for the CPU")):

@@ -13,7 +13,7 @@ import rewards
 from sdo_cli.models.catalog import MODELS
 from sdo_cli.recipe.load import find_recipe, load_recipe, shipped_recipes
 
-REAL = [name for name in shipped_recipes() if name not in ("quickstart", "bench")]
+REAL = [name for name in shipped_recipes() if name not in ("quickstart", "bench", "guarded")]
 KIND = {"sd15": "sd15", "sdxl": "sdxl", "sd35-medium": "sd35"}
 PROMISED = {"aesthetic", "hps", "clip", "pickscore", "mixed", "sdxl-hps", "sd35-hps", "low-memory"}
 
@@ -30,8 +30,13 @@ def small_version(name, small, folder):
     words += ["num_inference_steps=3", "validation.num_prompts=1", "validation.grid_prompts=1", "variant=null"]
     if recipe.vae:
         words += [f"vae={small(kind) / 'vae'}"]
-    for place in ("rewards", "validation.rewards"):
-        specs = recipe.rewards if place == "rewards" else recipe.validation.rewards
+    words += ["guard.steps=1", "guard.num_prompts=2", "validation.batch_size=2"]
+    places = {
+        "rewards": recipe.rewards,
+        "validation.rewards": recipe.validation.rewards,
+        "guard.rewards": recipe.guard.rewards,
+    }
+    for place, specs in places.items():
         entries = []
         for spec in specs:
             full = rewards.full_name(spec.name)
@@ -55,6 +60,9 @@ def test_two_steps(name, small, tmp_path):
     recipe = load_recipe(name).recipe
     measured = {spec.name for spec in (*recipe.rewards, *recipe.validation.rewards)}
     assert set(record["gains"]) == measured
+    assert (
+        len((tmp_path / "run" / "guard.jsonl").read_text().splitlines()) == 3 and (tmp_path / "run" / "best").is_dir()
+    )
     # short names stand for the newest version, and that is said
     for name in measured & set(rewards.SHORT):
         assert f"reward {name}: the newest version, {rewards.SHORT[name]}" in done.stderr

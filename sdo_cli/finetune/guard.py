@@ -18,7 +18,7 @@ from rewards.base import Reward
 from sdo_cli.device import pick_device
 from sdo_cli.drawing.draw import draw_settings
 from sdo_cli.finetune.loop import Job
-from sdo_cli.finetune.prepare import guard_prompts, not_trained, reward_of
+from sdo_cli.finetune.prepare import guard_prompts, not_trained, only_measured, reward_of
 from sdo_cli.finetune.validate import Validation
 from sdo_cli.progress import Reporter
 from sdo_cli.recipe.load import LoadedRecipe
@@ -174,16 +174,22 @@ class Guard:
         self.checks = checks
 
 
-def make_guard(loaded: LoadedRecipe, job: Job) -> Guard | None:
-    """None when the recipe asks for no checks."""
+def make_guard(loaded: LoadedRecipe, job: Job, validation: Validation | None) -> Guard | None:
+    """None when the recipe asks for no checks. Rewards that ``validation`` has already are not loaded again."""
     recipe, spec = loaded.recipe, loaded.recipe.guard
     if not spec.steps:
         return None
     with explaining(recipe, loaded.given):
-        untrained = {name: reward_of(item, recipe, pick_device()) for name, item in guard_rewards(recipe).items()}
+        there = {_key(spec): name for name, spec in only_measured(recipe).items()} if validation else {}
+        untrained = {
+            name: validation.rewards[there[_key(spec)]]
+            if validation and _key(spec) in there
+            else reward_of(spec, recipe, pick_device())
+            for name, spec in guard_rewards(recipe).items()
+        }
         trained = {item.name: item.reward for item in job.rewards}
         clip = _embedder(trained | untrained) or reward_of(RewardSpec(CLIP_SCORE), recipe, pick_device())
-    validation = Validation(
+    drawn = Validation(
         prompts=guard_prompts(loaded),
         seeds=spec.seeds,
         run_seed=recipe.seed,
@@ -198,7 +204,12 @@ def make_guard(loaded: LoadedRecipe, job: Job) -> Guard | None:
     def objective(tables: dict[str, Tensor]) -> Tensor:
         return -sum((item.loss_of(tables[item.name]) for item in job.rewards), torch.zeros(()))
 
-    return Guard(validation, clip, list(untrained), objective)
+    return Guard(drawn, clip, list(untrained), objective)
+
+
+def _key(spec: RewardSpec) -> str:
+    """The same for specs that build the same reward."""
+    return f"{rewards.full_name(spec.name)} {spec.options}"
 
 
 def guard_rewards(recipe: Recipe) -> dict[str, RewardSpec]:

@@ -74,7 +74,7 @@ def finetune(
     """
     begin = find(loaded, folder, reporter, world) if resume else None
     job, validation = prepare(loaded, world)
-    guard = make_guard(loaded, job)
+    guard = make_guard(loaded, job, validation)
     for spec in (*loaded.recipe.rewards, *loaded.recipe.validation.rewards):
         if spec.name in rewards.SHORT:
             reporter.note(f"reward {spec.name}: the newest version, {rewards.full_name(spec.name)}")

@@ -23,6 +23,7 @@ T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)
 # elements sent at a time: every adapter fits in one piece, all weights of a model do not
 BUCKET = 2**26
+SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 NEEDED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -133,11 +134,19 @@ def joined() -> Iterator[World]:
     ``peers.fail`` tells them.
 
     Raises:
-        EnvironmentFault: some of the variables are missing.
+        EnvironmentFault: some of the variables are missing, or the model was to be sharded.
     """
     if int(os.environ.get("WORLD_SIZE") or 1) == 1:
         yield SINGLE
         return
+    if sharded := next(
+        (kind for kind in SHARDED if os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true"), ""
+    ):
+        raise EnvironmentFault(
+            f"accelerate's configuration asks for {sharded}, which sdo cannot do: its processes make unequal numbers of "
+            "network calls, and a model in shards needs them equal",
+            remedy="start with --gpus N, or choose multi-GPU in `accelerate config`: every process keeps the whole model",
+        )
     missing = [name for name in NEEDED if not os.environ.get(name)]
     if missing:
         raise EnvironmentFault(
