@@ -142,9 +142,9 @@ def joined() -> Iterator[World]:
     sharded = [kind for kind in SHARDED if os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true"]
     if sharded:
         raise EnvironmentFault(
-            f"accelerate's configuration asks for {sharded[0]}, which sdo cannot do: its processes make unequal numbers "
+            f"accelerate's configuration asks for {sharded[0]}, which sdo cannot do: processes make unequal numbers "
             "of network calls, and a model in shards needs them equal",
-            remedy="start with --gpus N, or choose multi-GPU in `accelerate config`: each process keeps the whole model",
+            remedy="start with --gpus N, or choose multi-GPU in `accelerate config`: each process keeps a whole model",
         )
     missing = [name for name in NEEDED if not os.environ.get(name)]
     if missing:
