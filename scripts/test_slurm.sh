@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The files of scripts/slurm/ under a real Slurm: one controller and two nodes on this machine's loopback, begun here and
-# ended here, in a folder of their own. A few minutes; no GPU, no account; nothing of an installed Slurm is touched.
+# The files of scripts/slurm/ under a real Slurm: one controller and two nodes on this machine's loopback, begun and
+# ended here, in a folder of their own. Six minutes; no GPU, no account; nothing of an installed Slurm is touched.
 #
 #   scripts/test_slurm.sh             # PYTHON=… for another Python with sdo; KEEP=1 leaves the folder
 #
@@ -160,7 +160,9 @@ ended() { within 400 is_over "$1"; }
 has_steps() { (($(cat "$1/metrics.jsonl" 2>/dev/null | wc -l) >= $2)); }
 training() { within 200 has_steps "$@"; }
 said() { grep -qE "$2" "$1.out"; }
-finished() { grep -q '"status": "finished"' "$1/manifest.json" 2>/dev/null && [[ -s $1/pytorch_lora_weights.safetensors ]]; }
+finished() {
+    grep -q '"status": "finished"' "$1/manifest.json" 2>/dev/null && [[ -s $1/pytorch_lora_weights.safetensors ]]
+}
 
 begin=$SECONDS
 check() { # name of an output, sentence, command that must succeed …
@@ -188,8 +190,8 @@ for other in others:
 X
 }
 
-# The wall: 3 minutes, the signal 120 seconds before it and up to 60 seconds earlier, so after 30 to 60 seconds. And a wall
-# without a signal, which Slurm finds after 60 to 90. Both are mostly asleep, so they run beside the others.
+# The wall: 3 minutes, the signal 120 seconds before it and up to 60 seconds earlier, so after 30 to 60 seconds. And a
+# wall without a signal, which Slurm finds after 60 to 90. Both are mostly asleep, so they run beside the others.
 wall=$(SLOW=6 SDO_DEVICES="" submit wall single_node.sbatch --time=3 -- "${small[@]}" --plugin slow.py)
 hit=$(SLOW=8 SDO_DEVICES="" submit hit single_node.sbatch --time=1 --signal=USR1@0 -- "${small[@]}" --plugin slow.py)
 
@@ -250,7 +252,10 @@ scancel "$cancelled"
 ended "$cancelled"
 # long enough for a job that rises again
 sleep 8
-cancelled_well() { [[ $(state "$cancelled") == CANCELLED ]] && said cancelled 'stopped \(SIGTERM\)' && ! said cancelled requeued; }
+cancelled_well() {
+    [[ $(state "$cancelled") == CANCELLED && $(restarts "$cancelled") == 0 ]] &&
+        said cancelled 'stopped \(SIGTERM\)' && ! said cancelled requeued
+}
 check cancelled "scancel: saved, and stays cancelled" cancelled_well
 
 # two nodes with a task each, told to stop in the middle
@@ -260,7 +265,8 @@ scancel --signal=USR1 "$several"
 ended "$several"
 several_well() {
     [[ $(state "$several") == COMPLETED && $(restarts "$several") == 1 ]] && finished several &&
-        said several '2 processes; a step is 2 samples' && said several 'stopped \(SIGUSR1\)' && said several 'resumed from'
+        said several '2 processes; a step is 2 samples' && said several 'stopped \(SIGUSR1\)' &&
+        said several 'resumed from'
 }
 check several "multi node: two nodes, saved by a signal, requeued itself, continued" several_well
 

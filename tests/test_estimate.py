@@ -24,7 +24,7 @@ from sdo_cli.doctor.advice import estimate_recipe
 from sdo_cli.doctor.target import find_target
 from sdo_cli.doctor.workload import workload_of
 from sdo_cli.errors import EnvironmentFault
-from sdo_cli.estimate.cost import META, count
+from sdo_cli.estimate.cost import CPU_ATTENTION, META, count
 from sdo_cli.estimate.network import NetworkSetup, Recompute, call_cost, live_cost, optimizer_bytes, weights_of
 from sdo_cli.estimate.pipelines import bytes_of, config_folder, meta_family
 from sdo_cli.estimate.scoring import RewardSetup, ScoreSetup, reward_bytes, score_cost
@@ -129,7 +129,7 @@ def test_a_family_of_configs_is_the_real_one_without_numbers(kind, small):
     assert {k: (v.shape, v.dtype) for k, v in wanted.items()} == {
         k: (v.shape, v.dtype) for k, v in conditions[0].items()
     }
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         real.encode(["a cat", "a dog"])
     assert cost.flops == pytest.approx(counter.get_total_flops(), rel=0.02)
 
@@ -305,7 +305,7 @@ def test_rewards_without_weights_cost_what_the_real_ones_cost(name, options):
         return lambda: torch.autograd.grad(reward.score(images, ["a cat", "a dog"]).sum(), images)
 
     found, run = count(score(bare, META)), score(real, "cpu")
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         run()
     assert found.flops == pytest.approx(counter.get_total_flops(), rel=0.02)
 

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sdo_cli.bench.bench_job import Workbench
 from sdo_cli.bench.parts import Parts, counts, make_parts, total, without_recomputation
 from sdo_cli.bench.variants import Variant
+from sdo_cli.estimate.cost import CPU_ATTENTION
 from sdo_cli.finetune.loop import Job, plan_step
 from sdo_cli.gradients.outcome import added
 from sdo_cli.progress import Reporter
@@ -98,7 +99,7 @@ def _mean_seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def count_flops(run: Callable[[], object]) -> float:
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         run()
     return float(counter.get_total_flops())
 

@@ -4,6 +4,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,24 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 META = torch.device("meta")
+_aten = torch.ops.aten
+
+
+def _as_on_a_gpu(kernel: Any) -> Any:
+    """torch's formula of a fused attention, marked as one that takes tensors."""
+    formula = partial(flop_registry[kernel])
+    formula._get_raw = True  # type: ignore[attr-defined]
+    return formula
+
+
+# attention's kernel of the CPU has the same products; not every version of torch counts it
+CPU_ATTENTION = {
+    _aten._scaled_dot_product_flash_attention_for_cpu: _as_on_a_gpu(_aten._scaled_dot_product_flash_attention),
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _as_on_a_gpu(
+        _aten._scaled_dot_product_flash_attention_backward
+    ),
+}
+_FORMULAS = {**CPU_ATTENTION, **flop_registry}
 
 
 @dataclass(frozen=True)
@@ -46,7 +65,7 @@ class _Tally(TorchDispatchMode):
             # a model asks for a value, as transformers does of its masks: true
             return torch.ones((), dtype=args[0].dtype).item()
         result = func(*args, **kwargs)
-        if (formula := flop_registry.get(func._overloadpacket)) is not None:
+        if (formula := _FORMULAS.get(func._overloadpacket)) is not None:
             self.flops += float(formula(*args, **kwargs, out_val=result))
         given = {_key(tensor) for tensor in _meta_tensors((args, kwargs))}
         for tensor in _meta_tensors(result):
@@ -87,7 +106,7 @@ def _fused_attention() -> Iterator[None]:
         names = dict(zip(("attn_mask", "dropout_p", "is_causal"), args, strict=False)) | options
         if not query.is_meta or query.dim() != 4 or names.get("enable_gqa"):
             return apart(query, key, value, *args, **options)
-        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        kernel = _aten._scaled_dot_product_flash_attention_for_cpu
         return kernel(query, key, value, 0.0, bool(names.get("is_causal")), scale=names.get("scale"))[0]
 
     F.scaled_dot_product_attention = fused
