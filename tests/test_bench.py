@@ -1,10 +1,9 @@
 """The bench: counts against torch's counter, statistics against known cases, the command through its entry point."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
+import forked
 import pytest
 import torch
 from PIL import Image
@@ -246,9 +245,7 @@ def test_variants_that_only_recompute_train_once():
 
 
 def command(*arguments, cwd=None):
-    return subprocess.run(
-        [sys.executable, "-m", "sdo_cli", "bench", *arguments], capture_output=True, text=True, cwd=cwd
-    )
+    return forked.run(["bench", *arguments], cwd=cwd, timeout=900)
 
 
 def test_the_whole_command(tmp_path):

@@ -1,11 +1,10 @@
 """`sdo compare` and `sdo report` on evaluations made here."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 from PIL import Image
@@ -54,9 +53,7 @@ def gains():
 
 
 def sdo(*arguments, cwd=None):
-    return subprocess.run(
-        [sys.executable, "-m", "sdo_cli", *map(str, arguments)], cwd=cwd, capture_output=True, text=True
-    )
+    return forked.run(arguments, cwd=cwd)
 
 
 def test_two_evaluations_through_the_command(tmp_path, gains):

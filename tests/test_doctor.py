@@ -1,9 +1,8 @@
 """sdo doctor: through its entry point, and its advice held against its own estimate."""
 
 import json
-import subprocess
-import sys
 
+import forked
 import pytest
 from small_models import make_small
 
@@ -20,8 +19,7 @@ SMALL = ["validation.num_prompts=4", "train_batch_size=4", "num_inference_steps=
 
 
 def doctor(*arguments, cwd):
-    command = [sys.executable, "-m", "sdo_cli", "doctor", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    return forked.run(["doctor", *arguments], cwd=cwd)
 
 
 def test_the_embedded_recipe_is_well_and_nothing_is_written(tmp_path):

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -55,9 +56,7 @@ def job(*variants, **changes):
 
 
 def sdo(*arguments, cwd=None):
-    return subprocess.run(
-        [sys.executable, "-m", "sdo_cli", *map(str, arguments)], cwd=cwd, capture_output=True, text=True
-    )
+    return forked.run(arguments, cwd=cwd)
 
 
 def content(folder):

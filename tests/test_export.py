@@ -2,11 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import diffusers
+import forked
 import numpy as np
 import pytest
 import torch
@@ -28,8 +27,7 @@ WIDE = [*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
 
 def sdo(*arguments, cwd):
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "sdo_cli", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
+    return forked.run(arguments, cwd=cwd, env=environment)
 
 
 def picture(pipe, seed=4):

@@ -3,10 +3,9 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import diffusers
+import forked
 import numpy as np
 import pytest
 import torch
@@ -25,8 +24,7 @@ OWN_SOLVER = {"sd15": "pndm", "sdxl": "euler"} | dict.fromkeys(("sd2", "sd2-base
 
 def sdo(*arguments, cwd):
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "sdo_cli", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
+    return forked.run(arguments, cwd=cwd, env=environment)
 
 
 def drawn(pipe, seed=5, **options):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import diffusers
+import forked
 import numpy as np
 import pytest
 import torch
@@ -47,8 +48,7 @@ validation:
 
 def sdo(*arguments, cwd):
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "sdo_cli", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
+    return forked.run(arguments, cwd=cwd, env=environment)
 
 
 def recipe_file(folder, model):

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from safetensors import safe_open
@@ -47,9 +48,7 @@ def command(*arguments):
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "mine"
-    done = subprocess.run(
-        command("--out", str(folder), "--json", *TINY, "lora.alpha=4"), capture_output=True, text=True
-    )
+    done = forked.run(command("--out", str(folder), "--json", *TINY, "lora.alpha=4")[3:])
     assert done.returncode == 0, done.stderr
     return folder, done
 

@@ -4,10 +4,9 @@ import dataclasses
 import hashlib
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 
@@ -27,8 +26,7 @@ TINY = ["max_train_steps=2", "train_batch_size=2", "num_inference_steps=4", "val
 
 
 def run(line, cwd, *more):
-    words = [sys.executable, "-m", "sdo_cli", *line.split()[1:], *more]
-    return subprocess.run(words, capture_output=True, text=True, cwd=cwd)
+    return forked.run([*line.split()[1:], *more], cwd=cwd)
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
 """Prompt sets in every format the field uses, each as a file in its real layout."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from test_weights import hub as loopback  # noqa: F401
 from test_weights import sdo as ask
@@ -236,9 +236,7 @@ def test_a_dataset_through_the_hubs_own_client(loopback, tmp_path):  # noqa: F81
 
 
 def sdo(*arguments, cwd=None):
-    return subprocess.run(
-        [sys.executable, "-m", "sdo_cli", *map(str, arguments)], cwd=cwd, capture_output=True, text=True
-    )
+    return forked.run(arguments, cwd=cwd)
 
 
 def test_the_command(tmp_path):

@@ -1,10 +1,9 @@
 """Recipes: every mistake at once, each with origin, key and remedy; through the real command."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 import yaml
 
@@ -23,8 +22,7 @@ prompts:
 
 def sdo(*arguments, cwd):
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "sdo_cli", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
+    return forked.run(arguments, cwd=cwd, env=environment)
 
 
 BAD = {

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,7 @@ EMOJI = embedded.folder("embedded", default="emoji")
 
 
 def sdo(*arguments, cwd):
-    return subprocess.run([sys.executable, "-m", "sdo_cli", *arguments], cwd=cwd, capture_output=True, text=True)
+    return forked.run(arguments, cwd=cwd)
 
 
 def pixels(path):

@@ -1,10 +1,8 @@
 """Every shipped recipe, run for two steps on a small random model of its family with small real-format rewards."""
 
 import json
-import os
-import subprocess
-import sys
 
+import forked
 import pytest
 from safetensors.torch import load_file
 from small_rewards import make_small_reward
@@ -49,10 +47,7 @@ def small_version(name, small, folder):
 @pytest.mark.parametrize("name", REAL)
 def test_two_steps(name, small, tmp_path):
     words = small_version(name, small, tmp_path / "weights")
-    command = [sys.executable, "-m", "sdo_cli", "finetune", "--recipe", name, "--out", "run", "--json", *words]
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
-    )
+    done = forked.run(["finetune", "--recipe", name, "--out", "run", "--json", *words], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     weights = load_file(tmp_path / "run" / "pytorch_lora_weights.safetensors")
     assert any(value.abs().max() > 0 for key, value in weights.items() if ".up." in key or "lora_B" in key)
