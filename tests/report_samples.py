@@ -42,8 +42,8 @@ def evaluation(folder: Path, count: int = 40, columns: tuple[str, ...] = ("base"
     x = [float(i) for i in range(50)]
     y = [math.tanh(i / 20) for i in x]
     rows = [
-        IntervalRow(f"category {i}", Interval(0.01 * i - 0.02, 0.01 * i - 0.04, 0.01 * i), "", "tuned")
-        for i in range(5)
+        IntervalRow(name, Interval(0.01 * i - 0.02, 0.01 * i - 0.04, 0.01 * i), "", "tuned")
+        for i, name in enumerate(("all prompts", "sea animals and insects", "vehicles and buildings", "plants", "x"))
     ]
     return Report(
         title="Evaluation: base, tuned",

@@ -31,21 +31,18 @@ def drawn(stderr):
     return (rows[-1]["total"], rows[-1]["done"]) if rows else (None, 0)
 
 
-def killed_after(arguments, signs, delay):
-    """Start it, wait for so many lines of progress and the delay, kill it; what it set out to draw and drew, lines."""
+def killed_at(arguments, folder, work, delay):
+    """Start it, wait for so many images and scores and the delay, kill it; what it set out to draw and drew."""
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if len(lines) > signs:
-            break
+    while process.poll() is None and len(state(folder)) + lines_of(folder) < work:
+        time.sleep(0.002)
     time.sleep(delay)
     assert process.poll() is None, "it ended before it was killed"
     process.send_signal(signal.SIGKILL)
-    lines += process.stderr.readlines()
+    lines = process.stderr.readlines()
     process.wait()
     # the last line may be cut off
-    return *drawn("".join(line for line in lines if line.endswith("}\n"))), len(lines)
+    return drawn("".join(line for line in lines if line.endswith("}\n")))
 
 
 def lines_of(folder):
@@ -60,15 +57,15 @@ def test_killed_ten_times_it_is_what_it_would_have_been(lora, tmp_path):  # noqa
     assert drawn(whole.stderr) == (total, total)
     moments = random.Random(4)
     folder, before, counted, log = tmp_path / "e", {}, 0, []
-    for _ in range(KILLS):
-        # some signs of life into its work, and a little later: drawing, moving files, scoring, between them
-        set_out, done, signs = killed_after(command(lora, folder), moments.randint(0, 16), moments.uniform(0, 0.2))
+    # 240 images, 240 scores by each of three rewards: drawing, moving files, every reward, what lies between them
+    for work in sorted(moments.sample(range(total + 3 * total), KILLS)):
+        set_out, done = killed_at(command(lora, folder), folder, work, moments.uniform(0, 0.05))
         after = state(folder)
         assert {path: after.get(path) for path in before} == before, "an image was drawn again or lost"
         if set_out is not None:
             assert set_out == total - len(before)
         counted += done
-        log.append(f"after {signs} signs: {len(after)} images, {lines_of(folder)} scores")
+        log.append(f"at {work}: {len(after)} images, {lines_of(folder)} scores")
         before = after
     last = subprocess.run(command(lora, folder), capture_output=True, text=True)
     assert last.returncode == 0, last.stderr

@@ -13,7 +13,7 @@ from PIL import Image
 from small_models import FAMILY_OF, KINDS, plain
 
 from sdo_cli.drawing.draw import DrawSettings, draw_images
-from sdo_cli.drawing.prompts import PromptEmbeddings
+from sdo_cli.drawing.prompts import PromptEmbeddings, cut_prompts
 from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.models.load import ModelSource, load_family
 
@@ -207,3 +207,31 @@ def test_parts_sdo_has_no_use_for_need_not_be_there(small, tmp_path):
     index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
     (tmp_path / "m" / "model_index.json").write_text(json.dumps(index))
     assert load_family(str(tmp_path / "m")).name == "sd"
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd3", "sd3-no-t5"])
+def test_prompts_of_500_tokens_are_said_to_be_cut(kind, small):
+    """CLIP reads 77 with its two marks, T5 256."""
+    family = load_family(str(small(kind)))
+    fits, longer, longest = " ".join(["cat"] * 75), " ".join(["cat"] * 76), " ".join(["cat"] * 498)
+    assert cut_prompts(family, [fits, "🐯 on a 🟦"]) == []
+    said = cut_prompts(family, [fits, longer, longest, longest])
+    assert said[0].startswith("2 of 3 prompts: CLIP reads 77 tokens and not what follows; the first has 78: cat cat")
+    t5 = [sentence for sentence in said if "T5 reads 256 tokens" in sentence]
+    assert len(said) == 1 + len(t5) and len(t5) == (kind == "sd3")
+    family.free_text_encoders()
+    assert cut_prompts(family, [longest]), "the tokenizers are enough"
+
+
+def test_every_command_says_what_is_cut(tmp_path):
+    """The embedded model's text encoder reads 20 tokens."""
+    long = " ".join(["tiger"] * 500)
+    (tmp_path / "p.txt").write_text(f"a tiger\n{long}\n")
+    words = ["--steps", 1, "--guidance", 1, "--out"]
+    drawn = sdo("sample", long, *words, "s", cwd=tmp_path)
+    evaluated = sdo("eval", "--prompts", "p.txt", "--rewards", "clip", *words, "e", cwd=tmp_path)
+    recipe = ["max_train_steps=1", "train_batch_size=1", "num_inference_steps=2", "prompts.file=p.txt"]
+    recipe += ["validation.num_prompts=1", "validation.grid_prompts=0", "--out", "r"]
+    trained = sdo("finetune", "--recipe", "quickstart", *recipe, cwd=tmp_path)
+    for done in (drawn, evaluated, trained):
+        assert done.returncode == 0 and done.stderr.count("CLIP reads 20 tokens") == 1, done.stderr

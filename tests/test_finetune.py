@@ -136,6 +136,12 @@ def test_the_run_has_a_page_of_its_own(run_folder, tmp_path):
     done = subprocess.run([sys.executable, "-m", "sdo_cli", "report", str(stopped)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Run: quickstart (interrupted)" in (stopped / "report.html").read_text()
+    # as they are kept when one begins with a #
+    lines = (stopped / "heldout_prompts.txt").read_text().splitlines()
+    (stopped / "heldout_prompts.txt").unlink()
+    (stopped / "heldout_prompts.jsonl").write_text("".join(json.dumps(f"#{line}") + "\n" for line in lines))
+    done = subprocess.run([sys.executable, "-m", "sdo_cli", "report", str(stopped)], capture_output=True, text=True)
+    assert done.returncode == 0 and f"#{lines[1]}" in (stopped / "report.html").read_text(), done.stderr
 
 
 def test_one_prompt_has_no_standard_error_and_the_json_is_json(tmp_path):
@@ -211,6 +217,17 @@ def test_a_prompt_that_looks_like_a_comment_comes_back(tmp_path):
     write_recipe(loaded, tmp_path, None)
     again = load_recipe(str(tmp_path / "resolved.yaml"))
     assert again.prompts(again.recipe.prompts) == ["#3 in a row", "a tiger"]
+
+
+def test_a_mixture_reports_its_parts():
+    """In the metrics of every step, and the mixture is what its weights and frozen statistics make of them."""
+    parts = "[{name: clip, weight: 2, mean: 0.5, std: 0.1}, {name: colorfulness, weight: 0.5}]"
+    words = ["max_train_steps=1", f"rewards=[{{name: mixture, options: {{parts: {parts}}}}}]", "validation.rewards=[]"]
+    job, _ = prepare(load_recipe("quickstart", [*TINY, *words]))
+    found = next(train(job)).rewards
+    assert list(found) == ["mixture", "mixture/clip", "mixture/colorfulness"]
+    expected = 2 * (found["mixture/clip"] - 0.5) / 0.1 + 0.5 * found["mixture/colorfulness"]
+    assert found["mixture"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_no_error_no_number_of_errors():

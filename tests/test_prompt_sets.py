@@ -28,6 +28,12 @@ GENEVAL = (
 FORMATS = {
     "lines.txt": ("# a comment\r\n\r\na cat\r\n  a dog \r\n", [("a cat", ""), ("a dog", "")]),
     "bom.txt": ("\ufeffa cat\n", [("a cat", "")]),
+    "bom.csv": ("\ufeffprompt,category\r\na cat,x\r\n\r\na dog,y\r\n", [("a cat", "x"), ("a dog", "y")]),
+    "bom.jsonl": ('\ufeff{"prompt": "a cat"}\r\n\r\n{"prompt": "a dog"}\r\n', [("a cat", ""), ("a dog", "")]),
+    "emoji.txt": ("a 🐯 on a 🟦\n👩‍🚀\n", [("a 🐯 on a 🟦", ""), ("👩‍🚀", "")]),
+    "separators.jsonl": ('{"prompt": "a\u2028cat"}\n{"prompt": "a\x85dog"}\n', [("a\u2028cat", ""), ("a\x85dog", "")]),
+    "separators.txt": ("a\u2028cat\na\x0bdog\n", [("a\u2028cat", ""), ("a\x0bdog", "")]),
+    "duplicates.csv": ("id,prompt\n7,a cat\n7,a dog\n8,a cat\n", [("a cat", ""), ("a dog", ""), ("a cat", "")]),
     "PartiPrompts.tsv": (PARTI, [('a red "cube", on a sphere', "Abstract"), ("A robot", "Artifacts")]),
     "drawbench.csv": (DRAWBENCH, [("A red car, and a blue one", "Colors"), ("Two\nlines", "Text")]),
     "evaluation_metadata.jsonl": (
@@ -79,6 +85,14 @@ def test_pick_a_pic_in_parquet_without_its_pictures(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ValueError, match=r"needs pyarrow; pip install 'sdo-cli\[parquet\]'"):
         read_path(tmp_path / "t.parquet")
+
+
+def test_10_000_lines(tmp_path):
+    lines = [f"prompt {i} 🐯" for i in range(10_000)]
+    (tmp_path / "many.txt").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "many.csv").write_text("prompt\n" + "\n".join(lines), encoding="utf-8")
+    for name in ("many.txt", "many.csv"):
+        assert [p.text for p in read_prompt_set(str(tmp_path / name)).prompts] == lines
 
 
 WRONG = {

@@ -79,8 +79,16 @@ def count(page):
 def test_it_fits_and_shows_its_parts(opened, view):
     page = opened(view)
     assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
-    assert page.locator("svg").count() == 3 and page.locator("#cards .card").count() >= 24
+    assert page.locator("svg:visible").count() == 3 and page.locator("#cards .card").count() >= 24
     assert page.locator("h1").inner_text() == "Evaluation: base, tuned"
+    # nothing of a chart lies outside its frame, and its words are as large as they were drawn
+    for chart in page.locator(".chart").all():
+        assert chart.evaluate("e => e.scrollWidth <= e.clientWidth")
+        svg = chart.locator("svg:visible")
+        assert svg.evaluate("e => e.getBoundingClientRect().width / e.viewBox.baseVal.width") > 0.9
+        outside = "e => [...e.querySelectorAll('text')].filter(t => { const a = t.getBoundingClientRect(), b = "
+        outside += "e.getBoundingClientRect(); return a.left < b.left - 1 || a.right > b.right + 1 }).length"
+        assert svg.evaluate(outside) == 0
     image = page.locator("#cards .card img").first
     assert image.evaluate("e => e.complete && e.naturalWidth > 0")
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")

@@ -1,6 +1,7 @@
 """Every shipped recipe, run for two steps on a small random model of its family with small real-format rewards."""
 
 import json
+import re
 
 import forked
 import pytest
@@ -10,6 +11,7 @@ from small_rewards import make_small_reward
 import rewards
 from sdo_cli.models.catalog import MODELS
 from sdo_cli.recipe.load import find_recipe, load_recipe, shipped_recipes
+from sdo_cli.weights.needs import needs_of
 
 REAL = [name for name in shipped_recipes() if name not in ("quickstart", "bench", "guarded")]
 KIND = {"sd15": "sd15", "sdxl": "sdxl", "sd35-medium": "sd35"}
@@ -67,6 +69,17 @@ def test_two_steps(name, small, tmp_path):
 def test_each_opens_with_the_command_that_runs_it(name):
     lines = find_recipe(name).read_text().splitlines()
     assert lines[0] == f"# sdo finetune --recipe {name}" and load_recipe(name).recipe.description
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_each_says_what_it_needs_and_what_to_expect(name):
+    head = [line for line in find_recipe(name).read_text().splitlines() if line.startswith("#")]
+    needs = next(line for line in head if line.startswith("# Needs: "))
+    said = re.search(r"GPU of \d+ GB \([\d.]+ GB estimated\).* (\d+) GB of weights", needs)
+    assert int(said[1]) == round(sum(need.size for need in needs_of(load_recipe(name).recipe)) / 1e9)
+    assert any(line.startswith("# Expect: ") for line in head)
+    assert any(f"sdo fetch {name} " in line for line in head)
+    assert any("Not run on real weights" in line for line in head)
 
 
 @pytest.mark.parametrize("name", REAL)

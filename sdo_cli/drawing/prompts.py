@@ -8,6 +8,28 @@ from sdo_cli.models.base import Family
 from sdo_cli.sampling.guidance import Condition
 
 ENCODE_BATCH = 32
+# SD 3's pipeline gives T5 this many, whatever its tokenizer would take
+T5_TOKENS = 256
+
+
+def cut_prompts(family: Family, prompts: Iterable[str]) -> list[str]:
+    """A sentence for every kind of text encoder that does not read some prompts to their end; tokenizers are enough."""
+    every, found = list(dict.fromkeys(prompts)), []
+    for name, encoder in (("tokenizer", "CLIP"), ("tokenizer_2", "CLIP"), ("tokenizer_3", "T5")):
+        tokenizer = getattr(family.pipeline, name, None)
+        if tokenizer is None or not every:
+            continue
+        limit = T5_TOKENS if name == "tokenizer_3" else tokenizer.model_max_length
+        lengths = [len(ids) for ids in tokenizer(every, truncation=False, verbose=False).input_ids]
+        if longer := [i for i, length in enumerate(lengths) if length > limit]:
+            first = every[longer[0]]
+            shown = first if len(first) <= 40 else f"{first[:40]}…"
+            found.append(
+                f"{len(longer)} of {len(every)} prompts: {encoder} reads {limit} tokens and not what follows; "
+                f"the first has {lengths[longer[0]]}: {shown}"
+            )
+    # two CLIP encoders read alike
+    return list(dict.fromkeys(found))
 
 
 class PromptEmbeddings:

@@ -9,7 +9,7 @@ from sdo_cli.device import dtype_of, pick_device
 from sdo_cli.drawing.draw import DrawSettings, draw_images, solver_of
 from sdo_cli.drawing.parameters import lora_name, parameters_text, png_note
 from sdo_cli.drawing.pictures import save_grid, save_image
-from sdo_cli.drawing.prompts import PromptEmbeddings
+from sdo_cli.drawing.prompts import PromptEmbeddings, cut_prompts
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import ModelSource, load_family
 from sdo_cli.parallel.world import SINGLE, World
@@ -44,6 +44,8 @@ def draw_to_folder(job: SampleJob, out: Path, *, grid: bool, reporter: Reporter,
     family = load_family(job.model, dtype=dtype)
     if job.lora is not None:
         family.load_lora(job.lora, scale=job.lora_scale)
+    for sentence in cut_prompts(family, job.prompts):
+        reporter.note(sentence)
     embed = PromptEmbeddings(family)
     embed.prepare(job.prompts, job.settings.negative_prompt, device)
     family.to(device, dtype)

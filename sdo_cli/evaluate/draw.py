@@ -12,7 +12,7 @@ from sdo_cli.device import dtype_of, pick_device
 from sdo_cli.drawing.draw import draw_images, solver_of
 from sdo_cli.drawing.parameters import parameters_text, png_note
 from sdo_cli.drawing.pictures import to_pil
-from sdo_cli.drawing.prompts import ENCODE_BATCH, PromptEmbeddings
+from sdo_cli.drawing.prompts import ENCODE_BATCH, PromptEmbeddings, cut_prompts
 from sdo_cli.evaluate.job import Item, Settings, Variant
 from sdo_cli.files import write_text
 from sdo_cli.models.base import Family
@@ -45,10 +45,14 @@ def draw_variant(
     *,
     batch_size: int,
     world: World = SINGLE,
+    tell: bool = True,
 ) -> None:
     """Draw what is missing of ``items`` into ``folder``, with ``metadata.jsonl`` once all are there.
 
     The processes of ``world`` share the folder; its chunks are dealt out among them in turn.
+
+    Args:
+        tell: whether to note the prompts the model does not read to their end.
     """
 
     def look() -> list[tuple[int, list[Item]]]:
@@ -59,6 +63,9 @@ def draw_variant(
     todo = world.share(look)
     mine = [left for k, (_, left) in enumerate(todo) if world.mine(k)]
     family, embed = (None, None) if not mine else _load(settings, variant, items, [i for left in mine for i in left])
+    if family is not None and tell:
+        for sentence in cut_prompts(family, (item.text for item in items)):
+            reporter.note(sentence)
     for round_ in world.rounds(len(todo)):
         for number, left in (todo[k] for k in round_ if world.mine(k)):
             assert family is not None and embed is not None

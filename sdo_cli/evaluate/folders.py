@@ -50,7 +50,7 @@ def read_folder(folder: Path, given: Prompts | None) -> tuple[Prompts, list[Item
 
 
 def _rows(metadata: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(metadata.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(metadata.read_text(encoding="utf-8-sig").split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -118,9 +118,10 @@ def draw(evaluation: Evaluation, reporter: Reporter, *, batch_size: int, world: 
     if settings is None:
         return
     drawn = [variant for variant in evaluation.job.variants if variant.folder is None]
-    left = sum(len(missing_items(evaluation.items[v.name], evaluation.images(v))) for v in drawn)
-    if left:
-        reporter.phase("images", left)
+    missing = {v.name: len(missing_items(evaluation.items[v.name], evaluation.images(v))) for v in drawn}
+    if any(missing.values()):
+        reporter.phase("images", sum(missing.values()))
+    first = next((name for name, count in missing.items() if count), None)
     for variant in drawn:
         draw_variant(
             settings,
@@ -130,6 +131,7 @@ def draw(evaluation: Evaluation, reporter: Reporter, *, batch_size: int, world: 
             reporter,
             batch_size=batch_size,
             world=world,
+            tell=variant.name == first,
         )
 
 

@@ -10,6 +10,7 @@ import yaml
 
 from sdo_cli.files import read_json
 from sdo_cli.finetune.guard import OBJECTIVE, Check, checks_of, gain, quality, verdict
+from sdo_cli.prompt_sets.files import read_path
 from sdo_cli.provenance import machine
 from sdo_cli.reports import content
 from sdo_cli.scoring.statistics import Interval, Values, mean_interval, win_rate
@@ -185,6 +186,12 @@ def _verdict(held_out: dict[str, Any] | None, trained: list[str]) -> list[str]:
     return sentences[:4]
 
 
+def _held_out_prompts(folder: Path) -> list[str]:
+    """Of a run that has not got to its last scores."""
+    files = (folder / f"heldout_prompts.{kind}" for kind in ("txt", "jsonl"))
+    return [prompt.text for prompt in read_path(next(path for path in files if path.is_file()))]
+
+
 def _gallery(folder: Path, held_out: dict[str, Any] | None) -> content.Gallery | None:
     """The grid prompts at every step that was drawn; scores are those of the first and last."""
     stages = sorted(path for path in (folder / "samples").glob("step_*") if any(path.glob("[0-9]*.png")))
@@ -192,7 +199,7 @@ def _gallery(folder: Path, held_out: dict[str, Any] | None) -> content.Gallery |
         return None
     numbers = [int(re.sub(r"\D", "", stage.name)) for stage in stages]
     columns = ["before" if number == 0 else f"step {number}" for number in numbers]
-    prompts = held_out["prompts"] if held_out else (folder / "heldout_prompts.txt").read_text().splitlines()
+    prompts = held_out["prompts"] if held_out else _held_out_prompts(folder)
     names = sorted({path.name for stage in stages for path in stage.glob("[0-9]*.png")})
     cases = []
     for name in names:

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 import rewards
+from sdo_cli.drawing.prompts import cut_prompts
 from sdo_cli.errors import Stopped
 from sdo_cli.files import alone_in, append_json_line, read_json, without_nan, write_json
 from sdo_cli.finetune import outputs
@@ -78,6 +79,9 @@ def finetune(
     for spec in (*loaded.recipe.rewards, *loaded.recipe.validation.rewards):
         if spec.name in rewards.SHORT:
             reporter.note(f"reward {spec.name}: the newest version, {rewards.full_name(spec.name)}")
+    drawn = [*job.prompts, *(validation.prompts if validation else ()), *(guard.validation.prompts if guard else ())]
+    for sentence in cut_prompts(job.family, drawn):
+        reporter.note(sentence)
     if world.size > 1:
         reporter.note(f"{world.size} processes; a step is {job.global_batch} samples")
     with _folder_of_ours(folder, world):

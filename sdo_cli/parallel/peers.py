@@ -20,6 +20,8 @@ from typing import Any, NoReturn
 
 # a folder of our launcher's: who runs, and with which code each ended
 LAUNCHED = "SDO_LAUNCHED"
+# set by launchers that stay the parent of their workers: ours, torchrun and accelerate
+LAUNCHERS = (LAUNCHED, "TORCHELASTIC_RUN_ID")
 
 # seconds a process gets to say what is wrong itself, when it hears that another failed: the fault may be the same
 GRACE = 1.5
@@ -94,7 +96,7 @@ class Peers:
                     chosen.unregister(link)
                     if rank not in self._gone and self._links:
                         self._lost(rank, "ended without a word (killed, or out of memory?)", 1, said=False)
-            if os.environ.get(LAUNCHED) and os.getppid() != self._parent:
+            if any(map(os.environ.get, LAUNCHERS)) and os.getppid() != self._parent:
                 # whoever started us is gone: save and stop
                 self._parent = os.getppid()
                 os.kill(os.getpid(), signal.SIGTERM)

@@ -84,7 +84,7 @@ def _rows(path: Path, column: str | None, category_column: str | None) -> Iterat
     elif column is not None:
         raise ValueError(f"{path} is plain text, a prompt a line: it has no column {column}")
     else:
-        lines = (line.strip() for line in text.splitlines())
+        lines = (line.strip() for line in lines_of(text))
         yield from (Prompt(line) for line in lines if line and not line.startswith("#"))
 
 
@@ -98,8 +98,13 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path} cannot be read: {fault.strerror}") from None
 
 
+def lines_of(text: str) -> list[str]:
+    """At line ends only: JSON may hold U+2028 and its like as they are, which ``splitlines`` takes for ends, too."""
+    return text.split("\n")
+
+
 def _json_lines(path: Path, text: str) -> Iterator[Any]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(lines_of(text), 1):
         if not line.strip():
             continue
         try:

@@ -8,7 +8,8 @@ from markupsafe import Markup, escape
 
 from sdo_cli.reports.content import Chart, Forest, Series
 
-WIDTH, HEIGHT = 720, 300
+# units are pixels where a drawing has its own width; a phone gets one of its own, so that words stay words
+WIDTH, NARROW, HEIGHT = 720, 340, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 14, 44
 # a line of more points than this is thinned: the screen has no more pixels
 MOST_POINTS = 700
@@ -58,12 +59,12 @@ class _Axis:
         return tick_text(value, self.ticks[1] - self.ticks[0])
 
 
-def line_chart(chart: Chart) -> Markup:
+def line_chart(chart: Chart, width: int = WIDTH) -> Markup:
     """Lines with bands, or points with error bars."""
     xs = [x for s in chart.series for x in finite(s.x)]
     ys = [v for s in chart.series for v in finite([*s.y, *(s.low or []), *(s.high or [])])]
-    x, y = _Axis(xs, LEFT, WIDTH - RIGHT, 8), _Axis(ys, HEIGHT - BOTTOM, TOP, 5)
-    parts = [_frame(x, y, chart.x_label, chart.y_label)]
+    x, y = _Axis(xs, LEFT, width - RIGHT, 8 * width // WIDTH), _Axis(ys, HEIGHT - BOTTOM, TOP, 5)
+    parts = [_frame(x, y, chart.x_label, chart.y_label, width)]
     for number, series in enumerate(chart.series):
         colour = f"c{number % COLOURS}{' pale' if series.pale else ''}"
         kept = thinned(series)
@@ -79,7 +80,7 @@ def line_chart(chart: Chart) -> Markup:
                 parts.append(f'<circle class="dot {colour}" cx="{cx}" cy="{cy}" r="3"/>')
             elif len(run) > 1:
                 parts.append(f'<polyline class="line {colour}" points="{corners}"/>')
-    return _svg(chart.title, f"{chart.y_label} by {chart.x_label}", HEIGHT, parts)
+    return _svg(chart.title, f"{chart.y_label} by {chart.x_label}", width, HEIGHT, parts)
 
 
 def _runs(kept: list[int], *columns: list[float | None]) -> list[list[int]]:
@@ -103,9 +104,9 @@ def _marker(x: _Axis, y: _Axis, series: Series, i: int, colour: str) -> str:
     return text
 
 
-def _frame(x: _Axis, y: _Axis, x_label: str, y_label: str) -> str:
+def _frame(x: _Axis, y: _Axis, x_label: str, y_label: str, width: int) -> str:
     rows = [
-        f'<path class="grid" d="M{LEFT} {y(v)}H{WIDTH - RIGHT}"/>'
+        f'<path class="grid" d="M{LEFT} {y(v)}H{width - RIGHT}"/>'
         f'<text class="tick" x="{LEFT - 8}" y="{y(v) + 4}" text-anchor="end">{y.label(v)}</text>'
         for v in y.ticks
     ]
@@ -113,7 +114,7 @@ def _frame(x: _Axis, y: _Axis, x_label: str, y_label: str) -> str:
         f'<text class="tick" x="{x(v)}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{x.label(v)}</text>'
         for v in x.ticks
     ]
-    middle = (LEFT + WIDTH - RIGHT) / 2
+    middle = (LEFT + width - RIGHT) / 2
     labels = (
         f'<text class="label" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>'
         f'<text class="label" transform="translate(14 {(TOP + HEIGHT - BOTTOM) / 2}) rotate(-90)" '
@@ -122,15 +123,16 @@ def _frame(x: _Axis, y: _Axis, x_label: str, y_label: str) -> str:
     return "".join(rows + columns) + labels
 
 
-def forest_chart(forest: Forest) -> Markup:
+def forest_chart(forest: Forest, width: int = WIDTH) -> Markup:
     """A row per interval, its mean as a dot, a line at zero."""
-    left, row_height, top = 190, 24, 10
+    left, letters, count = (190, 26, 6) if width == WIDTH else (136, 15, 3)
+    row_height, top = 24, 10
     ends = [v for row in forest.rows for v in (row.interval.mean, row.interval.low, row.interval.high)]
     zero = [] if forest.zero is None else [forest.zero]
     groups = [(name, list(rows)) for name, rows in groupby(forest.rows, key=lambda row: row.group)]
     titled = [name for name, _ in groups if name]
     bottom = top + row_height * (len(forest.rows) + len(titled))
-    x = _Axis(finite([*ends, *zero]), left, WIDTH - RIGHT, 6)
+    x = _Axis(finite([*ends, *zero]), left, width - RIGHT, count)
     parts = [
         f'<path class="grid" d="M{x(v)} {top}V{bottom}"/>'
         f'<text class="tick" x="{x(v)}" y="{bottom + 16}" text-anchor="middle">{x.label(v)}</text>'
@@ -141,11 +143,11 @@ def forest_chart(forest: Forest) -> Markup:
     for name, rows in groups:
         number += 1
         if name:
-            parts.append(f'<text class="group" x="4" y="{at + 16}">{escape(_short(name, 26))}</text>')
+            parts.append(f'<text class="group" x="4" y="{at + 16}">{escape(_short(name, width // 8))}</text>')
             at += row_height
         for row in rows:
             middle, span = at + row_height / 2, row.interval
-            label = f"<title>{escape(row.label)}</title>{escape(_short(row.label, 26))}"
+            label = f"<title>{escape(row.label)}</title>{escape(_short(row.label, letters))}"
             parts.append(f'<text class="row" x="{left - 10}" y="{middle + 4}" text-anchor="end">{label}</text>')
             if finite([span.low, span.high]):
                 line = f"M{x(span.low)} {middle}H{x(span.high)}"
@@ -154,21 +156,22 @@ def forest_chart(forest: Forest) -> Markup:
                 dot = f'cx="{x(span.mean)}" cy="{middle}"'
                 parts.append(f'<circle class="dot c{number % COLOURS}" {dot} r="4"/>')
             at += row_height
-    middle = (left + WIDTH - RIGHT) / 2
+    middle = (left + width - RIGHT) / 2
     parts.append(
         f'<text class="label" x="{middle}" y="{bottom + 36}" text-anchor="middle">{escape(forest.x_label)}</text>'
     )
-    return _svg(forest.title, f"intervals of {forest.x_label}", bottom + 44, parts)
+    return _svg(forest.title, f"intervals of {forest.x_label}", width, bottom + 44, parts)
 
 
 def _short(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _svg(title: str, description: str, height: float, parts: list[str]) -> Markup:
+def _svg(title: str, description: str, width: int, height: float, parts: list[str]) -> Markup:
     # the parts escape every text of others themselves
     return Markup(
-        f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(title)}">'
+        f'<svg class="{"wide" if width == WIDTH else "narrow"}" viewBox="0 0 {width} {height:g}" role="img" '
+        f'aria-label="{escape(title)}">'
         f"<title>{escape(title)}</title><desc>{escape(description)}</desc>{''.join(map(str, parts))}</svg>"
     )
 

@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sdo_cli.files import write_text
-from sdo_cli.reports.charts import forest_chart, line_chart, numbers_of
+from sdo_cli.reports.charts import NARROW, WIDTH, forest_chart, line_chart, numbers_of
 from sdo_cli.reports.content import Chart, Forest, Gallery, Report, Table
 from sdo_cli.reports.pictures import Thumbnails, remove_pictures
 
@@ -109,13 +109,14 @@ def _block(block: Chart | Forest | Table) -> dict[str, Any]:
             "right": right,
             "note": block.note,
         }
-    svg = line_chart(block) if isinstance(block, Chart) else forest_chart(block)
+    # the style shows one of the two
+    drawn = [line_chart(block, w) if isinstance(block, Chart) else forest_chart(block, w) for w in (WIDTH, NARROW)]
     head, rows = numbers_of(block)
     legend = [(s.name, s.pale) for s in block.series] if isinstance(block, Chart) and len(block.series) > 1 else []
     right = [i >= len(head) - 3 for i in range(len(head))]
     return {
         "title": block.title,
-        "svg": svg,
+        "svg": drawn[0] + drawn[1],
         "head": head,
         "rows": rows,
         "right": right,
