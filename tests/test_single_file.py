@@ -1,14 +1,13 @@
 """Single-file checkpoints in the original names, through the shipped configs."""
 
 import json
-import re
-from pathlib import Path
 
 import diffusers
 import numpy as np
 import pytest
 import torch
 import transformers
+from original_names import write_original
 from safetensors.torch import save_file
 from small_models import plain
 
@@ -56,76 +55,28 @@ def test_config_folders_are_whole_pipelines(kind, monkeypatch, tmp_path):
     assert config_folder(kind) == folder and [p.name for p in folder.parent.iterdir()] == [kind]
 
 
-def resnet(name: str) -> str:
-    table = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0"}
-    table |= {"conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
-    return re.sub(r"^(\w+)", lambda found: table[found[1]], name)
+# widths of small models are not the real ones, by which SD 2 is told from SD 1
+KIND_OF = {"sd15": ["sd15"], "sd2": ["sd15"], "sdxl": ["sdxl"], "sd3-no-t5": ["sd3-medium"], "sd35": ["sd35-medium"]}
 
 
-def original_unet(name: str, each: int, blocks: int) -> str:
-    """diffusers' name of a UNet layer in CompVis' code; ``each`` layers to a block and one that changes the size."""
-    heads = {"conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0", "conv_norm_out": "out.0"}
-    heads |= {"time_embedding.linear_2": "time_embed.2", "conv_out": "out.2"}
-    for old, new in heads.items():
-        if name.startswith(old + "."):
-            return new + name.removeprefix(old)
-    if found := re.match(r"mid_block\.(resnets|attentions)\.(\d)\.(.*)", name):
-        place = 1 if found[1] == "attentions" else 2 * int(found[2])
-        return f"middle_block.{place}.{found[3] if found[1] == 'attentions' else resnet(found[3])}"
-    found = re.match(r"(down|up)_blocks\.(\d)\.(resnets|attentions|downsamplers|upsamplers)\.(\d)\.(.*)", name)
-    way, block, what, layer, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
-    if what == "downsamplers":
-        return f"input_blocks.{(each + 1) * (block + 1)}.0.op.{rest.removeprefix('conv.')}"
-    if what == "upsamplers":
-        has_attention = block > 0
-        return f"output_blocks.{(each + 1) * block + each}.{1 + has_attention}.{rest}"
-    number = (each + 1) * block + layer + (way == "down")
-    side = "input_blocks" if way == "down" else "output_blocks"
-    return f"{side}.{number}.{1 if what == 'attentions' else 0}.{rest if what == 'attentions' else resnet(rest)}"
-
-
-def original_vae(name: str, blocks: int) -> str:
-    name = re.sub(r"(encoder)\.down_blocks\.(\d)\.", r"\1.down.\2.", name)
-    name = re.sub(r"decoder\.up_blocks\.(\d)\.", lambda m: f"decoder.up.{blocks - 1 - int(m[1])}.", name)
-    name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
-    name = name.replace("mid_block.attentions.0.", "mid.attn_1.").replace("group_norm", "norm")
-    for old, new in {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}.items():
-        name = name.replace(f"attn_1.{old}.", f"attn_1.{new}.")
-    name = (
-        name.replace(".resnets.", ".block.").replace("downsamplers.0", "downsample").replace("upsamplers.0", "upsample")
-    )
-    return name.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
-
-
-def write_original(pipe, path: Path) -> None:
-    """An SD 1.x pipeline as one file with CompVis' names."""
-    each, blocks = pipe.unet.config.layers_per_block, len(pipe.unet.config.block_out_channels)
-    state = {
-        f"model.diffusion_model.{original_unet(name, each, blocks)}": value
-        for name, value in pipe.unet.state_dict().items()
-    }
-    for name, value in pipe.vae.state_dict().items():
-        new = original_vae(name, len(pipe.vae.config.block_out_channels))
-        # the original's attention is made of 1x1 convolutions
-        is_linear = ".attn_1." in new and ".norm." not in new and new.endswith("weight")
-        state[f"first_stage_model.{new}"] = value[:, :, None, None] if is_linear else value
-    for name, value in pipe.text_encoder.state_dict().items():
-        state[f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}"] = value
-    save_file({name: value.contiguous() for name, value in state.items()}, path)
-
-
-def test_an_original_file_gives_the_pipelines_image(small, tmp_path):
-    pipe = plain(small("sd15"))
+@pytest.mark.parametrize("kind", ["sd15", "sd2", "sdxl", "sd3-no-t5", "sd35"])
+def test_an_original_file_gives_the_pipelines_image(kind, small, tmp_path):
+    without = {"text_encoder_3": None, "tokenizer_3": None} if kind == "sd35" else {}
+    pipe = plain(small(kind), **without)
+    if kind.startswith("sd3"):
+        # these files hold no projection of CLIP-L: it is the identity
+        with torch.no_grad():
+            pipe.text_encoder.text_projection.weight.copy_(torch.eye(32))
     write_original(pipe, tmp_path / "model.safetensors")
-    assert kind_of(tmp_path / "model.safetensors") == "sd15"
-    loaded = load_single_file(tmp_path / "model.safetensors", dtype=torch.float32, config=small("sd15"))
+    assert kind_of(tmp_path / "model.safetensors") in KIND_OF[kind]
+    loaded = load_single_file(tmp_path / "model.safetensors", dtype=torch.float32, config=small(kind))
     loaded.set_progress_bar_config(disable=True)
 
     def image(which):
         generator = torch.Generator().manual_seed(3)
         return np.asarray(which("the cat", num_inference_steps=3, generator=generator).images[0], dtype=int)
 
-    assert np.abs(image(pipe) - image(loaded)).max() <= 1
+    assert np.abs(image(pipe) - image(loaded)).max() <= 1 and image(pipe).std() > 1
 
 
 def headers(tmp_path, **shapes):

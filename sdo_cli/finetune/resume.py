@@ -78,13 +78,13 @@ def find(loaded: LoadedRecipe, folder: Path, reporter: Reporter, world: World = 
     now = json.loads(json.dumps(identity(loaded, world.size)))
     changed = [key for key in dict.fromkeys([*found.run, *now]) if found.run.get(key) != now.get(key)]
     if changed:
-        lines = [f"{key}: {json.dumps(found.run.get(key))} there, {json.dumps(now.get(key))} here" for key in changed]
+        notes = {"global_batch": " (train_batch_size × gradient_accumulation_steps × processes)"}
+        lines = [
+            f"{key}: {json.dumps(found.run.get(key))} there, {json.dumps(now.get(key))} here{notes.get(key, '')}"
+            for key in changed
+        ]
         allowed = ", ".join(MAY_CHANGE)
-        if "global_batch" in changed:
-            lines.append(
-                "global_batch is train_batch_size × gradient_accumulation_steps × processes: change one of them"
-            )
-        raise RecipeFault([*lines, f"--resume {folder}: is another run; only {allowed} may change"])
+        raise RecipeFault(lines, what=f"recipe: {folder} is another run, of which only {allowed} may change")
     if found.step > loaded.recipe.max_train_steps:
         text = f"max_train_steps: {loaded.recipe.max_train_steps} is less than the {found.step} steps taken"
         raise RecipeFault([f"{text}; give more, or a new folder"])
