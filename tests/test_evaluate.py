@@ -19,7 +19,7 @@ from sdo_cli.drawing.draw import DrawSettings
 from sdo_cli.drawing.pictures import read_image
 from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.evaluate import draw as drawing
-from sdo_cli.evaluate.draw import draw_variant, metadata_row
+from sdo_cli.evaluate.draw import metadata_row
 from sdo_cli.evaluate.evaluation import Evaluation, folder_variants
 from sdo_cli.evaluate.folders import prompt_inside, read_folder
 from sdo_cli.evaluate.job import EvalPrompt, Job, Prompts, Settings, Variant, items_of, variants_of
@@ -244,16 +244,6 @@ def test_a_kill_between_drawing_and_moving_loses_and_doubles_nothing(done, tmp_p
     assert content(tmp_path / "e") == content(folder)
     assert [path.stat().st_mtime_ns for path in files[2:4]] == moved, "a finished chunk was drawn again"
     assert not list(base.glob(".*"))
-
-
-def test_shares_of_the_draw_make_the_whole(done, tmp_path):
-    """Two processes, each its share of the chunks: the same files."""
-    folder, _, wanted = done
-    items = items_of(PROMPTS, SETTINGS)
-    for rank in (1, 0):
-        draw_variant(SETTINGS, wanted.variants[2], items, tmp_path / "v", Silent(), batch_size=4, rank=rank, world=2)
-        assert (tmp_path / "v" / "metadata.jsonl").exists() == (rank == 0)
-    assert content(tmp_path / "v") == content(folder / "strong")
 
 
 def test_more_seeds_and_prompts_leave_the_others_as_they_are():

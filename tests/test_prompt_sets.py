@@ -154,8 +154,17 @@ def test_shipped_sets_hold_what_they_promise():
     assert all(sum(p.category == c for p in varied.prompts) == 20 for c in varied.categories)
     words = {p.text.lower() for p in varied.prompts}
     assert len(words) == 200
-    for other in ("varied-train", "varied-heldout"):
+    for other in ("varied-train", "varied-heldout", "varied-guard"):
         assert not words & {p.text.lower() for p in read_prompt_set(other).prompts}
+    # what checks during training draw is in no other list
+    for kind in ("varied", "animals"):
+        mine = {p.text for p in read_prompt_set(f"{kind}-guard").prompts}
+        for other in set(SHIPPED) - {f"{kind}-guard"}:
+            assert not mine & {p.text for p in read_prompt_set(other).prompts}, other
+    guard, guarded, train = (
+        {p.text for p in read_prompt_set(f"emoji-{name}").prompts} for name in ("guard", "train-guarded", "train")
+    )
+    assert guard | guarded == train and not guard & guarded
     emoji, held = read_prompt_set("emoji-eval"), read_prompt_set("emoji-heldout")
     assert [p.text for p in emoji.prompts] == [p.text for p in held.prompts]
     assert all(p.category for p in emoji.prompts)

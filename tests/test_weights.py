@@ -74,7 +74,7 @@ def test_needs_say_what_is_here(cache):
 
 
 def test_the_embedded_recipes_need_nothing():
-    for name in ("quickstart", "bench"):
+    for name in ("quickstart", "bench", "guarded"):
         assert needs_of(load_recipe(name).recipe) == []
 
 
@@ -87,7 +87,7 @@ def test_local_paths_that_are_gone_are_told_before_anything_is_loaded(tmp_path):
     assert not (tmp_path / "r").exists()
 
 
-REAL = [name for name in shipped_recipes() if name not in ("quickstart", "bench")]
+REAL = [name for name in shipped_recipes() if name not in ("quickstart", "bench", "guarded")]
 
 
 @pytest.mark.parametrize(

@@ -133,5 +133,5 @@ def world() -> Finding:
     import torch
 
     size, gpus = os.environ.get("WORLD_SIZE", "1"), torch.cuda.device_count()
-    note = "; sdo trains in one process on one of them" if gpus > 1 or size != "1" else ""
+    note = f"; sdo finetune --gpus {gpus} uses all of them" if gpus > 1 and size == "1" else ""
     return Finding("world", f"world size {size}, {gpus} GPU{'' if gpus == 1 else 's'}{note}")

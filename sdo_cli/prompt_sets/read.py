@@ -37,12 +37,16 @@ SHIPPED = {
     "emoji-eval": "held-out words and colours of the embedded model, by kind of thing",
     "emoji-heldout": "the same, as recipes use them",
     "emoji-train": "what recipes on the embedded model train on",
+    "emoji-train-guarded": "emoji-train without emoji-guard",
+    "emoji-guard": "64 of emoji-train, for checks during training",
     "animals": "simple animals, none of animals-train, by kind",
     "animals-train": "names of simple animals, as used since DDPO's aesthetic task",
     "animals-heldout": "animals no recipe trains on",
+    "animals-guard": "other animals, for checks during training",
     "varied-eval": "200 prompts of all lengths in ten categories",
     "varied-train": "people, things, animals and places in several styles",
     "varied-heldout": "other subjects, places and styles than varied-train",
+    "varied-guard": "others again, for checks during training",
 }
 
 
