@@ -71,6 +71,11 @@ def is_out_of_memory(fault: BaseException) -> bool:
     )
 
 
+def first_line(fault: BaseException) -> str:
+    """The first line of its text that says something; its class where none does."""
+    return next((line for line in str(fault).splitlines() if line.strip("=- ")), type(fault).__name__)
+
+
 class Stopped(Exception):
     """Raised at a safe point, in all processes of a job; ``reason`` is a signal's name or ``time limit``."""
 

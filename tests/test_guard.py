@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_checkpoints import run
+from test_checkpoints import TINY, run
 from typer.testing import CliRunner
 
-from sdo_cli.errors import RecipeFault
+from sdo_cli.errors import RecipeFault, Stopped
 from sdo_cli.finetune import guard as guarding
+from sdo_cli.finetune import run as running
+from sdo_cli.finetune.checkpoint import newest
 from sdo_cli.finetune.guard import Check, gain, quality, verdict
+from sdo_cli.progress import Silent
 from sdo_cli.recipe.load import load_recipe
 
 OWN = "guard.prompts={lines: [a cow on a silver sky, a fish on a pale sea, a rose on a dark desk]}"
@@ -72,6 +75,24 @@ def test_a_trained_reward_that_falls_itself_is_a_collapse_whatever_the_others_sa
     assert verdict(rows).bad == 2
 
 
+def test_a_collapsed_model_is_never_the_best():
+    """What the untrained rewards say of it is chance, and a picture without numbers is no picture."""
+    rows = checks([0, 1, -3, -3], [0, 0.1, 0.5, 0.6])
+    found = verdict(rows)
+    assert (found.best, found.reference, found.bad) == (10, 10, 2)
+    rows = checks([0, 1, 2], [0, 0.1, 0.5])
+    rows[2].values["colorfulness"][3] = float("nan")
+    found = verdict(rows)
+    assert (found.best, found.bad) == (10, 1)
+    rows = checks([0, 1], [0, float("nan")])
+    assert verdict(rows).bad == 1
+
+
+def test_where_all_prompts_score_alike_gains_stay_numbers():
+    rows = [Check(k, {"objective": [1.0, 1.0], "x": [2.0 + k, 2.0 + k]}, ["x"]) for k in range(2)]
+    assert quality(rows[1], rows[0]).tolist() == [1.0, 1.0]
+
+
 def test_a_fall_within_chance_is_none():
     rows = checks([0, 1, 2], [0, 0.3, 0.3])
     noise = np.array([1, -1, 1, -1, 1, -1, 1, -1.2])
@@ -96,6 +117,7 @@ def test_a_fall_within_chance_is_none():
             "nothing is selected by it",
         ),
         ([*GUARD, "guard.prompts={file: emoji-heldout.txt}"], "held out for the end"),
+        ([*GUARD, "guard.num_prompts=1"], "checks need two prompts or more"),
         ([*GUARD, "guard.prompts={file: emoji-train.txt}"], "are trained on"),
         (["trackers=[tensorbord]"], "unknown tracker 'tensorbord'; did you mean tensorboard"),
     ],
@@ -159,6 +181,54 @@ def test_killed_and_resumed_the_checks_and_the_best_are_the_same(watched, tmp_pa
         assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
+def in_this_process(folder, *words, resume=False):
+    running.finetune(load_recipe("quickstart", [*TINY, *words]), folder, Silent(), resume=resume)
+
+
+def test_stopped_in_a_check_it_is_made_again(watched, tmp_path, monkeypatch):
+    """Where a check and a checkpoint meet, the steps are saved, and the check is not lost."""
+    real = guarding.Guard.check
+
+    def check(self, job, step, reporter):
+        if step == 2:
+            raise Stopped("SIGTERM")
+        return real(self, job, step, reporter)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(guarding.Guard, "check", check)
+        with pytest.raises(Stopped):
+            in_this_process(tmp_path / "run", *GUARD)
+    assert newest(tmp_path / "run")[0].step == 2
+    done = run(tmp_path / "run", "-q", "--resume", *GUARD)
+    assert done.returncode == 0, done.stderr
+    assert rows_of(tmp_path / "run") == rows_of(watched)
+
+
+def test_a_run_its_guard_ended_does_not_train_on_when_it_is_resumed(tmp_path, monkeypatch):
+    """Stopped while the last held-out prompts were drawn."""
+    falling(monkeypatch)
+    words = [*GUARD, "guard.steps=1", "guard.patience=2", "guard.stop=true"]
+    in_this_process(tmp_path / "run", *words)
+    path = tmp_path / "run" / "manifest.json"
+    ended = json.loads(path.read_text())
+    assert ended["stopped_at"] == 2
+    path.write_text(json.dumps({**ended, "status": "interrupted", "stopped_at": None}))
+    (tmp_path / "run" / "pytorch_lora_weights.safetensors").unlink()
+    in_this_process(tmp_path / "run", *words, resume=True)
+    assert json.loads(path.read_text())["stopped_at"] == 2 and len(rows_of(tmp_path / "run")) == 3
+    assert (tmp_path / "run" / "pytorch_lora_weights.safetensors").is_file()
+    # and without it training goes on
+    in_this_process(tmp_path / "run", *words[:-1], "guard.stop=false", resume=True)
+    assert len(rows_of(tmp_path / "run")) == 7
+
+
+def test_the_folder_alone_repeats_it(watched, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    again = load_recipe(str(watched / "resolved.yaml"), [])
+    assert len(again.prompts(again.recipe.guard.prompts)) == 3
+    assert again.prompts(again.recipe.guard.prompts)[0] == "a cow on a silver sky"
+
+
 def test_trackers_get_the_numbers_of_metrics_and_checks(watched):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -214,7 +284,7 @@ def test_it_warns_and_stops_if_asked(tmp_path, monkeypatch, stop):
     assert "Over-optimised: " in (tmp_path / "run" / "report.html").read_text()
     if stop:
         again = run(tmp_path / "run", "--resume", *words)
-        assert again.returncode == 0 and "is finished already" in again.stdout
+        assert again.returncode == 0 and "is finished already; its guard ended it" in again.stdout
 
 
 def test_without_adapters_nothing_is_kept_as_best_but_it_still_warns(tmp_path):

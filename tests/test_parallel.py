@@ -314,7 +314,8 @@ def test_one_that_is_killed_ends_all(tmp_path):
 
 def test_what_one_is_told_all_stop_for(tmp_path):
     folder = tmp_path / "run"
-    processes = start(2, words_of(folder, "--json", *BATCH, SPLIT[2], "max_train_steps=4000"))
+    words = [*BATCH, SPLIT[2], "max_train_steps=4000", "trackers=[tensorboard]"]
+    processes = start(2, words_of(folder, "--json", *words))
     lines_until(processes[0], '"training", "done": 1')
     processes[1].send_signal(signal.SIGTERM)
     codes, _, errs = finish(processes)
@@ -346,6 +347,31 @@ def test_the_launcher_passes_signals_on_and_codes_back(tmp_path):
     assert time.monotonic() - begin < 30 and process.returncode == 1
     assert said.count("process 1: ended without a word") == 1 and "Traceback" not in said
     assert alive(folder) == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_reaches_workers_that_only_draw(tmp_path):
+    argv = [sys.executable, "-m", "sdo_cli", "sample", "a tiger", "-n", "4000", "--batch-size", "1", "--json"]
+    process = subprocess.Popen(
+        [*argv, "--processes", "2", "--out", str(tmp_path / "s")], stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    lines_until(process, '"images", "done": 4')
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "what was drawn is in" in said and "Traceback" not in said
+    assert alive(tmp_path / "s") == []
+
+
+@pytest.mark.slow
+def test_a_signal_before_they_listen_comes_back_as_its_code(tmp_path):
+    """While Python is still importing: Slurm's scripts requeue 138 and 143."""
+    process = launched(tmp_path / "run", *BATCH, SPLIT[2])
+    wait_until(lambda: len(workers(tmp_path / "run")) == 2)
+    for pid in workers(tmp_path / "run").values():
+        os.kill(pid, signal.SIGUSR1)
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=90)
+    assert process.returncode == 138 and alive(tmp_path / "run") == []
 
 
 @pytest.mark.slow

@@ -72,7 +72,10 @@ def check_rewards_package() -> None:
 
 def main() -> None:
     """Entry point. Every error a user can act on becomes a sentence; a traceback only with --debug."""
-    debug = "--debug" in sys.argv
+    # the variable is for the processes that --gpus starts
+    debug = "--debug" in sys.argv or bool(os.environ.get("SDO_DEBUG"))
+    if debug:
+        os.environ["SDO_DEBUG"] = "1"
     if not debug:
         # read by the libraries when they are imported; their remarks are about sdo's code, not the user's input
         os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

@@ -4,7 +4,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -26,9 +26,6 @@ from sdo_cli.device import PRECISIONS
 from sdo_cli.errors import RecipeFault
 from sdo_cli.plugins import load_plugins
 from sdo_cli.sampling.solvers import AUTO, SOLVERS
-
-if TYPE_CHECKING:
-    pass
 
 
 def evaluate(

@@ -49,7 +49,7 @@ def finetune(
         return
     seconds = None if time_limit is None else seconds_of(time_limit)
     in_several_processes(gpus, processes)
-    from sdo_cli.finetune.resume import is_finished
+    from sdo_cli.finetune.resume import finished
     from sdo_cli.finetune.run import finetune as run
     from sdo_cli.parallel.stopping import Stopping
     from sdo_cli.parallel.world import joined
@@ -57,9 +57,9 @@ def finetune(
     folder: Path | None = None
     with stopped_well(lambda: folder, "--resume"), joined() as world:
         folder = Path(world.share(lambda: str(run_folder(loaded, out, resume=resume))))
-        if resume and world.share(lambda: is_finished(loaded, folder)):
+        if resume and (how := world.share(lambda: finished(loaded, folder))):
             if world.is_main:
-                typer.echo(f"{folder}/ is finished already; more steps: max_train_steps=…")
+                typer.echo(f"{folder}/ is finished already; {how}")
             return
         reporter = make_reporter(as_json=as_json, quiet=quiet or not world.is_main)
         try:

@@ -11,7 +11,7 @@ from sdo_cli.cli.drawing import drawing_problems
 from sdo_cli.cli.output import make_reporter
 from sdo_cli.cli.several import in_several_processes
 from sdo_cli.device import PRECISIONS
-from sdo_cli.errors import RecipeFault
+from sdo_cli.errors import Interrupted, RecipeFault
 from sdo_cli.parallel.launch import launched
 from sdo_cli.sampling.solvers import AUTO, SOLVERS
 
@@ -88,6 +88,8 @@ def sample(
         reporter = make_reporter(as_json=as_json, quiet=quiet or not world.is_main)
         try:
             files = draw_to_folder(job, folder, grid=grid, reporter=reporter, world=world)
+        except KeyboardInterrupt:
+            raise Interrupted(f"interrupted; what was drawn is in {folder}/") from None
         finally:
             reporter.close()
         if not world.is_main:

@@ -1,5 +1,6 @@
 """Commands that several processes carry out together, and that can be stopped and started again."""
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,9 @@ def in_several_processes(gpus: int | None, processes: int | None) -> None:
 
     if (count := wants_several(gpus, processes)) > 1:
         raise typer.Exit(launch(count, cpu=processes is not None))
+    if processes is not None:
+        # on the CPU, also when it is one
+        os.environ["ACCELERATE_USE_CPU"] = "true"
 
 
 def again(*more: str) -> list[str]:

@@ -101,6 +101,7 @@ def evaluate(
             status = "interrupted"
             raise
         finally:
+            world.peers.before_the_end = None
             record(status)
     return tree
 
@@ -118,7 +119,9 @@ def draw(evaluation: Evaluation, reporter: Reporter, *, batch_size: int, world: 
     if settings is None:
         return
     drawn = [variant for variant in evaluation.job.variants if variant.folder is None]
-    missing = {v.name: len(missing_items(evaluation.items[v.name], evaluation.images(v))) for v in drawn}
+    missing = world.share(
+        lambda: {v.name: len(missing_items(evaluation.items[v.name], evaluation.images(v))) for v in drawn}
+    )
     if any(missing.values()):
         reporter.phase("images", sum(missing.values()))
     first = next((name for name, count in missing.items() if count), None)

@@ -6,7 +6,7 @@ judge never takes part, nor do the prompts a run is reported on.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import rewards
 from rewards.base import Reward
 from sdo_cli.device import pick_device
 from sdo_cli.drawing.draw import draw_settings
+from sdo_cli.errors import TrainingFault
 from sdo_cli.finetune.loop import Job
 from sdo_cli.finetune.prepare import guard_prompts, not_trained, only_measured, reward_of
 from sdo_cli.finetune.validate import Validation
@@ -29,7 +30,7 @@ from sdo_cli.weights.needs import explaining
 
 CLIP_SCORE = "clip-score"
 OBJECTIVE = "objective"
-# in standard deviations over the prompts of a plain model's scores: what less than this much could not be seen
+# a spread that is only rounding
 FLAT = 1e-9
 # standard errors by which the trained reward itself may fall
 COLLAPSE = 2.0
@@ -85,7 +86,8 @@ def gain(check: Check, first: Check, measures: list[str]) -> Values:
     for name in measures:
         before = first.of(name)
         spread = before.std(ddof=1) if len(before) > 1 else 0.0
-        gains.append((check.of(name) - before) / max(float(spread), FLAT))
+        # all alike: nothing to measure it in
+        gains.append((check.of(name) - before) / (spread if spread > FLAT else 1.0))
     return np.mean(np.array(gains), axis=0)
 
 
@@ -99,16 +101,20 @@ def verdict(checks: list[Check]) -> Verdict:
     first = checks[0]
     worth = [quality(check, first) for check in checks]
     reference, bad, fall = 0, 0, (0.0, 0.0)
+    sound: list[int] = []
     for k in range(1, len(checks)):
         lost = worth[k] - worth[reference]
         error = float(lost.std(ddof=1) / len(lost) ** 0.5) if len(lost) > 1 else 0.0
         fall = (float(lost.mean()), error)
         lower = first.of(OBJECTIVE) - checks[k].of(OBJECTIVE)
-        collapsed = len(lower) > 1 and lower.mean() > COLLAPSE * lower.std(ddof=1) / len(lower) ** 0.5
-        bad = bad + 1 if lost.mean() + error < 0 or collapsed else 0
-        if lost.mean() > 0:
-            reference = k
-    best = max(range(1, len(checks)), key=lambda k: (worth[k].mean(), -k))
+        finite = bool(np.isfinite(lost).all() and np.isfinite(lower).all())
+        collapsed = not finite or bool(lower.mean() > COLLAPSE * lower.std(ddof=1) / len(lower) ** 0.5)
+        bad = bad + 1 if collapsed or lost.mean() + error < 0 else 0
+        if not collapsed:
+            sound.append(k)
+            reference = k if lost.mean() > 0 else reference
+    # of a collapsed model the untrained rewards may say anything
+    best = max(sound or range(1, len(checks)), key=lambda k: (np.nan_to_num(worth[k].mean(), nan=-np.inf), -k))
     rise = float((checks[-1].of(OBJECTIVE) - checks[reference].of(OBJECTIVE)).mean())
     return Verdict(checks[best].step, checks[reference].step, bad, fall, rise)
 
@@ -149,6 +155,10 @@ class Guard:
         values = {name: table.double().mean(1).tolist() for name, table in tables.items()}
         if validation.seeds > 1:
             values[DIVERSITY] = diversities(rows).tolist()
+        if step == 0 and (bad := next((name for name, v in values.items() if not np.isfinite(v).all()), None)):
+            raise TrainingFault(
+                f"the untrained model's {bad} is not a finite number", remedy="try mixed_precision=no, or another vae"
+            )
         found = Check(step, values, self.untrained)
         self.checks.append(found)
         return found
@@ -160,18 +170,24 @@ class Guard:
         """Remember the weights of the last check if none was better."""
         last = self.checks[-1].step
         found = self.verdict()
-        if found is None or found.best != last:
+        if found is None or found.best != last or not np.isfinite(quality(self.checks[-1], self.checks[0])).all():
             return False
         self.best, self.best_step = [p.detach().cpu().clone() for p in parameters], last
         return True
 
     def state(self) -> dict[str, Any]:
-        """For the checkpoint: the best weights and what the model drew at first; the checks are in ``guard.jsonl``."""
-        return {"base": self.base, "best": self.best, "best_step": self.best_step}
+        """For the checkpoint: the checks so far, the best weights, and what the model drew at first."""
+        checks = [asdict(check) for check in self.checks]
+        return {"checks": checks, "base": self.base, "best": self.best, "best_step": self.best_step}
 
-    def load_state(self, state: dict[str, Any], checks: list[Check]) -> None:
+    def load_state(self, state: dict[str, Any]) -> None:
         self.base, self.best, self.best_step = state["base"], state["best"], state["best_step"]
-        self.checks = checks
+        self.checks = checks_of(state["checks"])
+
+    def is_over(self, patience: int) -> bool:
+        """Whether so many checks in a row were bad."""
+        found = self.verdict()
+        return found is not None and found.bad >= patience
 
 
 def make_guard(loaded: LoadedRecipe, job: Job, validation: Validation | None) -> Guard | None:
@@ -188,7 +204,8 @@ def make_guard(loaded: LoadedRecipe, job: Job, validation: Validation | None) ->
             for name, spec in guard_rewards(recipe).items()
         }
         trained = {item.name: item.reward for item in job.rewards}
-        clip = _embedder(trained | untrained) or reward_of(RewardSpec(CLIP_SCORE), recipe, pick_device())
+        there_too = validation.rewards if validation else {}
+        clip = _embedder(trained | untrained | there_too) or reward_of(RewardSpec(CLIP_SCORE), recipe, pick_device())
     drawn = Validation(
         prompts=guard_prompts(loaded),
         seeds=spec.seeds,

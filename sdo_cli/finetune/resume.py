@@ -10,6 +10,7 @@ from sdo_cli.errors import RecipeFault
 from sdo_cli.files import read_json, write_text
 from sdo_cli.finetune import checkpoint
 from sdo_cli.finetune.checkpoint import Checkpoint
+from sdo_cli.finetune.guard import checks_of, verdict
 from sdo_cli.finetune.loop import global_batch
 from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.progress import Reporter
@@ -92,15 +93,18 @@ def find(loaded: LoadedRecipe, folder: Path, reporter: Reporter, world: World = 
     return found
 
 
-def is_finished(loaded: LoadedRecipe, folder: Path) -> bool:
-    """Whether the folder holds this run with all its steps and results."""
+def finished(loaded: LoadedRecipe, folder: Path) -> str:
+    """How to go on with a folder that holds this run with all its steps and results; empty when it does not."""
     path = folder / "manifest.json"
     tree = read_json(path) if path.is_file() else {}
     if tree.get("status") != "finished":
-        return False
-    if tree.get("stopped_at") and loaded.recipe.guard.stop:
-        return True
-    return steps_written(folder) >= loaded.recipe.max_train_steps
+        return ""
+    if steps_written(folder) >= loaded.recipe.max_train_steps:
+        return "more steps: max_train_steps=…"
+    ended = loaded.recipe.guard.stop and tree.get("stopped_at") == steps_written(folder)
+    if ended and verdict(checks_of(read_lines(folder / "guard.jsonl"))).bad >= loaded.recipe.guard.patience:
+        return "its guard ended it; more steps all the same: guard.stop=false"
+    return ""
 
 
 def steps_written(folder: Path) -> int:
@@ -110,21 +114,25 @@ def steps_written(folder: Path) -> int:
 
 def cut_lines(path: Path, step: int) -> list[dict[str, Any]]:
     """Keep the lines up to ``step``: later ones, or one that was cut off, are written again; returns them."""
+    rows = [row for row in read_lines(path) if row["step"] <= step]
+    if path.is_file() or rows:
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Up to one that was cut off."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
-            row = json.loads(line)
+            rows.append(json.loads(line))
         except ValueError:
             break
-        if row["step"] <= step:
-            rows.append(row)
-    if path.is_file() or rows:
-        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
     return rows
 
 
 def newest_unfinished(loaded: LoadedRecipe) -> Path | None:
     """The run folder of this recipe that was begun last and is not finished."""
     folders = [path for path in Path(loaded.recipe.output_dir).glob(f"{loaded.name}-*") if path.is_dir()]
-    unfinished = [path for path in folders if not is_finished(loaded, path) and (path / "manifest.json").is_file()]
+    unfinished = [path for path in folders if not finished(loaded, path) and (path / "manifest.json").is_file()]
     return max(unfinished, key=lambda path: (path / "manifest.json").stat().st_mtime, default=None)

@@ -1,5 +1,6 @@
 """One fine-tuning job from recipe to run folder."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -10,10 +11,10 @@ from torch import Tensor
 import rewards
 from sdo_cli.drawing.prompts import cut_prompts
 from sdo_cli.errors import Stopped
-from sdo_cli.files import alone_in, append_json_line, read_json, without_nan, write_json
+from sdo_cli.files import alone_in, append_json_line, read_json, without_nan, write_json, write_text
 from sdo_cli.finetune import outputs
 from sdo_cli.finetune.checkpoint import Checkpoint, restore, save
-from sdo_cli.finetune.guard import Guard, checks_of, make_guard, said_of
+from sdo_cli.finetune.guard import Guard, make_guard, said_of
 from sdo_cli.finetune.loop import Job, StepResult, train
 from sdo_cli.finetune.optimizer import Stepper
 from sdo_cli.finetune.prepare import prepare
@@ -111,11 +112,15 @@ def _recorded(run: Run) -> RunSummary:
             tree = manifest(run.loaded, run.job.family.name, status, started)
             write_json(run.folder / "manifest.json", {**tree, "processes": run.job.world.size, "stopped_at": stopped})
 
+    def lost() -> None:
+        record("failed")
+        run.reporter.close()
+
     if run.is_main:
         write_recipe(run.loaded, run.folder, run.validation.prompts if run.validation else None)
     record("running")
     # when another process fails there is no way back to here
-    run.job.world.peers.before_the_end = lambda: record("failed")
+    run.job.world.peers.before_the_end = lost
     try:
         summary = _train_and_measure(run)
         status = "finished"
@@ -123,6 +128,7 @@ def _recorded(run: Run) -> RunSummary:
         status = "interrupted"
         raise
     finally:
+        run.job.world.peers.before_the_end = None
         record(status)
         run.trackers.end()
     return summary
@@ -146,7 +152,7 @@ def _train_and_measure(run: Run) -> RunSummary:
 
     gains = {name: paired_gain(before[name], after[name]) for name in before}
     trained_on = [item.name for item in job.rewards]
-    best = guard.best_step if guard is not None else None
+    best = guard.best_step or None if guard is not None else None
     summary = RunSummary(folder, gains, trained_on, seconds, steps, best, stopped_at)
     if run.is_main:
         outputs.write_results(job, run.loaded, run.validation, summary, results, {"before": before, "after": after})
@@ -156,15 +162,15 @@ def _train_and_measure(run: Run) -> RunSummary:
 def _go_back(run: Run, stepper: Stepper) -> list[StepResult]:
     """Everything as it was at the checkpoint, and the results up to it; nothing without one."""
     start = run.begin.step if run.begin else 0
-    first = start if run.begin else -1
-    rows, checks = run.job.world.share(
-        lambda: (cut_lines(run.folder / METRICS, first), cut_lines(run.folder / CHECKS, first))
-    )
+    rows = run.job.world.share(lambda: cut_lines(run.folder / METRICS, start))
     if run.begin is not None:
         state = restore(run.begin, stepper, rank=run.job.world.rank)
         if run.guard is not None and state is not None:
-            run.guard.load_state(state, checks_of(checks))
+            run.guard.load_state(state)
             outputs.save_best(run.job, run.guard, run.folder)
+    if run.is_main and run.guard is not None:
+        lines = [json.dumps(without_nan(asdict(check))) + "\n" for check in run.guard.checks]
+        write_text(run.folder / CHECKS, "".join(lines))
     return [step_result(row) for row in rows]
 
 
@@ -173,6 +179,24 @@ def _train(run: Run, stepper: Stepper, results: list[StepResult], first_grid: Te
     job, recipe, folder = run.job, run.job.recipe, run.folder
     start, last = run.begin.step if run.begin else 0, recipe.max_train_steps
     every, grids, checks = recipe.checkpointing_steps, recipe.validation.grid_steps, recipe.guard.steps
+
+    def is_due(step: int) -> bool:
+        return bool(checks) and (step % checks == 0 or step == last)
+
+    def check(step: int) -> bool:
+        try:
+            return _check(run, stepper, step)
+        except Stopped:
+            _save(run, stepper, step)
+            raise
+
+    if run.guard is not None and start:
+        # stopped in the middle of a check, or after the one that ended training
+        if is_due(start) and run.guard.checks[-1].step < start:
+            check(start)
+        if recipe.guard.stop and run.guard.is_over(recipe.guard.patience):
+            stepper.finish()
+            return start
     run.reporter.phase("training", last - start)
     for result in train(job, stepper=stepper, start=start):
         results.append(result)
@@ -180,8 +204,8 @@ def _train(run: Run, stepper: Stepper, results: list[StepResult], first_grid: Te
         stop = False
         if grids and result.step % grids == 0 and result.step < last:
             outputs.draw_grid(job, run.validation, first_grid, folder, result.step)
-        if checks and (result.step % checks == 0 or result.step == last):
-            stop = _check(run, stepper, result.step)
+        if is_due(result.step):
+            stop = check(result.step)
         # what came before a skipped step is in the checkpoint before it; weights that make nonsense are in none
         if every and not result.skipped and (result.step % every == 0 or result.step == last or stop):
             _save(run, stepper, result.step)
@@ -230,13 +254,12 @@ def _check(run: Run, stepper: Stepper, step: int) -> bool:
         check = guard.check(run.job, step, run.reporter.quiet())
         better = recipe.train == "lora" and guard.keep_if_best(run.job.parameters)
     if run.is_main:
-        append_json_line(run.folder / CHECKS, asdict(check))
+        append_json_line(run.folder / CHECKS, without_nan(asdict(check)))
         run.trackers.log({f"guard/{name}": sum(v) / len(v) for name, v in check.values.items()}, step)
     run.reporter.note(f"check at step {step}: {said_of(check)}{'  best so far' if better else ''}")
     if better:
         outputs.save_best(run.job, guard, run.folder)
-    found = guard.verdict()
-    if found is None or found.bad < recipe.guard.patience:
+    if not guard.is_over(recipe.guard.patience) or (found := guard.verdict()) is None:
         return False
     stop = recipe.guard.stop
     if stop or found.bad == recipe.guard.patience:

@@ -58,6 +58,8 @@ def write_recipe(loaded: LoadedRecipe, folder: Path, held_out: list[str] | None)
     sources = {"train": (tree, loaded.prompts(loaded.recipe.prompts))}
     if held_out is not None:
         sources["heldout"] = (tree["validation"], held_out)
+    if loaded.recipe.guard.steps:
+        sources["guard"] = (tree["guard"], loaded.prompts(loaded.recipe.guard.prompts))
     for name, (place, prompts) in sources.items():
         # in a text file a # begins a comment
         kind = "jsonl" if any(prompt.startswith("#") for prompt in prompts) else "txt"
@@ -81,7 +83,8 @@ def _absolute_paths(tree: dict[str, Any]) -> None:
 
     for key in ("model", "vae", "lora", "rewards"):
         tree[key] = absolute(tree[key])
-    tree["validation"]["rewards"] = absolute(tree["validation"]["rewards"])
+    for part in ("validation", "guard"):
+        tree[part]["rewards"] = absolute(tree[part]["rewards"])
 
 
 def step_result(row: dict[str, Any]) -> StepResult:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdo_cli.errors import EnvironmentFault
+from sdo_cli.errors import EnvironmentFault, first_line
 
 # of the registry, where it is not the tracker's own name
 PACKAGES = {"comet_ml": "comet-ml"}
@@ -46,7 +46,7 @@ class Trackers:
         # whatever a service's client raises
         except Exception as fault:
             raise EnvironmentFault(
-                f"trackers: cannot start {', '.join(names)}: {str(fault).strip().splitlines()[0]}",
+                f"trackers: cannot start {', '.join(names)}: {first_line(fault)}",
                 remedy="sign in as its documentation says, or leave it out of the recipe",
             ) from fault
 
@@ -56,5 +56,6 @@ class Trackers:
             self._accelerator.log({name: v for name, v in values.items() if v is not None and v == v}, step=step)
 
     def end(self) -> None:
-        if self._accelerator is not None:
-            self._accelerator.end_training()
+        # end_training() would also take the process group away, which the others still need
+        for tracker in self._accelerator.trackers if self._accelerator is not None else ():
+            tracker.finish()

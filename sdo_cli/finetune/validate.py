@@ -25,7 +25,7 @@ class Validation:
     prompts: one entry each.
     seeds: images per prompt.
     rewards: by name; the trained ones and those that only measure.
-        embed: conditions encoded before; None encodes them when they are drawn.
+    embed: conditions encoded before; None encodes them when they are drawn.
     purpose: of the noise; other purposes draw other noise.
     """
 

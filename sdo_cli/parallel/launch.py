@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-from sdo_cli.errors import EnvironmentFault, RecipeFault
+from sdo_cli.errors import EnvironmentFault, RecipeFault, first_line
 from sdo_cli.parallel.peers import LAUNCHED
 
 FORWARDED = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
@@ -23,7 +22,7 @@ FORWARDED = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 
 def launched() -> bool:
     """Whether this process was started as one of several, by us or by anyone."""
-    return bool(os.environ.get("WORLD_SIZE"))
+    return int(os.environ.get("WORLD_SIZE") or 1) > 1
 
 
 def wants_several(gpus: int | None, processes: int | None) -> int:
@@ -56,19 +55,21 @@ def launch(count: int, *, cpu: bool) -> int:
     Raises:
         EnvironmentFault: accelerate cannot start them.
     """
-    with tempfile.TemporaryDirectory(prefix="sdo-") as folder, _signals(Path(folder)) as forward:
-        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // count))
+    with tempfile.TemporaryDirectory(prefix="sdo-") as folder, _signals(Path(folder)) as signals:
+        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // count))
         os.environ |= {LAUNCHED: folder, "OMP_NUM_THREADS": threads, **({"ACCELERATE_USE_CPU": "true"} if cpu else {})}
         faults: list[BaseException] = []
         # on a thread of its own the launcher leaves the signals to us
         thread = threading.Thread(target=_under_accelerate, args=(count, faults), daemon=True)
         thread.start()
-        while thread.is_alive():
-            thread.join(0.2)
-            forward()
-        # this process is no worker
-        del os.environ[LAUNCHED]
-        return _exit_code(Path(folder), count, faults)
+        try:
+            while thread.is_alive():
+                thread.join(0.2)
+                signals.forward()
+        finally:
+            # this process is no worker
+            del os.environ[LAUNCHED]
+        return _exit_code(Path(folder), count, faults, signals.seen)
 
 
 def _under_accelerate(count: int, faults: list[BaseException]) -> None:
@@ -80,7 +81,8 @@ def _under_accelerate(count: int, faults: list[BaseException]) -> None:
     for name in ("torch.distributed.elastic", "torch.distributed.run"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     words = ["--multi_gpu", "--num_processes", str(count), "--num_machines", "1", "--main_process_port", "0"]
-    words += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    # said here, whatever the user's own configuration of accelerate says
+    words += ["--mixed_precision", "no", "--dynamo_backend", "no", "--gpu_ids", "all"]
     script = Path(sys.argv[0])
     # `python -m` puts the working folder first on the path, where a folder `rewards` may lie
     words += ["-m", "sdo_cli"] if script.name == "__main__.py" else ["--no_python", str(script)]
@@ -91,30 +93,38 @@ def _under_accelerate(count: int, faults: list[BaseException]) -> None:
         faults.append(fault)
 
 
-@contextmanager
-def _signals(folder: Path) -> Iterator[Any]:
-    """Gather signals; ``forward()`` sends them to every worker that runs, also to one that starts later."""
-    seen: list[int] = []
-    sent: set[tuple[int, int]] = set()
+class _Forwarded:
+    """Signals that came, and which worker has had which."""
 
-    def on_signal(number: int, frame: FrameType | None) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.seen: list[int] = []
+        self._folder, self._sent = folder, set[tuple[int, int]]()
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
         del frame
-        seen.append(number)
+        self.seen.append(number)
 
-    def forward() -> None:
-        for path in folder.glob("pid-*"):
-            for order, number in enumerate(seen):
-                if (pid := int(path.read_text() or 0)) and (order, pid) not in sent:
-                    sent.add((order, pid))
-                    with suppress(ProcessLookupError):
+    def forward(self) -> None:
+        """To every worker that runs, also to one that started after the signal."""
+        for path in self._folder.glob("pid-*"):
+            pid = int(path.read_text())
+            for order, number in enumerate(self.seen):
+                if (order, pid) not in self._sent:
+                    self._sent.add((order, pid))
+                    with suppress(OSError):
                         os.kill(pid, signal.SIGTERM if number == signal.SIGHUP else number)
 
-    before = {name: signal.signal(getattr(signal, name), on_signal) for name in FORWARDED if hasattr(signal, name)}
+
+@contextmanager
+def _signals(folder: Path) -> Iterator[_Forwarded]:
+    found = _Forwarded(folder)
+    numbers = [getattr(signal, name) for name in FORWARDED if hasattr(signal, name)]
+    before = {number: signal.signal(number, found.on_signal) for number in numbers}
     try:
-        yield forward
+        yield found
     finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def tell_launcher() -> None:
@@ -126,15 +136,22 @@ def tell_launcher() -> None:
         path.with_name(f".{path.name}").rename(path)
 
 
-def _exit_code(folder: Path, count: int, faults: list[BaseException]) -> int:
+def _exit_code(folder: Path, count: int, faults: list[BaseException], seen: list[int]) -> int:
     """That of the first process that did not end well."""
     paths = [folder / f"exit-{rank}" for rank in range(count)]
     codes = [int(path.read_text()) if path.exists() else None for path in paths]
-    if not any(folder.glob("pid-*")) and all(code is None for code in codes):
-        said = str(faults[0]).strip().splitlines()[0] if faults else "they left no word"
-        raise EnvironmentFault(
-            f"the {count} processes could not be started: {said}", remedy="run it with --debug, or try one process"
-        )
     told = [code for code in codes if code is not None]
+    if bad := next((code for code in told if code), 0):
+        return bad
+    if None not in codes:
+        return 0
+    if seen:
+        # ended by it before they listened
+        return 128 + seen[0]
+    if not any(folder.glob("pid-*")):
+        why = first_line(faults[0]) if faults else "they left no word"
+        raise EnvironmentFault(
+            f"the {count} processes could not be started: {why}", remedy="run it with --debug, or try one process"
+        )
     # one that left no code was killed
-    return next((code for code in told if code), 1 if None in codes else 0)
+    return 1

@@ -18,6 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from sdo_cli.errors import EnvironmentFault
+
 # a folder of our launcher's: who runs, and with which code each ended
 LAUNCHED = "SDO_LAUNCHED"
 # set by launchers that stay the parent of their workers: ours, torchrun and accelerate
@@ -41,7 +43,7 @@ class Peers:
         self._gone: set[int] = set()
         self._heard: dict[int, bytes] = dict.fromkeys(self._links, b"")
         self._claim, self._news = threading.Lock(), threading.Event()
-        self._parent = os.getppid()
+        self._parent, self.met = os.getppid(), bool(self._links)
         self.before_the_end: Callable[[], None] | None = None
         if self._links:
             threading.Thread(target=self._watch, name="sdo-peers", daemon=True).start()
@@ -132,11 +134,14 @@ def leave_process(code: int) -> NoReturn:
 
 
 def exit_code(code: int) -> int:
-    """``code``, or 0 after it was written down for our launcher: the one it uses knows no codes but 0 and 1."""
+    """``code``, or 0 after it was written down for our launcher: the one it uses knows no codes but 0 and 1.
+
+    Before the processes have met, the launcher has to end the others: then it gets the code itself.
+    """
     if folder := os.environ.get(LAUNCHED):
         with suppress(OSError):
             (Path(folder) / f"exit-{os.environ.get('RANK', '0')}").write_text(str(code))
-        return 0
+        return 0 if _current.met else code
     return code
 
 
@@ -153,23 +158,42 @@ def connect(rank: int, size: int, share: Callable[[Callable[[], Any]], Any]) -> 
         return os.environ["MASTER_ADDR"], server.getsockname()[1], secrets.token_hex(16)
 
     host, port, token = share(offer)
+    try:
+        return _made(_links(rank, size, server, (host, port), token))
+    except TimeoutError as fault:
+        raise EnvironmentFault(
+            f"process {rank}: the processes of this job cannot reach {host}:{port}",
+            remedy="let the machines talk to each other on all ports, as NCCL needs too",
+        ) from fault
+
+
+def _links(rank: int, size: int, server: socket.socket | None, place: tuple[str, int], token: str) -> Peers:
     if server is None:
-        link = socket.create_connection((host, port), timeout=60)
+        link = socket.create_connection(place, timeout=60)
         link.sendall(f"{token} {rank}\n".encode())
-        return _made(Peers(rank, {0: _kept_alive(link)}))
+        return Peers(rank, {0: _kept_alive(link)})
     links: dict[int, socket.socket] = {}
     server.settimeout(60)
     with server:
         while len(links) < size - 1:
             link, _ = server.accept()
-            link.settimeout(10)
-            said, _, who = link.makefile().readline().strip().partition(" ")
+            said, _, who = _greeting(link).partition(b" ")
             # anybody may call; only our own know the word
-            if secrets.compare_digest(said, token):
+            if secrets.compare_digest(said, token.encode()):
                 links[int(who)] = _kept_alive(link)
             else:
                 link.close()
-    return _made(Peers(rank, links))
+    return Peers(rank, links)
+
+
+def _greeting(link: socket.socket) -> bytes:
+    """The first line, and nothing of what follows; what is there of one that is no greeting."""
+    link.settimeout(10)
+    said = b""
+    with suppress(OSError):
+        while len(said) < 64 and (byte := link.recv(1)) and byte != b"\n":
+            said += byte
+    return said
 
 
 _current = Peers()

@@ -7,7 +7,6 @@ from types import FrameType
 from typing import Any
 
 from sdo_cli.errors import Stopped
-from sdo_cli.parallel.launch import tell_launcher
 from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.progress import Reporter, Silent
 
@@ -39,7 +38,6 @@ class Stopping:
         # only the main thread may
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._on_signal) for number in dict.fromkeys(SIGNALS)}
-        tell_launcher()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sdo_cli.device import pick_device
 from sdo_cli.errors import EnvironmentFault, Stopped
+from sdo_cli.parallel.launch import tell_launcher
 from sdo_cli.parallel.peers import Peers, connect
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # how long a process waits for the others where all must meet; those that died are noticed at once
-PATIENCE = timedelta(minutes=30)
+PATIENCE = timedelta(hours=6)
 # elements sent at a time: every adapter fits in one piece, all weights of a model do not
 BUCKET = 2**26
 SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
@@ -152,6 +153,7 @@ def joined() -> Iterator[World]:
             f"WORLD_SIZE is set, but {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not",
             remedy="start with `sdo … --gpus N`, `accelerate launch`, torchrun, or set all of " + ", ".join(NEEDED),
         )
+    tell_launcher()
     world = _join()
     try:
         yield world

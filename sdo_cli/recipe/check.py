@@ -153,6 +153,8 @@ def check_guard(recipe: Recipe, taken: dict[str, list[str]], beside: Path | None
         problem(("guard", "prompts"), "checks need prompts of their own, neither trained on nor held out; add them")
     else:
         mine = check_prompts(spec.prompts, ("guard", "prompts"), beside, problem)
+        if mine and min(len(mine), spec.num_prompts) < 2:
+            problem(("guard", "prompts"), "checks need two prompts or more: one has no spread to measure a change in")
         for what, others in taken.items():
             if both := sorted(set(mine) & set(others)):
                 problem(("guard", "prompts"), f"{len(both)} are {what}, for example {both[0]!r}; take them out of one")
