@@ -92,10 +92,14 @@ def _guard_verdict(checks: list[Check], recipe: dict[str, Any]) -> list[str]:
     if len(checks) < 2:
         return []
     found, names = verdict(checks), ", ".join(checks[0].untrained)
+    at = next(check for check in checks if check.step == found.best)
+    said = f"By the rewards not trained on ({names}) step {found.best} was best"
+    if quality(at, checks[0]).mean() <= 0:
+        said += ", and not better than the model as it was"
     if found.bad >= recipe["guard"]["patience"]:
         trained = ", ".join(spec["name"] for spec in recipe["rewards"])
-        return [f"Over-optimised: {found.sentence(trained)}. By them step {found.best} was best."]
-    return [f"By the rewards not trained on ({names}) step {found.best} was best."]
+        return [f"Over-optimised: {found.sentence(trained)}.", f"{said}."]
+    return [f"{said}."]
 
 
 def _shown(value: Any) -> str:
