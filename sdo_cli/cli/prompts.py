@@ -28,12 +28,13 @@ def list_sets(as_json: JsonOption = False) -> None:
     if as_json:
         typer.echo(json.dumps({"shipped": rows, "fetched": fetched}, ensure_ascii=False))
         return
+    width = max(len(entry["name"]) for entry in (*rows, *fetched))
     for row in rows:
         kinds = f", {len(row['categories'])} categories" if row["categories"] else ""
-        typer.echo(f"{row['name']:<16} {row['prompts']:>5} prompts{kinds}: {row['summary']}")
+        typer.echo(f"{row['name']:<{width}} {row['prompts']:>5} prompts{kinds}: {row['summary']}")
     typer.echo("\nfetched from the hub once, then kept:")
     for entry in fetched:
-        typer.echo(f"{entry['name']:<16} {entry['summary']} ({entry['dataset']})")
+        typer.echo(f"{entry['name']:<{width}} {entry['summary']} ({entry['dataset']})")
     typer.echo(
         "\nor a file (.txt .jsonl .json .csv .tsv .parquet), a folder of them, owner/name or owner/name:file on the hub"
     )
