@@ -6,6 +6,7 @@ import forked
 import pytest
 from small_models import make_small
 
+from sdo_cli.doctor import environment
 from sdo_cli.doctor.advice import advise, candidates, estimate_recipe
 from sdo_cli.doctor.environment import look_around, packages
 from sdo_cli.doctor.examine import examine
@@ -177,13 +178,14 @@ def test_the_target_is_the_named_gpu_or_this_machine():
     assert named.needed(7 * GB) > 8 * GB > named.needed(6 * GB)
 
 
-def test_packages_too_old_or_missing_are_found(monkeypatch):
-    versions = {"peft": "0.1", "diffusers": None}
-    real = "sdo_cli.doctor.environment._version"
-    monkeypatch.setattr(real, lambda name: versions.get(name, "99"))
+def test_packages_too_old_too_new_or_missing_are_found(monkeypatch):
+    versions = {"peft": "0.1", "diffusers": None, "transformers": "99"}
+    real = environment._version
+    monkeypatch.setattr(environment, "_version", lambda name: versions[name] if name in versions else real(name))
     wrong = {finding.text.split(" ")[0]: finding for finding in packages(job().recipe) if not finding.ok}
-    assert set(wrong) == {"peft", "diffusers"}
+    assert set(wrong) == set(versions)
     assert "0.1" in wrong["peft"].text and wrong["diffusers"].remedy.startswith("pip install 'diffusers>=")
+    assert "<" in wrong["transformers"].remedy
 
 
 def test_a_full_disk_is_found(monkeypatch):
