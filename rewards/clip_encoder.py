@@ -70,6 +70,35 @@ class ClipEncoder:
         seen = self.net.encode_image(self.preprocess(images).to(dtype))
         return F.normalize(seen.to(scoring_dtype(dtype)), dim=-1)
 
+    def patch_tokens(self, images: Tensor, layer: int) -> Tensor:
+        """Patch tokens ``[B, T, D]`` after block ``layer`` (1 the first) of a vision transformer; gradients flow.
+
+        Later blocks are not computed.
+
+        Raises:
+            EnvironmentFault: the image tower is no open_clip vision transformer, or has fewer blocks.
+        """
+        blocks = getattr(getattr(self.net.visual, "transformer", None), "resblocks", None)
+        if blocks is None or not 1 <= layer <= len(blocks):
+            depth = "is no vision transformer" if blocks is None else f"has {len(blocks)} blocks, not {layer}"
+            raise EnvironmentFault(
+                f"the image tower of this CLIP model {depth}", remedy="choose another model, or another layer"
+            )
+        dtype = next(self.net.parameters()).dtype
+
+        def stop(block: Any, inputs: Any, output: Tensor) -> None:
+            raise _Reached(output)
+
+        handle = blocks[layer - 1].register_forward_hook(stop)
+        try:
+            self.net.encode_image(self.preprocess(images).to(dtype))
+        except _Reached as reached:
+            tokens = reached.tokens if self.net.visual.transformer.batch_first else reached.tokens.transpose(0, 1)
+        finally:
+            handle.remove()
+        # the first token stands for the whole picture
+        return tokens[:, 1:].to(scoring_dtype(dtype))
+
     def prompts(self, prompts: list[str]) -> Tensor:
         """Unit-length embeddings ``[B, D]``, kept per prompt; no gradient."""
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]
@@ -81,6 +110,14 @@ class ClipEncoder:
                 rows = F.normalize(read.to(scoring_dtype(parameter.dtype)), dim=-1)
                 self._texts.update(zip(part, rows, strict=True))
         return torch.stack([self._texts[prompt] for prompt in prompts])
+
+
+class _Reached(Exception):
+    """Ends a forward pass at the block whose output is wanted."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        super().__init__("reached")
+        self.tokens = tokens
 
 
 def evaluation_transform(settings: Mapping[str, Any]) -> Preprocess:

@@ -10,7 +10,20 @@ from typing import Annotated
 
 import typer
 
-from sdo_cli.cli import bench, compare, doctor, evaluate, export, fetch, finetune, prompts, recipe, reward, sample
+from sdo_cli.cli import (
+    bench,
+    compare,
+    doctor,
+    evaluate,
+    export,
+    fetch,
+    finetune,
+    optimize,
+    prompts,
+    recipe,
+    reward,
+    sample,
+)
 from sdo_cli.errors import EXIT_BAD_INPUT, EnvironmentFault, SdoError, is_out_of_memory
 from sdo_cli.parallel.peers import current, exit_code, leave_process
 
@@ -27,6 +40,7 @@ app = typer.Typer(
 )
 app.command("finetune")(finetune.finetune)
 app.command("sample")(sample.sample)
+app.command("optimize")(optimize.optimize)
 app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("report")(compare.report)

@@ -17,6 +17,7 @@ from sdo_cli.sampling.solvers import AUTO, SOLVERS
 
 
 def sample(
+    context: typer.Context,
     prompts: Annotated[list[str] | None, typer.Argument(help="Prompts, each in quotes.")] = None,
     prompts_file: Annotated[str | None, typer.Option(help="A file with a prompt a line, or a shipped list.")] = None,
     model: Annotated[
@@ -42,6 +43,9 @@ def sample(
     height: Annotated[int | None, typer.Option(help="Pixels; the model's own by default.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels; the model's own by default.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 16,
+    variables: Annotated[
+        Path | None, typer.Option(help="Of `sdo optimize`: draw these images again; the file says everything else.")
+    ] = None,
     gpus: Annotated[int | None, typer.Option(help="So many processes on this machine, a GPU each.")] = None,
     processes: Annotated[int | None, typer.Option(help="So many processes on the CPU.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the images; default samples/<time>.")] = None,
@@ -50,6 +54,9 @@ def sample(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Draw images, with or without a LoRA."""
+    if variables is not None:
+        draw_again(context, variables, out, grid=grid, as_json=as_json, quiet=quiet)
+        return
     lines = gather_prompts(prompts or [], prompts_file)
     count = len(lines) * num_images
     wrong = [] if 1 <= num_images <= 10**6 else [f"--num-images: must be between 1 and {10**6}, not {num_images}"]
@@ -94,13 +101,48 @@ def sample(
             reporter.close()
         if not world.is_main:
             return
+    show_files(files, folder, grid=grid, as_json=as_json)
+
+
+def show_files(files: list[Path], folder: Path, *, grid: bool, as_json: bool) -> None:
     if as_json:
         typer.echo(
             json.dumps({"images": [str(path) for path in files], "grid": str(folder / "grid.png") if grid else None})
         )
     else:
         also = " and grid.png" if grid else ""
-        typer.echo(f"{folder}/: {', '.join(path.name for path in files[:3])}{' …' if count > 3 else ''}{also}")
+        typer.echo(f"{folder}/: {', '.join(path.name for path in files[:3])}{' …' if len(files) > 3 else ''}{also}")
+
+
+def draw_again(
+    context: typer.Context, variables: Path, out: Path | None, *, grid: bool, as_json: bool, quiet: bool
+) -> None:
+    """The images of a file of `sdo optimize`.
+
+    Raises:
+        RecipeFault: other options, which the file would contradict.
+    """
+    free = ("variables", "out", "grid", "as_json", "quiet")
+    given = [name for name in context.params if name not in free and _was_typed(context, name)]
+    wrong = [f"--{name.replace('_', '-')}: the file of --variables says it; leave it out" for name in given]
+    folder = out or Path("samples") / time.strftime("%Y%m%d-%H%M%S")
+    if wrong := [*wrong, *holds_images(folder)]:
+        raise RecipeFault(wrong, what="command line")
+    from sdo_cli.optimize.render import render_file
+
+    reporter = make_reporter(as_json=as_json, quiet=quiet)
+    try:
+        files = render_file(variables, folder, grid=grid, reporter=reporter)
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; what was drawn is in {folder}/") from None
+    finally:
+        reporter.close()
+    show_files(files, folder, grid=grid, as_json=as_json)
+
+
+def _was_typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def holds_images(folder: Path) -> list[str]:

@@ -15,20 +15,26 @@ class LinearPath:
     """Attributes (float64, on the CPU):
     factor: ``[calls, B]``, solver weight times the plan's weight: a live call receives ``factor · g``.
     identity: ``[B]``, what ``x_0`` receives of g beside the network: A, and the input of a followed call in ε.
+    w: ``[calls, B]``, the solver's weights alone: guidance scales receive ``w · <g, e_cond - e_uncond>``.
+    noise: ``[calls, B]``: noise injected after a call receives ``noise · g``.
     """
 
     factor: Tensor
     identity: Tensor
+    w: Tensor
+    noise: Tensor
 
 
 def linear_path(route: Route, plan: Plan) -> LinearPath:
     """Solver weights of every sample's own endpoint, times the plan's weights."""
-    factor, identity = torch.zeros_like(plan.weight), torch.zeros(plan.batch, dtype=torch.float64)
+    w, noise = torch.zeros_like(plan.weight), torch.zeros_like(plan.weight)
+    identity = torch.zeros(plan.batch, dtype=torch.float64)
     for endpoint in plan.ends.unique().tolist():
         stop = None if endpoint == plan.calls else endpoint
         c = coefficients_of(route, endpoint=stop, as_epsilon=plan.as_epsilon)
         mine = plan.ends == endpoint
-        factor[:, mine] = torch.tensor(c.w, dtype=torch.float64)[:, None] * plan.weight[:, mine]
+        w[:, mine] = torch.tensor(c.w, dtype=torch.float64)[:, None]
+        noise[:, mine] = torch.tensor(c.noise, dtype=torch.float64)[:, None]
         followed = (plan.mode[0] == Mode.THROUGH)[mine] * plan.weight[0, mine]
         identity[mine] = c.A + c.through[0] * followed
-    return LinearPath(factor, identity)
+    return LinearPath(w * plan.weight, identity, w, noise)

@@ -27,15 +27,17 @@ class _Calls:
         weight = self.plan.weight[i] * live
         if bool(live.any()):
             self.live_calls += self.plan.batch
-            e = self._run(x if bool(through.all()) else torch.where(_per_sample(through, x) > 0, x, x.detach()), t)
+            parts = self._run(x if bool(through.all()) else torch.where(_per_sample(through, x) > 0, x, x.detach()), t)
             if self.terms.kl_weight:
-                self._add_penalty(e, x, t, live)
+                self._add_penalty(self.path.join(parts, t, self.rows), x, t, live)
             # same value, gradient times the plan's weight (0 where frozen)
             if not bool((weight == 1).all()):
-                e = e.detach() + _per_sample(weight, e) * (e - e.detach())
+                parts = tuple(part.detach() + _per_sample(weight, part) * (part - part.detach()) for part in parts)
         else:
             with torch.no_grad():
-                e = self.path.denoise(x.detach(), t, self.rows)
+                parts = self.path.split(x.detach(), t, self.rows)
+        # guidance stands outside the network: its scale is part of the linear path
+        e = self.path.join(parts, t, self.rows)
         if not self.plan.as_epsilon:
             return e
         # ε = n_x x + n_e e is what is held constant, so e follows x the other way where the call does not
@@ -43,10 +45,10 @@ class _Calls:
         rest = -level.eps_of_x / (level.eps_of_e * level.scale) * (1 - weight * through)
         return e + _per_sample(rest, x) * (x - x.detach())
 
-    def _run(self, x: Tensor, t: Tensor) -> Tensor:
+    def _run(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         if self.checkpointing:
-            return checkpoint(self.path.denoise, x, t, self.rows, use_reentrant=False)
-        return self.path.denoise(x, t, self.rows)
+            return checkpoint(self.path.split, x, t, self.rows, use_reentrant=False)
+        return self.path.split(x, t, self.rows)
 
     def _add_penalty(self, e: Tensor, x: Tensor, t: Tensor, live: Tensor) -> None:
         if self.path.base is None:

@@ -90,7 +90,7 @@ class Plan:
         """True when no live call depends on an earlier live one: the three-stage engine serves it.
 
         A first live call may be THROUGH: nothing live stands before it, so its input carries no graph. When the
-        starting ``latents`` are optimised every input but the first call's carries one.
+        starting ``latents``, injected noise or guidance are optimised every input but the first call's carries one.
         """
         through = self.mode == Mode.THROUGH
         if latents and bool(through[1:].any()):

@@ -37,7 +37,7 @@ def run_plan(
     """
 
     def engine(path: Path, plan: Plan, objective: Objective, terms: Terms) -> Outcome:
-        if plan.is_one_step_deep(latents=path.x_0.requires_grad):
+        if plan.is_one_step_deep(latents=path.is_steered):
             return three_stage(path, plan, objective, terms=terms, micro=micro, change_g=change_g)
         if change_g is not None:
             raise ValueError("change_g needs a plan the three-stage engine serves")

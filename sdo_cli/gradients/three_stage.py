@@ -42,10 +42,31 @@ class LiveCall:
     share: float
 
 
+@dataclass(frozen=True)
+class Towards:
+    """What guidance adds to some samples at one call, ``e_cond - e_uncond``, and the solver's weight of that call."""
+
+    t: Tensor
+    rows: Tensor
+    direction: Tensor
+    w: Tensor
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Stage 1: the reward's latents ``[B, …]``, the live calls with their inputs, and, where guidance scales want a
+    gradient, what they multiply."""
+
+    x_N: Tensor
+    live: list[LiveCall]
+    towards: list[Towards]
+
+
 @torch.no_grad()
-def rollout(path: Path, plan: Plan, linear: LinearPath, *, micro: int | None = None) -> tuple[Tensor, list[LiveCall]]:
-    """Stage 1: the reward's latents ``[B, …]`` and the live calls with their inputs."""
-    kept, finals = [], []
+def rollout(path: Path, plan: Plan, linear: LinearPath, *, micro: int | None = None) -> Rollout:
+    """Stage 1."""
+    kept, towards, finals = [], [], []
+    wants_scales = path.steered is not None and path.steered.scale.requires_grad
     live, followed, share = plan.live, plan.mode == Mode.THROUGH, 1 / plan.live.sum(0).clamp(min=1)
     for rows in micro_batches(path.rows, micro):
         mine = rows.cpu()
@@ -55,11 +76,35 @@ def rollout(path: Path, plan: Plan, linear: LinearPath, *, micro: int | None = N
                 row = int(mine[j])
                 factor, follow = linear.factor[i, row].item(), bool(followed[i, row])
                 kept.append(LiveCall(x[j].clone(), t[j].clone(), row, factor, follow, share[row].item()))
-            return path.denoise(x, t, rows)
+            parts = path.split(x, t, rows)
+            if wants_scales and len(parts) == 2:
+                towards.append(Towards(t, rows, parts[1], linear.w[i, mine]))
+            return path.join(parts, t, rows)
 
         endpoint = None if plan.endpoint is None else plan.endpoint[mine]
         finals.append(denoise_path(path, call, rows=rows, endpoint=endpoint))
-    return torch.cat(finals), kept
+    return Rollout(torch.cat(finals), kept, towards)
+
+
+@torch.no_grad()
+def straight(path: Path, linear: LinearPath, g: Tensor, towards: list[Towards]) -> None:
+    """What reaches the latent, injected noise and guidance scales beside the network: the linear path alone."""
+
+    def times_g(factor: Tensor) -> Tensor:
+        return factor.to(g.dtype).to(g.device).view(-1, *[1] * (g.dim() - 1)) * g
+
+    if path.x_0.requires_grad:
+        _accumulate(path.x_0, times_g(linear.identity))
+    if path.injected is not None and path.injected.requires_grad:
+        _accumulate(path.injected, torch.stack([times_g(factor) for factor in linear.noise]))
+    for part in towards:
+        assert path.steered is not None
+        along = (g[part.rows] * part.direction).flatten(1).sum(1)
+        path.steered.add_to_scales(part.w.to(along) * along, part.t, part.rows)
+
+
+def _accumulate(leaf: Tensor, gradient: Tensor) -> None:
+    leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
 
 
 def shortcut(path: Path, kept: list[LiveCall], g: Tensor, terms: Terms, *, micro: int | None = None) -> Tensor | None:
@@ -69,13 +114,15 @@ def shortcut(path: Path, kept: list[LiveCall], g: Tensor, terms: Terms, *, micro
         The regulariser's penalty per sample ``[B]``, None when it is off.
     """
     size, wants_x0 = micro or len(g), path.x_0.requires_grad
+    # scales have their whole gradient by then
+    denoise = path.steered.held() if path.steered else path.denoise
     penalties = torch.zeros(len(g), device=g.device) if terms.kl_weight else None
     for start in range(0, len(kept), size):
         part = kept[start : start + size]
         rows = torch.tensor([live.row for live in part], device=g.device)
         x, t = torch.stack([live.x for live in part]).requires_grad_(wants_x0), torch.stack([live.t for live in part])
         factor = torch.tensor([live.factor for live in part], device=g.device, dtype=torch.float64)
-        e = path.denoise(x, t, rows)
+        e = denoise(x, t, rows)
         # the product in at least fp32: g is small and e may be half precision
         exact = torch.float64 if e.dtype == torch.float64 else torch.float32
         direction = factor.to(exact).view(-1, *[1] * (g.dim() - 1)) * g[rows].to(exact)
@@ -119,23 +166,21 @@ def three_stage(
     Raises:
         ValueError: the plan chains live calls; it needs one graph.
     """
-    if not plan.is_one_step_deep(latents=path.x_0.requires_grad):
+    if not plan.is_one_step_deep(latents=path.is_steered):
         raise ValueError("this plan chains live calls: use the one-graph engine")
     terms, micro, watch = terms or Terms(), micro or MicroBatches(), Stopwatch(path.x_0.device)
     linear = linear_path(path.route, plan)
     with watch.stage("rollout"):
-        x_N, kept = rollout(path, plan, linear, micro=micro.rollout)
+        rolled = rollout(path, plan, linear, micro=micro.rollout)
     with watch.stage("score"):
         divisor = terms.divisor or plan.batch
         losses, g, rewards = score_and_differentiate(
-            objective, x_N, divisor=divisor, micro=micro.score, scale=terms.scale
+            objective, rolled.x_N, divisor=divisor, micro=micro.score, scale=terms.scale
         )
         if change_g is not None:
             g = change_g(g)
     with watch.stage("shortcut"):
-        if path.x_0.requires_grad:
-            straight = linear.identity.to(g.dtype).to(g.device).view(-1, *[1] * (g.dim() - 1)) * g
-            path.x_0.grad = straight if path.x_0.grad is None else path.x_0.grad + straight
-        penalties = shortcut(path, kept, g, terms, micro=micro.shortcut)
-    calls = {"no_grad": plan.calls_run * plan.batch, "grad": len(kept)}
-    return Outcome(x_N, losses, rewards, g, watch.seconds, calls, penalties)
+        straight(path, linear, g, rolled.towards)
+        penalties = shortcut(path, rolled.live, g, terms, micro=micro.shortcut)
+    calls = {"no_grad": plan.calls_run * plan.batch, "grad": len(rolled.live)}
+    return Outcome(rolled.x_N, losses, rewards, g, watch.seconds, calls, penalties)

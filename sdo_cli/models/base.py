@@ -92,6 +92,10 @@ class Family(Protocol):
         """Images ``[B, 3, H, W]``, RGB in [0, 1], with gradients; the one place where the range is decided."""
         ...
 
+    def to_latents(self, images: Tensor) -> Tensor:
+        """Latents ``[B, C, h, w]`` that :meth:`decode` turns back into ``images``, nearly; no gradient."""
+        ...
+
     def checkpoint_vae(self) -> None:
         """Recompute the decoder's blocks (with tiling: each tile) in its backward pass."""
         ...

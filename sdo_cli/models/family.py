@@ -168,8 +168,12 @@ class DiffusersFamily:
 
     def network(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         with self._computing():
-            e = self._call(x.to(self._dtype), t, self._embedded(condition))
+            e = self._call(x.to(self._dtype), t, self._cast_floats(self._embedded(condition)))
         return e.to(x.dtype)
+
+    def _cast_floats(self, condition: Condition) -> Condition:
+        """Embeddings that are optimised are kept in fp32."""
+        return {key: value.to(self._dtype) if value.is_floating_point() else value for key, value in condition.items()}
 
     def _computing(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, self._dtype) if self._autocast else nullcontext()
@@ -195,6 +199,14 @@ class DiffusersFamily:
 
     def _to_vae_scale(self, latents: Tensor) -> Tensor:
         return latents / self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def to_latents(self, images: Tensor) -> Tensor:
+        pixels = (2 * images - 1).to(self.vae.dtype)
+        return self._from_vae_scale(self.vae.encode(pixels).latent_dist.mode().to(images.dtype))
+
+    def _from_vae_scale(self, latents: Tensor) -> Tensor:
+        return latents * self.vae.config.scaling_factor
 
     # LoRA in and out
 

@@ -34,6 +34,9 @@ class StableDiffusion3(DiffusersFamily):
     def _to_vae_scale(self, latents: Tensor) -> Tensor:
         return latents / self.vae.config.scaling_factor + self.vae.config.shift_factor
 
+    def _from_vae_scale(self, latents: Tensor) -> Tensor:
+        return (latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor
+
     def _layers(self, part: nn.Module, adapter: str) -> dict[str, Tensor]:
         """SD 3's loader reads the transformer's layers under peft's names."""
         from peft import get_peft_model_state_dict

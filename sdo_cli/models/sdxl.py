@@ -42,9 +42,18 @@ class StableDiffusionXL(DiffusersFamily):
         return self.denoiser(x, t, encoder_hidden_states=hidden, added_cond_kwargs=added, return_dict=False)[0]
 
     def _to_vae_scale(self, latents: Tensor) -> Tensor:
+        mean, std = self._statistics(latents)
+        return latents * std / self.vae.config.scaling_factor + mean
+
+    def _from_vae_scale(self, latents: Tensor) -> Tensor:
+        mean, std = self._statistics(latents)
+        return (latents - mean) * self.vae.config.scaling_factor / std
+
+    def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation by channel, ``[1, C, 1, 1]``; 0 and 1 for a VAE that names none."""
         config = self.vae.config
         mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
         if mean is None or std is None:
-            return latents / config.scaling_factor
-        mean, std = (torch.tensor(v, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1) for v in (mean, std))
-        return latents * std / config.scaling_factor + mean
+            return latents.new_zeros(1, 1, 1, 1), latents.new_ones(1, 1, 1, 1)
+        first, second = (latents.new_tensor(values).view(1, -1, 1, 1) for values in (mean, std))
+        return first, second

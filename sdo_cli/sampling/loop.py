@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sdo_cli.sampling.coefficients import Coefficients, coefficients_of
 from sdo_cli.sampling.route import CallNetwork, Route, walk
+from sdo_cli.sampling.steering import Steered
 
 # denoise(x_scaled [R,…], t [R], rows [R]) -> e [R,…], after guidance
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -32,6 +33,28 @@ class Path:
     def __post_init__(self) -> None:
         if self.route.eta > 0 and self.injected is None:
             raise ValueError(f"eta {self.route.eta} needs the injected noise")
+
+    @property
+    def steered(self) -> Steered | None:
+        """The denoiser, when its guidance is steered."""
+        return self.denoise if isinstance(self.denoise, Steered) else None
+
+    @property
+    def is_steered(self) -> bool:
+        """Whether anything outside the network wants a gradient: the latent, injected noise, guidance scales.
+
+        Then every network input but the first carries a graph.
+        """
+        scales = self.steered.scale.requires_grad if self.steered else False
+        noise = self.injected is not None and self.injected.requires_grad
+        return self.x_0.requires_grad or noise or scales
+
+    def split(self, x: Tensor, t: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+        """The network's part of a call; :meth:`join` makes the call's output of it."""
+        return self.steered.split(x, t, rows) if self.steered else (self.denoise(x, t, rows),)
+
+    def join(self, parts: tuple[Tensor, ...], t: Tensor, rows: Tensor) -> Tensor:
+        return self.steered.join(parts, t, rows) if self.steered else parts[0]
 
     @property
     def coefficients(self) -> Coefficients:

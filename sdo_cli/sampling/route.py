@@ -55,6 +55,17 @@ class Route:
     def calls(self) -> int:
         return len(self.levels)
 
+    def call_of(self, step: int) -> int:
+        """The call with which a solver step begins: PNDM's first step takes two."""
+        return step + (self.calls - (self.num_inference_steps - self.start) if step > self.start else 0) - self.start
+
+    @cached_property
+    def noise_level(self) -> float:
+        """Standard deviation of the latents at the start, in the solver's own scaling."""
+        if self.start == 0:
+            return float(getattr(self.scheduler, "init_noise_sigma", 1.0))
+        return 1 / self.levels[0].scale
+
     def from_step(self, start: int) -> "Route":
         """The same solver begun at ``start``, without noise."""
         return replace(self, start=start, eta=0.0)
@@ -67,6 +78,7 @@ def walk(
     *,
     injected: Tensor | None = None,
     endpoint: Tensor | None = None,
+    until: int | None = None,
 ) -> Tensor:
     """From latent ``x [B, …]`` to the final one; ``call_network`` is asked for ``e_i`` at every call, in order.
 
@@ -74,12 +86,13 @@ def walk(
         injected: standard normal noise ``[calls, B, …]``; needed when ``eta > 0``.
         endpoint: per sample ``[B]`` the call whose x0-prediction is the result; the number of calls means ``x_N``.
             The walk ends with the last call anybody needs.
+        until: stop before this call and return the latent there.
     """
     solver, timesteps = route.begin()
     dtype, calls = x.dtype, len(timesteps)
     last = calls if endpoint is None else int(endpoint.max())
     result = None
-    for i, t in enumerate(timesteps):
+    for i, t in enumerate(timesteps[:until]):
         scaled = solver.scale_model_input(x, t) if hasattr(solver, "scale_model_input") else x
         e = call_network(i, scaled, t.to(x.device).expand(x.shape[0]))
         if endpoint is not None and bool((endpoint == i).any()):

@@ -1,0 +1,142 @@
+"""`sdo optimize`."""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sdo_cli.cli.output import make_reporter
+from sdo_cli.errors import EnvironmentFault, RecipeFault
+from sdo_cli.plugins import load_plugins
+from sdo_cli.recipe.steering import KINDS, VARIABLES, LoadedSteering, load_steering, shipped_steerings
+
+
+def optimize(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Anything else, as in a recipe.")
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="What is drawn. Again for more images.")] = None,
+    prompts_file: Annotated[str | None, typer.Option(help="A file with a prompt a line, or a shipped list.")] = None,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--objective",
+            "-o",
+            metavar="[WEIGHT*]WHAT",
+            help=f"A reward, or {', '.join(f'{k}:…' for k in KINDS)}. Again for a mixture; a weight below 0 lowers it.",
+        ),
+    ] = None,
+    variables: Annotated[str | None, typer.Option(help=f"Of {', '.join(VARIABLES)}; commas between.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimisation steps; 100.")] = None,
+    start: Annotated[int | None, typer.Option(help="Solver step whose latent is optimised; 0 is the noise.")] = None,
+    image: Annotated[list[str] | None, typer.Option(help="A picture to begin from. Again: one per prompt.")] = None,
+    rule: Annotated[str | None, typer.Option(help="sdo, sdo-0, draft-k:k=2, full, …")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--lr", help="0.01.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="As in `sdo sample`; embedded.")] = None,
+    lora: Annotated[str | None, typer.Option(help="A run folder or a LoRA file.")] = None,
+    inference_steps: Annotated[int | None, typer.Option(help="num_inference_steps; 50.")] = None,
+    guidance: Annotated[float | None, typer.Option("--guidance", help="guidance_scale; 5.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Image j starts from manual_seed(seed + j), as in sample.")] = None,
+    num_images: Annotated[int | None, typer.Option("--num-images", "-n", help="Images per prompt; 1.")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="A file, or a shipped one: --list.")] = None,
+    show: Annotated[bool, typer.Option("--list", help="Show the shipped recipes of this command.")] = False,
+    plugin: Annotated[list[Path] | None, typer.Option(help="A Python file with rewards or rules of your own.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default steered/<recipe>-<time>.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Check everything and show the settings; run nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines for machines.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Steer single images: optimise their latent, prompt embedding, guidance or noise (nothing is made faster)."""
+    if show:
+        for name in shipped_steerings():
+            typer.echo(f"{name:<14} {load_steering(name, {}, []).spec.description}")
+        return
+    load_plugins(plugin or ())
+    options = {
+        "prompts": _prompts(prompt, prompts_file),
+        "objectives": [_objective(text) for text in objective] if objective else None,
+        "variables": [name.strip() for name in variables.split(",")] if variables else None,
+        "images": image or None,
+        "steps": steps,
+        "start": start,
+        "learning_rate": learning_rate,
+        "model": model,
+        "lora": lora,
+        "num_inference_steps": inference_steps,
+        "guidance_scale": guidance,
+        "seed": seed,
+        "num_images": num_images,
+        **_rule(rule),
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    loaded = load_steering(recipe, given, overrides or [])
+    if dry_run:
+        typer.echo(_shown(loaded, as_json))
+        return
+    folder = out or Path(loaded.spec.output_dir) / f"{loaded.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if folder.exists() and any(folder.iterdir()):
+        raise RecipeFault([f"--out {folder}: is not empty; give another folder"], what="command line")
+    from sdo_cli.optimize.run import optimize as run
+
+    reporter = make_reporter(as_json=as_json, quiet=quiet)
+    try:
+        rows = run(loaded, folder, reporter)
+    finally:
+        reporter.close()
+    if as_json:
+        typer.echo(json.dumps({"folder": str(folder), "images": rows}))
+    else:
+        typer.echo(_summary(rows, folder))
+
+
+def _prompts(words: list[str] | None, file: str | None) -> dict[str, Any] | None:
+    if words and file:
+        raise RecipeFault(["--prompt and --prompts-file: give one of them"], what="command line")
+    if file:
+        return {"file": file}
+    return {"lines": words} if words else None
+
+
+def _objective(text: str) -> dict[str, Any]:
+    """``0.5*clip`` to name and weight; a star further back belongs to a text."""
+    weight, star, name = text.partition("*")
+    try:
+        return {"name": name.strip(), "weight": float(weight)} if star else {"name": text}
+    except ValueError:
+        return {"name": text}
+
+
+def _rule(text: str | None) -> dict[str, Any]:
+    """``draft-k:k=2`` to rule and options."""
+    if text is None:
+        return {}
+    import yaml
+
+    name, _, rest = text.partition(":")
+    pairs = [word.partition("=") for word in rest.split(",") if word]
+    if wrong := [key for key, equals, _ in pairs if not equals]:
+        raise RecipeFault([f"--rule {text}: {wrong[0]!r} is not option=value; write draft-k:k=2"], what="command line")
+    return {"rule": name, "rule_options": {key: yaml.safe_load(value) for key, _, value in pairs}}
+
+
+def _shown(loaded: LoadedSteering, as_json: bool) -> str:
+    from omegaconf import OmegaConf
+
+    tree = loaded.resolved() | {"prompts": {"lines": loaded.prompts}}
+    return json.dumps(tree) if as_json else OmegaConf.to_yaml(OmegaConf.create(tree)).rstrip()
+
+
+def _summary(rows: list[dict[str, Any]], folder: Path) -> str:
+    """Means over the images, and where everything lies."""
+    if not rows:
+        raise EnvironmentFault("no image was drawn", remedy="give at least one prompt")
+    lines = []
+    width = max(len(name) for name in rows[0]["after"])
+    for name in rows[0]["after"]:
+        before, after = (sum(row[when][name] for row in rows) / len(rows) for when in ("before", "after"))
+        lines.append(f"{name:<{width}}  {before:.4f} before  {after:.4f} after  {after - before:+.4f}")
+    lines.append(f"{folder}/: {len(rows)} image{'s' * (len(rows) != 1)}, before/, strips/, grid.png, curve.png, ")
+    lines[-1] += "variables.safetensors, report.html"
+    return "\n".join(lines)

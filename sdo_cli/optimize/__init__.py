@@ -1,0 +1,1 @@
+"""`sdo optimize`: steer single images by latent, prompt embedding, guidance or injected noise."""

@@ -1,0 +1,91 @@
+"""The optimised variables as one safetensors file that says by itself how its images are drawn."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sdo_cli.errors import EnvironmentFault, RecipeFault
+from sdo_cli.files import write_atomic
+from sdo_cli.optimize.variables import State, sample_dim
+from sdo_cli.recipe.document import Document
+from sdo_cli.recipe.schema import PromptSource
+from sdo_cli.recipe.steering import Steering
+from sdo_cli.recipe.typed import Reader
+
+FORMAT = "sdo-variables-1"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Attributes:
+    prompts: of every image.
+    tensors: of all images; embeddings only where they were a variable.
+    """
+
+    spec: Steering
+    prompts: list[str]
+    tensors: dict[str, Tensor]
+
+    def state(self, which: range, state: State) -> State:
+        """``state`` of these images with what the file holds of them."""
+        rows = torch.tensor(list(which))
+        return state.with_tensors(
+            {
+                name: value.index_select(sample_dim(name), rows).to(state.latent.device)
+                for name, value in self.tensors.items()
+            }
+        )
+
+
+def save_variables(path: Path, spec: Steering, prompts: list[str], states: list[State]) -> None:
+    """Latents, scales and noise, which make an image, and embeddings where they are variables."""
+    embedding = any(name.startswith("embedding") for name in spec.variables)
+    names = [name for name in states[0].tensors() if embedding or not name.startswith("embedding")]
+    tensors = {
+        name: torch.cat([state.tensors()[name].detach().cpu() for state in states], sample_dim(name)).contiguous()
+        for name in names
+    }
+    settings = {**asdict(spec), **{key: _whole(getattr(spec, key)) for key in ("model", "vae", "lora")}}
+    note = {"format": FORMAT, "settings": json.dumps(settings), "prompts": json.dumps(prompts, ensure_ascii=False)}
+    write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata=note))
+
+
+def _whole(path: str | None) -> str | None:
+    """A path that is found from any folder; names stay names."""
+    return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
+
+
+def read_variables(path: Path) -> Saved:
+    """Raises EnvironmentFault for anything but a whole file of `sdo optimize`."""
+    remedy = "give the variables.safetensors of an `sdo optimize` folder"
+    if path.is_dir():
+        path = path / "variables.safetensors"
+    try:
+        with safe_open(path, "pt") as file:
+            note: dict[str, str] = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as fault:
+        raise EnvironmentFault(f"cannot read {path}: {fault}", remedy=remedy) from fault
+    if note.get("format") != FORMAT:
+        raise EnvironmentFault(f"{path} holds no variables of images", remedy=remedy)
+    try:
+        spec, prompts = _settings(json.loads(note["settings"])), [str(p) for p in json.loads(note["prompts"])]
+    except (KeyError, ValueError, RecipeFault) as fault:
+        raise EnvironmentFault(f"{path} is of another version of sdo: {fault}", remedy="optimise again") from fault
+    if any(value.shape[sample_dim(name)] != len(prompts) for name, value in tensors.items()) or "latent" not in tensors:
+        raise EnvironmentFault(f"{path} does not hold what it says", remedy="optimise again")
+    return Saved(spec, prompts, tensors)
+
+
+def _settings(tree: dict[str, Any]) -> Steering:
+    document = Document(tree={**tree, "prompts": asdict(PromptSource(lines=["-"]))}, origins={(): "settings"})
+    spec: Steering = Reader(document).read(document.tree, Steering, ())
+    if document.problems:
+        raise RecipeFault(document.problems)
+    return spec
