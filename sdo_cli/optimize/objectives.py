@@ -95,6 +95,7 @@ class TextEdit:
     """``α (1 - cos(image, text)) + (1 - α) L1(image, source)``, the cosine a mean over moved and turned copies.
 
     Attributes:
+        text: ``{prompt}`` in it stands for the image's own prompt.
         alpha: at the first and at the last step, linear between.
         copies: 0 looks at the image itself.
         seed: of the copies' draws.
@@ -112,7 +113,8 @@ class TextEdit:
         many = images.repeat_interleave(count, 0) if self.copies else images
         if self.copies:
             many = augmented(many, [self._generator(n, seen.step, c) for n in seen.numbers for c in range(count)])
-        cosine = (self.encoder.images(many) * self.encoder.prompts([self.text])).sum(-1)
+        texts = self.encoder.prompts([self.text.replace("{prompt}", prompt) for prompt in seen.prompts])
+        cosine = (self.encoder.images(many) * texts.repeat_interleave(count, 0)).sum(-1)
         away = (images - seen.sources).abs().flatten(1).mean(1)
         alpha = self.alpha[0] + (self.alpha[1] - self.alpha[0]) * seen.progress
         return alpha * (1 - cosine.view(-1, count).mean(1)) + (1 - alpha) * away
