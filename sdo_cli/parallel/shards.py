@@ -137,28 +137,33 @@ def _on(variable: str) -> bool:
     return os.environ.get(variable, "").lower() in ("true", "1", "yes")
 
 
+def _in_shards(tensor: "Tensor") -> bool:
+    # DTensor's module takes a second to import, which a single process need not pay
+    return hasattr(tensor, "full_tensor")
+
+
 def whole(tensor: "Tensor") -> "Tensor":
     """A tensor that may be in shards, put together; then all processes call it."""
-    from torch.distributed.tensor import DTensor
-
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    if not _in_shards(tensor):
+        return tensor
+    full: Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
+    return full
 
 
 def as_laid_out(tensor: "Tensor", like: "Tensor") -> "Tensor":
     """A whole tensor, which every process has, in the shards of ``like`` if that is in shards."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
+    if not _in_shards(like) or _in_shards(tensor):
         return tensor
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)  # type: ignore[attr-defined]
 
 
 def clip_gradients(parameters: "Sequence[nn.Parameter]", largest: float) -> "Tensor":
     """torch's ``clip_grad_norm_``, whose norm is the whole gradient's also when that is in shards."""
     import torch
-    from torch.distributed.tensor import DTensor
 
-    if not isinstance(parameters[0], DTensor):
+    if not _in_shards(parameters[0]):
         return torch.nn.utils.clip_grad_norm_(parameters, largest)
     norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
