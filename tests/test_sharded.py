@@ -50,8 +50,9 @@ CONFIG = {
 FULL = ["train=full", "learning_rate=1e-4", "lr_scheduler=constant", "train_batch_size=1"]
 FULL += ["gradient_accumulation_steps=2", "num_inference_steps=4", "max_train_steps=4"]
 HELD_OUT = ["validation.num_prompts=3", "validation.grid_prompts=1", "validation.grid_steps=0"]
-HELD_OUT += ["validation.batch_size=1"]
+HELD_OUT += ["validation.batch_size=1", "validation.rewards=[]"]
 KEPT = ["checkpointing_steps=2", "checkpoints_total_limit=0"]
+SDO = [*FULL, *HELD_OUT, *KEPT, "ema_decay=0.5"]
 UNMEASURED = ["validation.prompts={}", "validation.rewards=[]"]
 RAGGED = """
 import torch
@@ -112,21 +113,27 @@ def near(one, other, tolerance=1e-4):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """The same four steps of SDO: two processes with a whole model each, and in shards, started as users start it."""
+    """The same four steps of SDO: two processes with a whole model each, and in shards."""
     root = tmp_path_factory.mktemp("pair")
-    words = [*FULL, *HELD_OUT, *KEPT, "ema_decay=0.5"]
-    run(root / "whole", *words, sharded=False)
-    (root / "fsdp.yaml").write_text(yaml.safe_dump(CONFIG))
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(root / "fsdp.yaml")]
-    argv = [*launch, "-m", "sdo_cli", *words_of(root / "shards", *words)]
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment(), timeout=200)
-    assert done.returncode == 0, done.stderr
-    assert "FSDP: UNet2DConditionModel and 13 units inside (ResnetBlock2D, " in done.stderr
-    assert "held-out prompts (3)" in done.stdout
+    run(root / "whole", *SDO, sharded=False)
+    said = run(root / "shards", *SDO)
+    assert "FSDP: UNet2DConditionModel and 13 units inside (ResnetBlock2D, " in said
     return root
 
 
 # the same as with a whole model each
+
+
+@pytest.mark.slow
+def test_started_as_users_start_it(pair, tmp_path):
+    """By accelerate's launcher and its own configuration file."""
+    (tmp_path / "fsdp.yaml").write_text(yaml.safe_dump(CONFIG))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "fsdp.yaml")]
+    argv = [*launch, "-m", "sdo_cli", *words_of(tmp_path / "run", *SDO)]
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment(), timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "FSDP: UNet2DConditionModel and 13 units inside (" in done.stderr and "held-out prompts (3)" in done.stdout
+    assert near(unet(tmp_path / "run"), unet(pair / "shards"), 0)
 
 
 def test_sdo_takes_the_same_steps(pair):
@@ -171,7 +178,7 @@ def back_to_two(pair, name, folder):
 @pytest.mark.parametrize(
     ("began", "sharded"),
     [
-        ("shards", True),
+        pytest.param("shards", True, marks=pytest.mark.slow),
         pytest.param("shards", False, marks=pytest.mark.slow),
         ("whole", True),
     ],
@@ -179,7 +186,7 @@ def back_to_two(pair, name, folder):
 def test_resumed_in_shards_or_not(pair, tmp_path, began, sharded):
     folder = tmp_path / "run"
     back_to_two(pair, began, folder)
-    said = run(folder, *FULL, *HELD_OUT, *KEPT, "ema_decay=0.5", "--resume", sharded=sharded)
+    said = run(folder, *SDO, "--resume", sharded=sharded)
     assert "resumed from" in said and "(step 2 of 4)" in said
     straight = pair / ("shards" if sharded else "whole")
     assert near(unet(folder), unet(straight), 1e-6 if began == straight.name else 1e-4)
@@ -190,8 +197,8 @@ def test_resumed_in_shards_or_not(pair, tmp_path, began, sharded):
 def test_resumed_by_one_process_alone(pair, tmp_path):
     folder = tmp_path / "run"
     back_to_two(pair, "shards", folder)
-    words = [*FULL, *HELD_OUT, *KEPT, "ema_decay=0.5", "gradient_accumulation_steps=4", "--resume"]
-    process = Forked(words_of(folder, *words), env=environment())
+    words = words_of(folder, *SDO, "gradient_accumulation_steps=4", "--resume")
+    process = Forked(words, env=environment())
     assert process.communicate(200)[1].count("resumed from") == 1 and process.returncode == 0
     assert near(unet(folder), unet(pair / "whole"))
 
@@ -210,12 +217,12 @@ RULES = {
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in ("ragged", "ragged-chain") else pytest.param(name, marks=pytest.mark.slow) for name in RULES],
+    [name if name == "ragged-chain" else pytest.param(name, marks=pytest.mark.slow) for name in RULES],
 )
 def test_rules_take_the_same_steps(tmp_path, name):
     """Also where samples end at different calls, and where some of them need one graph and others none."""
     (tmp_path / "ragged.py").write_text(RAGGED)
-    words = ["--plugin", str(tmp_path / "ragged.py"), *FULL, *UNMEASURED, *RULES[name]]
+    words = ["--plugin", str(tmp_path / "ragged.py"), *FULL, *UNMEASURED, *RULES[name], "max_train_steps=3"]
     run(tmp_path / "whole", *words, sharded=False)
     run(tmp_path / "shards", *words)
     same(tmp_path / "whole", tmp_path / "shards")
@@ -233,6 +240,7 @@ def test_weights_that_stay_gathered_are_never_stale(tmp_path, policy):
     same(tmp_path / "whole", tmp_path / "shards", 1e-3)
     rows = [[json.loads(line) for line in (tmp_path / n / "guard.jsonl").open()] for n in ("whole", "shards")]
     assert len(rows[0]) == 5
+    assert near(unet(tmp_path / "whole"), unet(tmp_path / "shards"), 3e-3)
     for mine, theirs in zip(*rows, strict=True):
         for measure, values in mine["values"].items():
             assert theirs["values"][measure] == pytest.approx(values, rel=2e-3, abs=2e-3), (mine["step"], measure)
@@ -261,6 +269,7 @@ def test_each_process_keeps_half(tmp_path):
 # stopping and failing
 
 
+@pytest.mark.slow
 def test_what_one_is_told_all_stop_for_and_go_on_from(tmp_path):
     folder = tmp_path / "run"
     words = [*FULL, *UNMEASURED, "checkpointing_steps=1000"]
