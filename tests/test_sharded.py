@@ -91,7 +91,7 @@ def run(out, *words, sharded=True, **more):
     return errs[0]
 
 
-def same(one, other, tolerance=1e-4):
+def same(one, other, tolerance=1e-5):
     """Losses, norms and rewards of all steps."""
     mine, theirs = metrics(one), metrics(other)
     assert len(mine) == len(theirs) > 1
@@ -106,7 +106,7 @@ def unet(folder):
     return load_file(folder / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
 
 
-def near(one, other, tolerance=1e-4):
+def near(one, other, tolerance=1e-5):
     assert one.keys() == other.keys()
     return max((one[name] - other[name]).abs().max().item() for name in one) <= tolerance
 
@@ -141,7 +141,7 @@ def test_sdo_takes_the_same_steps(pair):
     scores = [json.loads((pair / name / "validation.json").read_text()) for name in ("whole", "shards")]
     for when in ("before", "after"):
         for name, rows in scores[0][when].items():
-            assert torch.allclose(torch.tensor(scores[1][when][name]), torch.tensor(rows), atol=1e-3)
+            assert torch.allclose(torch.tensor(scores[1][when][name]), torch.tensor(rows), atol=1e-5)
 
 
 def test_the_pipeline_is_whole_and_loads_in_plain_diffusers(pair):
@@ -189,7 +189,7 @@ def test_resumed_in_shards_or_not(pair, tmp_path, began, sharded):
     said = run(folder, *SDO, "--resume", sharded=sharded)
     assert "resumed from" in said and "(step 2 of 4)" in said
     straight = pair / ("shards" if sharded else "whole")
-    assert near(unet(folder), unet(straight), 1e-6 if began == straight.name else 1e-4)
+    assert near(unet(folder), unet(straight), 0 if began == straight.name else 1e-5)
     same(straight, folder)
 
 
@@ -222,10 +222,12 @@ RULES = {
 def test_rules_take_the_same_steps(tmp_path, name):
     """Also where samples end at different calls, and where some of them need one graph and others none."""
     (tmp_path / "ragged.py").write_text(RAGGED)
-    words = ["--plugin", str(tmp_path / "ragged.py"), *FULL, *UNMEASURED, *RULES[name], "max_train_steps=3"]
+    words = ["--plugin", str(tmp_path / "ragged.py"), *FULL, *UNMEASURED, *RULES[name], "max_train_steps=2"]
     run(tmp_path / "whole", *words, sharded=False)
     run(tmp_path / "shards", *words)
     same(tmp_path / "whole", tmp_path / "shards")
+    calls = [[row["calls"] for row in metrics(tmp_path / kind)] for kind in ("whole", "shards")]
+    assert (calls[0] != calls[1]) == name.startswith("ragged")
 
 
 @pytest.mark.slow
@@ -237,13 +239,13 @@ def test_weights_that_stay_gathered_are_never_stale(tmp_path, policy):
     run(tmp_path / "whole", *words, sharded=False)
     how = {"FSDP_RESHARD_AFTER_FORWARD": "false", "FSDP_AUTO_WRAP_POLICY": policy, "FSDP_MIN_NUM_PARAMS": "20000"}
     run(tmp_path / "shards", *words, **how)
-    same(tmp_path / "whole", tmp_path / "shards", 1e-3)
+    same(tmp_path / "whole", tmp_path / "shards")
     rows = [[json.loads(line) for line in (tmp_path / n / "guard.jsonl").open()] for n in ("whole", "shards")]
     assert len(rows[0]) == 5
-    assert near(unet(tmp_path / "whole"), unet(tmp_path / "shards"), 3e-3)
+    assert near(unet(tmp_path / "whole"), unet(tmp_path / "shards"))
     for mine, theirs in zip(*rows, strict=True):
         for measure, values in mine["values"].items():
-            assert theirs["values"][measure] == pytest.approx(values, rel=2e-3, abs=2e-3), (mine["step"], measure)
+            assert theirs["values"][measure] == pytest.approx(values, rel=1e-4, abs=1e-4), (mine["step"], measure)
 
 
 @pytest.mark.slow
