@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sdo_cli.errors import EnvironmentFault, TrainingFault
-from sdo_cli.parallel.shards import as_laid_out, clip_gradients
+from sdo_cli.parallel.shards import as_laid_out, whole
 from sdo_cli.recipe.schema import Recipe
 
 FIRST_SCALE = 2.0**12
@@ -113,7 +113,7 @@ class Stepper:
             return Step(float("nan"), rate, True)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        norm = clip_gradients(self.parameters, self.recipe.max_grad_norm)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm))
         finite = bool(torch.isfinite(norm))
         if self.scaler is not None:
             # it looks itself, and finds a smaller scale

@@ -8,7 +8,6 @@ processes send each other their parts: so all must make the same network calls i
 """
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,7 @@ REFUSED = {
 }
 # they own the backward pass, of which a step here has several
 ENGINES = ("DEEPSPEED", "MEGATRON_LM")
-# sets the whole model's place in the CPU's memory; read by transformers, for models that are not sharded here
+# read by transformers, whose models are not the ones that are sharded here
 LOADING = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
 
@@ -127,9 +126,11 @@ def _plugin() -> Any:
 
     try:
         return FullyShardedDataParallelPlugin(fsdp_version=2)
-    except (ValueError, KeyError, ImportError) as fault:
+    # a TypeError of one that does not know version 2
+    except (ValueError, KeyError, ImportError, TypeError) as fault:
         raise EnvironmentFault(
-            f"accelerate's configuration of FSDP: {first_line(fault)}", remedy="see docs/clusters.md for one that works"
+            f"accelerate's configuration of FSDP: {first_line(fault)}",
+            remedy="see docs/clusters.md for one that works; accelerate must be 1.6 or newer",
         ) from fault
 
 
@@ -157,17 +158,6 @@ def as_laid_out(tensor: "Tensor", like: "Tensor") -> "Tensor":
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)  # type: ignore[attr-defined]
-
-
-def clip_gradients(parameters: "Sequence[nn.Parameter]", largest: float) -> "Tensor":
-    """torch's ``clip_grad_norm_``, whose norm is the whole gradient's also when that is in shards."""
-    import torch
-
-    if not _in_shards(parameters[0]):
-        return torch.nn.utils.clip_grad_norm_(parameters, largest)
-    norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-    torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
-    return norm
 
 
 def described(model: "nn.Module", processes: int) -> str:
