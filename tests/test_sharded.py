@@ -13,7 +13,9 @@ import torch
 import yaml
 from forked import Forked
 from safetensors.torch import load_file
+from small_models import plain
 from test_checkpoints import lines_until
+from test_family_finetune import recipe_file
 from test_guard import OWN
 from test_parallel import environment, finish, fragile, free_port, metrics, saved_at_its_last_step, words_of
 
@@ -256,6 +258,22 @@ def test_bf16(tmp_path):
     same(tmp_path / "whole", tmp_path / "shards", 1e-2)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sdxl", "sd3"])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_other_families(small, tmp_path, kind, precision):
+    words = ["finetune", "--recipe", recipe_file(tmp_path, small(kind)), "train=full", "learning_rate=1e-4"]
+    for name, sharded in (("whole", False), ("shards", True)):
+        argv = [*words, f"mixed_precision={precision}", "--out", str(tmp_path / name)]
+        codes, _, errs = finish(start(argv, sharded=sharded, HF_HUB_OFFLINE="1"))
+        assert codes == [0, 0], errs
+        assert ("FSDP: " in errs[0]) == sharded
+    same(tmp_path / "whole", tmp_path / "shards", 1e-5 if precision == "no" else 2e-2)
+    part = "transformer" if kind == "sd3" else "unet"
+    tuned = [getattr(plain(tmp_path / name / "pipeline"), part).state_dict() for name in ("whole", "shards")]
+    assert near(*tuned, 1e-5 if precision == "no" else 1e-3)
+
+
 def test_each_process_keeps_half(tmp_path):
     codes, _, errs = finish(start(["shards", tmp_path, *FULL, *UNMEASURED], call="several:main"))
     assert codes == [0, 0], errs
@@ -418,3 +436,9 @@ def test_a_class_the_model_does_not_have_is_refused(configured):
 def test_nothing_asked_for_is_nothing(configured):
     configured(ACCELERATE_USE_FSDP="false")
     assert asked_for() is None
+
+
+def test_what_only_draws_is_refused(configured):
+    configured()
+    with pytest.raises(EnvironmentFault, match="for sdo finetune with train: full"), joined():
+        pass
