@@ -50,7 +50,7 @@ CONFIG = {
 }
 # four samples a step, one at a time; three held-out batches, so that one process has none in the last round
 FULL = ["train=full", "learning_rate=1e-4", "lr_scheduler=constant", "train_batch_size=1"]
-FULL += ["gradient_accumulation_steps=2", "num_inference_steps=4", "max_train_steps=4"]
+FULL += ["gradient_accumulation_steps=2", "num_inference_steps=3", "max_train_steps=4"]
 HELD_OUT = ["validation.num_prompts=3", "validation.grid_prompts=1", "validation.grid_steps=0"]
 HELD_OUT += ["validation.batch_size=1", "validation.rewards=[]"]
 KEPT = ["checkpointing_steps=2", "checkpoints_total_limit=0"]
@@ -303,6 +303,7 @@ def test_what_one_is_told_all_stop_for_and_go_on_from(tmp_path):
     assert f"(step {done} of {done + 1})" in run(folder, *words, f"max_train_steps={done + 1}", "--resume")
 
 
+@pytest.mark.slow
 def test_one_that_raises_ends_all_with_its_message(tmp_path):
     words = [*fragile(tmp_path), "train=full"]
     processes = start(words_of(tmp_path / "run", "--json", *words))

@@ -73,8 +73,13 @@ class Sharding:
         """The modules whose parameters are gathered together, innermost first."""
         from torch import nn
 
+        if self.plugin.transformer_cls_names_to_wrap is None:
+            # those the model names, where it has them: a family of models shares one list
+            there = {type(module).__name__ for module in model.modules()}
+            named = getattr(model, "_no_split_modules", None) or ()
+            self.plugin.transformer_cls_names_to_wrap = [name for name in named if name in there]
         try:
-            # names of classes to classes; those the model names when the configuration does not
+            # from names of classes to classes
             self.plugin.set_auto_wrap_policy(model)
         except ValueError as fault:
             raise EnvironmentFault(

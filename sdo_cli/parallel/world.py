@@ -96,7 +96,7 @@ class World:
             PartialState().wait_for_everyone()
 
     def add_gradients(self, parameters: "Sequence[torch.nn.Parameter]") -> None:
-        """Every process's gradients added up, on all of them; one that nobody has stays None. Of shards, on their own."""
+        """Every process's gradients added up, on all of them; one nobody has stays None. Of shards, each its own."""
         if self.size == 1:
             return
         import torch
