@@ -1,4 +1,4 @@
-"""What one process of several does in tests/test_parallel.py: draws and the first gradient, or gradients added up.
+"""What one process of several does in tests/test_parallel.py and tests/test_sharded.py: draws and the first gradient, …
 
 RANK=0 WORLD_SIZE=2 … python tests/several.py draws OUT key=value …
 """
@@ -71,6 +71,25 @@ def add(world: World, out: Path, words: list[str]) -> None:
     (out / f"added-{world.rank}").write_text("well")
 
 
+def shards(world: World, out: Path, words: list[str]) -> None:
+    """How many elements of the model, of its gradients and of the optimizer's state lie here."""
+    job, _ = prepare(load_recipe("quickstart", words), world)
+    stepper, kept = loop.Stepper(job.recipe, job.parameters), {}
+    real = stepper.step
+
+    def step(number, bad_reward=None):
+        kept["gradients"] = sum(p.grad.to_local().numel() for p in job.parameters)
+        return real(number, bad_reward)
+
+    stepper.step = step
+    next(loop.train(job, stepper=stepper))
+    states = [value for state in stepper.optimizer.state.values() for value in state.values() if value.dim()]
+    kept["mine"] = sum(p.to_local().numel() for p in job.parameters)
+    kept["whole"] = sum(p.numel() for p in job.parameters)
+    kept["optimizer"] = sum(value.to_local().numel() for value in states)
+    (out / f"shards-{world.rank}.json").write_text(json.dumps(kept))
+
+
 def sick():
     """`sdo`, where the rewards of the second process are not finite at their second call in training."""
     import test_checkpoints
@@ -85,5 +104,5 @@ def sick():
 
 
 def main():
-    with joined() as world:
-        {"draws": draws, "add": add}[sys.argv[1]](world, Path(sys.argv[2]), sys.argv[3:])
+    with joined(shards=True) as world:
+        {"draws": draws, "add": add, "shards": shards}[sys.argv[1]](world, Path(sys.argv[2]), sys.argv[3:])

@@ -55,7 +55,7 @@ def finetune(
     from sdo_cli.parallel.world import joined
 
     folder: Path | None = None
-    with stopped_well(lambda: folder, "--resume"), joined() as world:
+    with stopped_well(lambda: folder, "--resume"), joined(shards=True) as world:
         folder = Path(world.share(lambda: str(run_folder(loaded, out, resume=resume))))
         if resume and (how := world.share(lambda: finished(loaded, folder))):
             if world.is_main:

@@ -21,6 +21,7 @@ from torch import Tensor
 from sdo_cli.errors import CheckpointFault
 from sdo_cli.files import read_json, write_json
 from sdo_cli.finetune.optimizer import Stepper
+from sdo_cli.parallel.shards import whole
 from sdo_cli.parallel.world import SINGLE, World
 
 FOLDER, MARKER = "checkpoints", "complete.json"
@@ -54,19 +55,30 @@ def save(
 ) -> Path:
     """Write ``checkpoint-<step>``; remove older ones beyond ``keep`` (0 keeps all), never the newest complete one.
 
-    Every process calls it and adds its random state; the first one writes.
+    Every process calls it and adds its random state, and its shards of a model that is in shards; the first one writes.
     """
     target = run_folder / FOLDER / f"checkpoint-{step}"
     random_states = world.gather(_random_state())
-    if not world.is_main or _fault_of(target) is None:
+
+    def is_wanted() -> bool:
+        return _fault_of(target) is not None
+
+    if not (world.share(is_wanted) if world.sharded else world.is_main and is_wanted()):
+        return target
+    tensors: dict[str, Tensor] = {}
+    state = _split({"stepper": stepper.state(), "random": random_states, "guard": guard}, tensors, "")
+    copies = {}
+    for name, tensor in tensors.items():
+        # one after the other: no process holds all of them on its device
+        full = whole(tensor.detach())
+        if world.is_main:
+            # contiguous copies: safetensors refuses memory that is shared
+            copies[name] = full.cpu().contiguous().clone()
+    if not world.is_main:
         return target
     staged = target.with_name(f".partial-{target.name}")
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
-    tensors: dict[str, Tensor] = {}
-    state = _split({"stepper": stepper.state(), "random": random_states, "guard": guard}, tensors, "")
-    # contiguous copies: safetensors refuses memory that is shared
-    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     save_file(copies, staged / FILES[0])
     write_json(staged / FILES[1], {"step": step, "run": run, "state": state})
     write_json(staged / MARKER, {"step": step, "files": {name: _describe(staged / name) for name in FILES}})

@@ -188,7 +188,7 @@ def _pass(
     change = None if change_g is None else lambda g: change_g(g, step)
     return run_plan(
         path,
-        plan.rows(slice(mine.start, mine.stop)),
+        plan.rows(slice(mine.start, mine.stop), in_step=job.world.sharded),
         objective,
         terms=terms,
         micro=micro,

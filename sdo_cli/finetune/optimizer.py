@@ -1,15 +1,16 @@
 """What turns gradients into steps: AdamW, the rate, the loss scaler of fp16, the running mean of the weights."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sdo_cli.errors import EnvironmentFault, TrainingFault
+from sdo_cli.parallel.shards import as_laid_out, whole
 from sdo_cli.recipe.schema import Recipe
 
 FIRST_SCALE = 2.0**12
@@ -60,12 +61,18 @@ class Step:
 
 
 class Stepper:
-    """Clips, unscales, steps; keeps the running mean (diffusers' EMAModel) when the recipe wants one."""
+    """Clips, unscales, steps; keeps the running mean (diffusers' EMAModel) when the recipe wants one.
 
-    def __init__(self, recipe: Recipe, parameters: list[nn.Parameter]) -> None:
+    Args:
+        replaced: called when parameters were given other values than a step gives them.
+    """
+
+    def __init__(
+        self, recipe: Recipe, parameters: list[nn.Parameter], replaced: Callable[[], None] | None = None
+    ) -> None:
         from diffusers.optimization import get_scheduler
 
-        self.recipe, self.parameters = recipe, parameters
+        self.recipe, self.parameters, self._replaced = recipe, parameters, replaced
         self.optimizer = make_adamw(recipe, parameters)
         self.rate = get_scheduler(
             "constant_with_warmup" if recipe.lr_scheduler == "constant" else recipe.lr_scheduler,
@@ -106,7 +113,7 @@ class Stepper:
             return Step(float("nan"), rate, True)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm))
         finite = bool(torch.isfinite(norm))
         if self.scaler is not None:
             # it looks itself, and finds a smaller scale
@@ -135,7 +142,7 @@ class Stepper:
             )
 
     def state(self) -> dict[str, Any]:
-        """Everything a later step depends on, the trained weights included."""
+        """Everything a later step depends on, the trained weights included; in shards where they are."""
         found = {
             "parameters": [parameter.data for parameter in self.parameters],
             "optimizer": self.optimizer.state_dict(),
@@ -151,7 +158,7 @@ class Stepper:
         return found
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state` gave.
+        """Go on from what :meth:`state` gave, put together if it was in shards.
 
         Raises:
             ValueError: other parameters.
@@ -160,16 +167,35 @@ class Stepper:
         shapes = [tuple(p.shape) for p in self.parameters]
         if [tuple(tensor.shape) for tensor in kept] != shapes:
             raise ValueError(f"it holds {len(kept)} trained tensors, this run has {len(shapes)}, or of other shapes")
-        for parameter, tensor in zip(self.parameters, kept, strict=True):
-            parameter.data.copy_(tensor)
-        self.optimizer.load_state_dict(state["optimizer"])
+        self._put(kept)
+        self.optimizer.load_state_dict(self._laid_out(state["optimizer"]))
         self.rate.load_state_dict({**self.rate.state_dict(), **state["rate"]})
         if self.scaler is not None and "scaler" in state:
             self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None and "ema" in state:
-            self.ema.load_state_dict(state["ema"])
+            means = [as_laid_out(m, p) for m, p in zip(state["ema"]["shadow_params"], self.parameters, strict=True)]
+            self.ema.load_state_dict({**state["ema"], "shadow_params": means})
             self.ema.to(self.parameters[0].device)
         self._skipped = state["skipped"]
+
+    def _laid_out(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The optimizer's, with what belongs to a parameter's elements in shards where the parameter is."""
+
+        def as_parameter(value: Any, parameter: nn.Parameter) -> Any:
+            fits = isinstance(value, Tensor) and value.shape == parameter.shape
+            return as_laid_out(value, parameter) if fits else value
+
+        found = {
+            index: {name: as_parameter(value, self.parameters[index]) for name, value in of_one.items()}
+            for index, of_one in state["state"].items()
+        }
+        return {**state, "state": found}
+
+    def _put(self, values: Sequence[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.data.copy_(as_laid_out(value, parameter))
+        if self._replaced is not None:
+            self._replaced()
 
     @contextmanager
     def kept_weights(self) -> Iterator[None]:
@@ -178,14 +204,13 @@ class Stepper:
             yield
             return
         now = [parameter.detach().clone() for parameter in self.parameters]
-        self.ema.copy_to(self.parameters)
+        self._put(self.ema.shadow_params)
         try:
             yield
         finally:
-            for parameter, value in zip(self.parameters, now, strict=True):
-                parameter.data.copy_(value)
+            self._put(now)
 
     def finish(self) -> None:
         """What is kept is the running mean, if there is one."""
         if self.ema is not None:
-            self.ema.copy_to(self.parameters)
+            self._put(self.ema.shadow_params)

@@ -16,6 +16,7 @@ from sdo_cli.finetune.prepare import fresh_family
 from sdo_cli.finetune.report import run_report
 from sdo_cli.finetune.summary import RunSummary
 from sdo_cli.finetune.validate import Validation
+from sdo_cli.parallel.shards import whole
 from sdo_cli.progress import Reporter
 from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.reports.page import write_report
@@ -81,9 +82,13 @@ def write_results(
 
 
 def save_weights(job: Job, folder: Path) -> None:
-    """The adapter, or with ``train: full`` the whole pipeline."""
+    """The adapter, or with ``train: full`` the whole pipeline; all processes add what they have of it."""
     if job.recipe.train == "full":
-        _save_pipeline(job, folder / "pipeline")
+        weights = _whole_weights(job)
+        if job.world.is_main:
+            _save_pipeline(job, weights, folder / "pipeline")
+        return
+    if not job.world.is_main:
         return
     partial = folder / ".partial-lora"
     job.family.save_lora(partial)
@@ -91,10 +96,23 @@ def save_weights(job: Job, folder: Path) -> None:
     shutil.rmtree(partial)
 
 
-def _save_pipeline(job: Job, folder: Path) -> None:
+def _whole_weights(job: Job) -> dict[str, Tensor]:
+    """The trained denoiser's; of one in shards, put together on the first process's CPU, tensor by tensor."""
+    state: dict[str, Tensor] = job.family.denoiser.state_dict()
+    if not job.world.sharded:
+        return state
+    found = {}
+    for name, tensor in state.items():
+        full = whole(tensor)
+        if job.world.is_main:
+            found[name] = full.cpu()
+    return found
+
+
+def _save_pipeline(job: Job, weights: dict[str, Tensor], folder: Path) -> None:
     """A whole pipeline with the trained denoiser; the parts that were freed are read again."""
     fresh = fresh_family(job.recipe)
-    fresh.denoiser.load_state_dict(job.family.denoiser.state_dict())
+    fresh.denoiser.load_state_dict(weights)
     partial = folder.with_name(".partial-pipeline")
     shutil.rmtree(partial, ignore_errors=True)
     fresh.pipeline.save_pretrained(partial)

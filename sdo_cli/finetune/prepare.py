@@ -10,6 +10,7 @@ from sdo_cli.drawing.prompts import PromptEmbeddings
 from sdo_cli.finetune.loop import Job
 from sdo_cli.finetune.lora import add_lora, train_everything, trainable
 from sdo_cli.finetune.objective import WeightedReward
+from sdo_cli.finetune.sharding import check_shardable
 from sdo_cli.finetune.validate import Validation
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import load_family, source_of
@@ -25,6 +26,8 @@ def prepare(loaded: LoadedRecipe, world: World = SINGLE) -> tuple[Job, Validatio
 
     Prompts are encoded first and the text encoders freed, unless they are trained.
     """
+    if world.sharded:
+        check_shardable(loaded.recipe)
     with explaining(loaded.recipe, loaded.given):
         return _load_all(loaded, world)
 
@@ -40,6 +43,9 @@ def _load_all(loaded: LoadedRecipe, world: World) -> tuple[Job, Validation | Non
     embed = PromptEmbeddings(family)
     if not recipe.lora.text_encoder:
         embed.prepare([*prompts, *held_out, *guard_prompts(loaded)], recipe.negative_prompt, device)
+    if world.sharding is not None:
+        # before the move: no device ever holds the whole network
+        world.sharding.shard(family.denoiser, device, dtype_of(recipe.mixed_precision))
     family.to(device, dtype_of(recipe.mixed_precision), train_all=recipe.train == "full")
     _save_memory(family, recipe)
     trained = [

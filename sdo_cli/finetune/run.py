@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -24,6 +25,7 @@ from sdo_cli.finetune.summary import RunSummary
 from sdo_cli.finetune.trackers import Trackers
 from sdo_cli.finetune.validate import Validation
 from sdo_cli.gradients.outcome import added
+from sdo_cli.parallel.shards import described, forget_gathered
 from sdo_cli.parallel.stopping import SafePoints, Stopping
 from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.progress import Reporter
@@ -85,6 +87,8 @@ def finetune(
         reporter.note(sentence)
     if world.size > 1:
         reporter.note(f"{world.size} processes; a step is {job.global_batch} samples")
+    if world.sharded:
+        reporter.note(described(job.family.denoiser, world.size))
     with _folder_of_ours(folder, world):
         trackers = Trackers(loaded.recipe.trackers if world.is_main else [], folder, identity(loaded, world.size))
         points = SafePoints(reporter, stopping or Stopping(world=world))
@@ -137,15 +141,15 @@ def _recorded(run: Run) -> RunSummary:
 def _train_and_measure(run: Run) -> RunSummary:
     job, folder, guard = run.job, run.folder, run.guard
     before, first_grid = outputs.scores_before(job, run.validation, folder, run.reporter, resumed=run.begin is not None)
-    stepper = Stepper(job.recipe, job.parameters)
+    replaced = partial(forget_gathered, job.family.denoiser) if job.world.sharded else None
+    stepper = Stepper(job.recipe, job.parameters, replaced)
     results = _go_back(run, stepper)
     if guard is not None and not guard.checks:
         _check(run, stepper, 0)
     stopped_at = _train(run, stepper, results, first_grid)
     seconds = added([result.seconds for result in results])
     # before anything else that could fail
-    if run.is_main:
-        outputs.save_weights(job, folder)
+    outputs.save_weights(job, folder)
     after = outputs.measure(job, run.validation, "held-out, after", run.reporter)
     steps = results[-1].step if results else 0
     outputs.draw_grid(job, run.validation, first_grid, folder, steps)

@@ -54,7 +54,8 @@ class Validation:
         """``of(images, prompts)`` for every batch of these pairs, in their order, on every process.
 
         Batches are a matter of index alone and dealt out in turn. Progress is told, and stopping safe, after each
-        round, in which every process had its batch.
+        round, in which every process had its batch. Of a model in shards a process without one draws the last again,
+        for the others' sake.
         """
         reporter, world, pairs = reporter or Silent(), self.world, self.pairs
         batches = [which[start : start + self.batch_size] for start in range(0, len(which), self.batch_size)]
@@ -63,6 +64,8 @@ class Validation:
             for number in filter(world.mine, round_):
                 prompts = [pairs[i] for i in batches[number]]
                 found[number] = of(self._images(family, batches[number], prompts), prompts)
+            if world.sharded and not any(map(world.mine, round_)):
+                self._images(family, batches[-1], [pairs[i] for i in batches[-1]])
             reporter.advance(sum(len(batches[number]) for number in round_))
         every = {number: value for part in world.gather(found) for number, value in part.items()}
         return [every[number] for number in range(len(batches))]

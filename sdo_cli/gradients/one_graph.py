@@ -19,13 +19,13 @@ class _Calls:
 
     def __init__(self, path: Path, plan: Plan, terms: Terms, checkpointing: bool) -> None:
         self.path, self.plan, self.terms, self.checkpointing = path, plan, terms, checkpointing
-        self.rows, self.live_calls = path.rows, 0
+        self.rows, self.live_calls, self.graphs = path.rows, 0, plan.graphs
         self.penalties: Tensor | None = None
 
     def __call__(self, i: int, x: Tensor, t: Tensor) -> Tensor:
         live, through = self.plan.live[i], self.plan.mode[i] == Mode.THROUGH
         weight = self.plan.weight[i] * live
-        if bool(live.any()):
+        if self.graphs[i]:
             self.live_calls += self.plan.batch
             parts = self._run(x if bool(through.all()) else torch.where(_per_sample(through, x) > 0, x, x.detach()), t)
             if self.terms.kl_weight:
@@ -67,7 +67,7 @@ def one_graph(
     terms, watch = terms or Terms(), Stopwatch(path.x_0.device)
     call, divisor = _Calls(path, plan, terms, checkpointing), terms.divisor or plan.batch
     with watch.stage("forward"):
-        x_N = denoise_path(path, call, endpoint=plan.endpoint)
+        x_N = denoise_path(path, call, endpoint=plan.endpoint, last=plan.last)
         if x_N.requires_grad:
             x_N.retain_grad()
         else:

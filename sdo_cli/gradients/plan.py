@@ -27,6 +27,7 @@ class Plan:
     repeats: ``[n, B]`` seeds: for each row the last call is repeated on a re-noised ``sg(x_N)`` and the reward
         sees that x0-prediction too; all n + 1 are averaged (DRaFT-LV).
     as_epsilon: the linear path holds ε constant instead of the network's native output.
+    whole: of a part, when all parts must make the same network calls: the plan it was cut from.
     """
 
     mode: Tensor
@@ -34,6 +35,7 @@ class Plan:
     endpoint: Tensor | None = None
     repeats: Tensor | None = None
     as_epsilon: bool = False
+    whole: "Plan | None" = None
 
     def __post_init__(self) -> None:
         if self.mode.shape != self.weight.shape or self.mode.dim() != 2:
@@ -74,16 +76,37 @@ class Plan:
     @property
     def calls_run(self) -> int:
         """Network calls of the rollout; fewer than ``calls`` when every sample ends early."""
-        return min(self.calls, int(self.ends.max()) + 1)
+        return min(self.calls, int((self.whole or self).ends.max()) + 1)
 
-    def rows(self, rows: slice) -> "Plan":
-        """The plan of some samples of the batch."""
+    @property
+    def last(self) -> int | None:
+        """The call with which all parts in step end; None: each with the last that it needs."""
+        return None if self.whole is None else int(self.whole.ends.max())
+
+    @property
+    def graphs(self) -> list[bool]:
+        """``[calls]``: whether the network is run with a graph, for a sample of this part or of one in step."""
+        found: list[bool] = (self.whole or self).live.any(1).tolist()
+        return found
+
+    @property
+    def most_live(self) -> int:
+        """Live (call, sample) pairs, of the part in step that has most."""
+        return max(int(part.sum()) for part in (self.whole or self).live.split(self.batch, 1))
+
+    def rows(self, rows: slice, *, in_step: bool = False) -> "Plan":
+        """The plan of some samples of the batch.
+
+        Args:
+            in_step: make the same network calls as every other part of this size.
+        """
         return replace(
             self,
             mode=self.mode[:, rows],
             weight=self.weight[:, rows],
             endpoint=None if self.endpoint is None else self.endpoint[rows],
             repeats=None if self.repeats is None else self.repeats[:, rows],
+            whole=self if in_step else None,
         )
 
     def is_one_step_deep(self, *, latents: bool = False) -> bool:
@@ -92,6 +115,8 @@ class Plan:
         A first live call may be THROUGH: nothing live stands before it, so its input carries no graph. When the
         starting ``latents``, injected noise or guidance are optimised every input but the first call's carries one.
         """
+        if self.whole is not None:
+            return self.whole.is_one_step_deep(latents=latents)
         through = self.mode == Mode.THROUGH
         if latents and bool(through[1:].any()):
             return False

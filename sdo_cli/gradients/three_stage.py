@@ -82,7 +82,7 @@ def rollout(path: Path, plan: Plan, linear: LinearPath, *, micro: int | None = N
             return path.join(parts, t, rows)
 
         endpoint = None if plan.endpoint is None else plan.endpoint[mine]
-        finals.append(denoise_path(path, call, rows=rows, endpoint=endpoint))
+        finals.append(denoise_path(path, call, rows=rows, endpoint=endpoint, last=plan.last))
     return Rollout(torch.cat(finals), kept, towards)
 
 
@@ -107,18 +107,26 @@ def _accumulate(leaf: Tensor, gradient: Tensor) -> None:
     leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
 
 
-def shortcut(path: Path, kept: list[LiveCall], g: Tensor, terms: Terms, *, micro: int | None = None) -> Tensor | None:
+def _pieces(path: Path, kept: list[LiveCall], size: int, most: int) -> list[list[LiveCall]]:
+    """The live calls in pieces of ``size``; as many as ``most`` of them would make, the rest one call times 0 each."""
+    pieces = [kept[start : start + size] for start in range(0, len(kept), size)]
+    for _ in range(len(pieces), -(-most // size)):
+        x, t = path.route.levels[0].scale * path.x_0[0].detach(), path.route.begin()[1][0].to(path.x_0.device)
+        pieces.append([LiveCall(x, t, 0, 0.0, False, 0.0)])
+    return pieces
+
+
+def shortcut(path: Path, pieces: list[list[LiveCall]], g: Tensor, terms: Terms) -> Tensor | None:
     """Stage 3: accumulate ``Σ factor · (∂e/∂θ)ᵀ g`` into the parameters' gradients, and into ``x_0.grad``.
 
     Returns:
         The regulariser's penalty per sample ``[B]``, None when it is off.
     """
-    size, wants_x0 = micro or len(g), path.x_0.requires_grad
+    wants_x0 = path.x_0.requires_grad
     # scales have their whole gradient by then
     denoise = path.steered.held() if path.steered else path.denoise
     penalties = torch.zeros(len(g), device=g.device) if terms.kl_weight else None
-    for start in range(0, len(kept), size):
-        part = kept[start : start + size]
+    for part in pieces:
         rows = torch.tensor([live.row for live in part], device=g.device)
         x, t = torch.stack([live.x for live in part]).requires_grad_(wants_x0), torch.stack([live.t for live in part])
         factor = torch.tensor([live.factor for live in part], device=g.device, dtype=torch.float64)
@@ -181,6 +189,7 @@ def three_stage(
             g = change_g(g)
     with watch.stage("shortcut"):
         straight(path, linear, g, rolled.towards)
-        penalties = shortcut(path, rolled.live, g, terms, micro=micro.shortcut)
-    calls = {"no_grad": plan.calls_run * plan.batch, "grad": len(rolled.live)}
+        pieces = _pieces(path, rolled.live, micro.shortcut or plan.batch, plan.most_live)
+        penalties = shortcut(path, pieces, g, terms)
+    calls = {"no_grad": plan.calls_run * plan.batch, "grad": sum(len(part) for part in pieces)}
     return Outcome(rolled.x_N, losses, rewards, g, watch.seconds, calls, penalties)

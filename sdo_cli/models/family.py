@@ -277,4 +277,7 @@ def _cast(part: Any, device: torch.device, dtype: torch.dtype) -> None:
         if tensor.is_floating_point() and "lora_" not in name:
             # T5's outputs overflow fp16: transformers names the modules that stay in fp32
             keep = dtype == torch.float16 and any(kept in name.split(".") for kept in wide)
-            tensor.data = tensor.data.to(torch.float32 if keep else dtype)
+            wanted = torch.float32 if keep else dtype
+            # one that is in shards is never touched: they are fp32
+            if tensor.dtype != wanted:
+                tensor.data = tensor.data.to(wanted)

@@ -14,6 +14,7 @@ from sdo_cli.device import pick_device
 from sdo_cli.errors import EnvironmentFault, Stopped
 from sdo_cli.parallel.launch import tell_launcher
 from sdo_cli.parallel.peers import Peers, connect
+from sdo_cli.parallel.shards import Sharding, asked_for
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,6 @@ T = TypeVar("T")
 PATIENCE = timedelta(hours=6)
 # elements sent at a time: every adapter fits in one piece, all weights of a model do not
 BUCKET = 2**26
-SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 NEEDED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -33,15 +33,22 @@ class World:
     """Attributes:
     rank: of this process, 0 for the one that writes files and talks.
     size: number of processes.
+    sharding: how a model that is trained whole is cut up among them; None: each has all of it.
     """
 
     rank: int = 0
     size: int = 1
     peers: Peers = field(default_factory=Peers, compare=False)
+    sharding: Sharding | None = None
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def sharded(self) -> bool:
+        """Whether all must make the same network calls in the same order."""
+        return self.sharding is not None
 
     def rounds(self, count: int) -> Iterator[range]:
         """``count`` numbered pieces of work in rounds: in each every process has at most one, see :meth:`mine`."""
@@ -89,11 +96,17 @@ class World:
             PartialState().wait_for_everyone()
 
     def add_gradients(self, parameters: "Sequence[torch.nn.Parameter]") -> None:
-        """Every process's gradients added up, on all of them; one that nobody has stays None."""
+        """Every process's gradients added up, on all of them; one nobody has stays None. Of shards, each its own."""
         if self.size == 1:
             return
         import torch
 
+        if self.sharded:
+            # added up already, as their mean
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad *= self.size
+            return
         for few in _buckets(parameters):
             # a gradient that is missing here counts as zero where another process has one
             flags = few[0].new_tensor([float(p.grad is not None) for p in few])
@@ -105,8 +118,8 @@ class World:
                 parameter.grad = total.view_as(parameter).clone() if flag else None
 
     def make_same(self, parameters: "Sequence[torch.nn.Parameter]") -> None:
-        """The first process's values everywhere."""
-        if self.size > 1:
+        """The first process's values everywhere; shards are of weights that all read from the same files."""
+        if self.size > 1 and not self.sharded:
             import torch
 
             for parameter in parameters:
@@ -128,25 +141,27 @@ def _buckets(parameters: "Sequence[torch.nn.Parameter]") -> "Iterator[list[torch
 
 
 @contextmanager
-def joined() -> Iterator[World]:
+def joined(*, shards: bool = False) -> Iterator[World]:
     """The processes that were started for this job, by torchrun's usual environment variables; else this one alone.
 
     When the block ends well, or all stop together, nobody leaves before all have come to its end. After another error
     ``peers.fail`` tells them.
 
+    Args:
+        shards: whether the job can work on a model in shards.
+
     Raises:
-        EnvironmentFault: some of the variables are missing, or the model was to be sharded.
+        EnvironmentFault: some of the variables are missing, or accelerate's configuration asks for what cannot be done.
     """
+    sharding = asked_for()
+    if sharding is not None and not shards:
+        raise EnvironmentFault(
+            "accelerate's configuration asks for FSDP, which is for sdo finetune with train: full",
+            remedy="start with --gpus N, or choose multi-GPU in `accelerate config`: each process keeps a whole model",
+        )
     if int(os.environ.get("WORLD_SIZE") or 1) == 1:
         yield SINGLE
         return
-    sharded = [kind for kind in SHARDED if os.environ.get(f"ACCELERATE_USE_{kind}", "").lower() == "true"]
-    if sharded:
-        raise EnvironmentFault(
-            f"accelerate's configuration asks for {sharded[0]}, which sdo cannot do: processes make unequal numbers "
-            "of network calls, and a model in shards needs them equal",
-            remedy="start with --gpus N, or choose multi-GPU in `accelerate config`: each process keeps a whole model",
-        )
     missing = [name for name in NEEDED if not os.environ.get(name)]
     if missing:
         raise EnvironmentFault(
@@ -154,7 +169,7 @@ def joined() -> Iterator[World]:
             remedy="start with `sdo … --gpus N`, `accelerate launch`, torchrun, or set all of " + ", ".join(NEEDED),
         )
     tell_launcher()
-    world = _join()
+    world = _join(sharding)
     try:
         yield world
     except Stopped:
@@ -171,9 +186,9 @@ def _leave(world: World) -> None:
     PartialState().destroy_process_group()
 
 
-def _join() -> World:
+def _join(sharding: Sharding | None) -> World:
     from accelerate import PartialState
 
     state = PartialState(cpu=pick_device().type == "cpu", timeout=PATIENCE)
     alone = World(state.process_index, state.num_processes)
-    return World(alone.rank, alone.size, connect(alone.rank, alone.size, alone.share))
+    return World(alone.rank, alone.size, connect(alone.rank, alone.size, alone.share), sharding)

@@ -66,13 +66,18 @@ class Path:
 
 
 def denoise_path(
-    path: Path, call_network: CallNetwork, *, rows: Tensor | None = None, endpoint: Tensor | None = None
+    path: Path,
+    call_network: CallNetwork,
+    *,
+    rows: Tensor | None = None,
+    endpoint: Tensor | None = None,
+    last: int | None = None,
 ) -> Tensor:
     """Walk the samples ``rows`` of a path (all by default); see :func:`sdo_cli.sampling.route.walk`."""
     if rows is None:
-        return walk(path.route, path.x_0, call_network, injected=path.injected, endpoint=endpoint)
+        return walk(path.route, path.x_0, call_network, injected=path.injected, endpoint=endpoint, last=last)
     injected = None if path.injected is None else path.injected[:, rows]
-    return walk(path.route, path.x_0[rows], call_network, injected=injected, endpoint=endpoint)
+    return walk(path.route, path.x_0[rows], call_network, injected=injected, endpoint=endpoint, last=last)
 
 
 @torch.no_grad()

@@ -79,6 +79,7 @@ def walk(
     injected: Tensor | None = None,
     endpoint: Tensor | None = None,
     until: int | None = None,
+    last: int | None = None,
 ) -> Tensor:
     """From latent ``x [B, …]`` to the final one; ``call_network`` is asked for ``e_i`` at every call, in order.
 
@@ -87,15 +88,17 @@ def walk(
         endpoint: per sample ``[B]`` the call whose x0-prediction is the result; the number of calls means ``x_N``.
             The walk ends with the last call anybody needs.
         until: stop before this call and return the latent there.
+        last: end later, with this call, for others who walk in step. The result depends on all calls until there, by
+            nothing where it needs none of them, so that their backward passes are in step too.
     """
     solver, timesteps = route.begin()
     dtype, calls = x.dtype, len(timesteps)
-    last = calls if endpoint is None else int(endpoint.max())
+    last = calls if endpoint is None else int(endpoint.max()) if last is None else last
     result = None
     for i, t in enumerate(timesteps[:until]):
         scaled = solver.scale_model_input(x, t) if hasattr(solver, "scale_model_input") else x
         e = call_network(i, scaled, t.to(x.device).expand(x.shape[0]))
-        if endpoint is not None and bool((endpoint == i).any()):
+        if endpoint is not None and (i == last or bool((endpoint == i).any())):
             level = route.levels[i]
             predicted = level.x0_of_x * x + level.x0_of_e * e
             here = (endpoint == i).to(x.device).view(-1, *[1] * (x.dim() - 1))
