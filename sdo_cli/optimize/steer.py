@@ -86,7 +86,8 @@ def make_plan(spec: Steering, c: Coefficients, batch: int, generator: torch.Gene
 def nothing_yet(canvas: Canvas, spec: Steering, state: State) -> Best:
     """To be filled in by :func:`steer`."""
     count = len(canvas.prompts)
-    whole = snapshot(spread(state, spec.variables, len(canvas.levels())))
+    whole, _ = as_leaves(spread(state, spec.variables, len(canvas.levels())), spec.variables)
+    whole = snapshot(whole)
     return Best(whole, torch.full((count,), torch.inf), torch.zeros(count, dtype=torch.long))
 
 

@@ -128,13 +128,14 @@ def as_leaves(state: State, variables: list[str]) -> tuple[State, dict[str, list
 
 def _exact(value: Tensor, *, wide: bool) -> Tensor:
     """A copy; what is optimised is kept in at least fp32, where small steps are not lost."""
-    copy = value.detach().clone()
+    # also its layout counts for the last bit of what is computed with it
+    copy = value.detach().clone(memory_format=torch.contiguous_format)
     return copy.to(torch.promote_types(copy.dtype, torch.float32)) if wide else copy
 
 
 def snapshot(state: State) -> State:
     """Copies without gradients."""
-    return state.with_tensors({name: value.detach().clone() for name, value in state.tensors().items()})
+    return state.with_tensors({name: _exact(value, wide=False) for name, value in state.tensors().items()})
 
 
 def put_rows(target: State, source: State, rows: Tensor) -> None:
