@@ -10,6 +10,7 @@ from sdo_cli.errors import RecipeFault
 from sdo_cli.files import write_text
 from sdo_cli.plugins import load_plugins
 from sdo_cli.recipe.load import find_recipe, load_recipe, read_recipe, shipped_recipes
+from sdo_cli.recipe.steering import find_steering, load_steering, shipped_steerings
 
 app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -25,12 +26,21 @@ def list_recipes(
         return
     for name, recipe in table.items():
         typer.echo(f"{name:<14} {recipe.model:<12} {recipe.description}")
+    typer.echo("\nof sdo optimize:")
+    for name in shipped_steerings():
+        spec = load_steering(name, {}, []).spec
+        typer.echo(f"{name:<14} {spec.model:<12} {spec.description}")
+
+
+def _find(name: str) -> Path:
+    """A recipe of `sdo finetune`, else a shipped one of `sdo optimize`."""
+    return find_steering(name) if name in shipped_steerings() and not Path(name).is_file() else find_recipe(name)
 
 
 @app.command()
 def show(name: Annotated[str, typer.Argument(help="A recipe file or shipped name.")]) -> None:
     """Print a recipe as it is written."""
-    typer.echo(read_recipe(find_recipe(name)).rstrip())
+    typer.echo(read_recipe(_find(name)).rstrip())
 
 
 @app.command()
@@ -39,14 +49,15 @@ def copy(
     to: Annotated[Path | None, typer.Argument(help="Target file; default ./<name>.yaml.")] = None,
 ) -> None:
     """Copy a shipped recipe to edit it."""
-    source = find_recipe(name)
+    source = _find(name)
     target = to or Path(source.name)
     if target.is_dir():
         target = target / source.name
     if target.exists():
         raise RecipeFault([f"{target}: exists already; give another name"])
     write_text(target, read_recipe(source))
-    typer.echo(f"{target}; run it with: sdo finetune --recipe {target}")
+    verb = "optimize" if name in shipped_steerings() else "finetune"
+    typer.echo(f"{target}; run it with: sdo {verb} --recipe {target}")
 
 
 @app.command()

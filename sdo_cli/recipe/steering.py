@@ -216,10 +216,11 @@ def load_steering(recipe: str | None, options: dict[str, Any], overrides: list[s
 
 
 def _with_found_files(spec: Steering, beside: Path) -> Steering:
-    """Pictures beside the recipe by their whole path."""
+    """Pictures beside the recipe, as given, or shipped, by their path."""
 
     def found(name: str) -> str:
-        return str(beside / name) if (beside / name).is_file() else str(Path(name).expanduser())
+        places = [beside / name, Path(name).expanduser(), steering_folder() / name]
+        return str(next((place for place in places if place.is_file()), places[1]))
 
     objectives = [
         replace(item, name=f"{item.kind}:{found(item.value)}") if item.kind in ("style", "image") else item
