@@ -60,6 +60,8 @@ def test_a_folder_holds_what_came_of_it(steered):
     assert [(line["images"], line["step"]) for line in lines] == [([0, 2], i) for i in range(5)] + [
         ([2, 3], i) for i in range(5)
     ]
+    # a slider shows before on the left and after on the right
+    assert '"columns": ["before", "after"]' in (out / "report.html").read_text()
     assert "Steered: clip, aesthetic" in (out / "report.html").read_text()
 
 

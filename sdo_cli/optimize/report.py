@@ -88,8 +88,6 @@ def _number(value: float | None) -> str:
 def _gallery(folder: Path, rows: list[dict[str, Any]], names: list[str]) -> content.Gallery:
     pictures = (folder / "pictures").is_dir()
     places = {**({"picture": folder / "pictures"} if pictures else {}), "before": folder / "before", "after": folder}
-    if (folder / "strips").is_dir():
-        places["the way there"] = folder / "strips"
     cases = []
     for row in rows:
         images: list[Path | None] = [place / f"{row['image']:05d}.png" for place in places.values()]
