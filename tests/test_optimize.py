@@ -217,6 +217,36 @@ def test_a_classifier_of_a_plug_in_is_raised_and_lowered(tmp_path):
     assert found[1] > 0.01 and found[-1] < -0.01
 
 
+def test_missing_weights_are_said_with_the_line_that_gets_them(tmp_path):
+    words = ["--prompt", TIGER, "-o", "hps", "-m", "nobody/nothing"]
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(sdo(*words, "--dry-run").stdout)
+    for more, named in ((words, "RECIPE.yaml"), (["--recipe", recipe], str(recipe))):
+        done = sdo(*more, "--out", tmp_path / "out")
+        assert done.returncode == 2 and f"sdo fetch {named}" in done.stderr
+        assert "nobody/nothing" in done.stderr and "HPS_v2.1" in done.stderr
+        assert not (tmp_path / "out").exists()
+    done = forked.run(["fetch", str(recipe), "--list"])
+    assert done.returncode == 0 and "nobody/nothing" in done.stdout and "HPS_v2.1" in done.stdout
+    assert "nothing to fetch" in forked.run(["fetch", "style", "--list"]).stdout
+
+
+def test_its_recipes_are_listed_shown_copied_and_checked(tmp_path):
+    assert "colours and texture" in forked.run(["recipe", "list"]).stdout
+    assert "style:waves.png" in forked.run(["recipe", "show", "style"]).stdout
+    copy = tmp_path / "mine.yaml"
+    assert "sdo optimize --recipe" in forked.run(["recipe", "copy", "style", str(copy)]).stdout
+    # the picture is found though only the recipe was copied
+    assert "3 prompts to steer" in forked.run(["recipe", "check", str(copy)]).stdout
+    bad = forked.run(["recipe", "check", str(copy), "start=70"])
+    assert bad.returncode == 2 and "between 0 and 49" in bad.stderr
+
+
+def test_a_prompt_that_is_cut_is_said(tmp_path):
+    done = sdo("--prompt", "cat " * 40, "-o", "clip", "--steps", 1, "--out", tmp_path / "out", *QUICK)
+    assert done.returncode == 0 and "CLIP reads" in done.stderr
+
+
 # --- families and pictures
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdo_cli.recipe.load import load_recipe
+from sdo_cli.recipe.schema import Recipe
+from sdo_cli.recipe.steering import is_steering, load_steering
 
 if TYPE_CHECKING:
     from sdo_cli.weights.needs import Need
@@ -20,22 +22,29 @@ def fetch(
     only_list: Annotated[bool, typer.Option("--list", help="Say what is needed; download nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """Download the weights a recipe needs."""
-    loaded = load_recipe(recipe, overrides)
+    """Download the weights a recipe needs, of `sdo finetune` or `sdo optimize`."""
+    asked = needed_by(recipe, overrides)
     from sdo_cli.weights.fetch import fetch as run
     from sdo_cli.weights.needs import needs_of
 
-    needs = needs_of(loaded.recipe)
+    needs = needs_of(asked)
     if not as_json:
         show(needs)
     fetched = []
     if not only_list:
-        for need in run(needs, variant=loaded.recipe.variant, t5=loaded.recipe.t5):
+        for need in run(needs, variant=asked.variant, t5=asked.t5):
             fetched.append(need.source)
             if not as_json:
                 typer.echo(f"fetched {need.source}")
     if as_json:
         typer.echo(json.dumps({"needs": [as_record(need) for need in needs], "fetched": fetched}))
+
+
+def needed_by(name: str, overrides: list[str] | None) -> Recipe:
+    """What names the weights."""
+    if is_steering(name):
+        return load_steering(name, {}, overrides or []).spec.as_recipe()
+    return load_recipe(name, overrides).recipe
 
 
 def as_record(need: "Need") -> dict[str, Any]:

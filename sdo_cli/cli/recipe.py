@@ -10,7 +10,7 @@ from sdo_cli.errors import RecipeFault
 from sdo_cli.files import write_text
 from sdo_cli.plugins import load_plugins
 from sdo_cli.recipe.load import find_recipe, load_recipe, read_recipe, shipped_recipes
-from sdo_cli.recipe.steering import find_steering, load_steering, shipped_steerings
+from sdo_cli.recipe.steering import find_steering, is_steering, load_steering, shipped_steerings
 
 app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -68,5 +68,9 @@ def check(
 ) -> None:
     """Check a recipe and report every problem at once."""
     load_plugins(plugin or ())
+    if is_steering(name):
+        steering = load_steering(name, {}, overrides or [])
+        typer.echo(f"{steering.name}: no problems; {len(steering.prompts)} prompts to steer")
+        return
     loaded = load_recipe(name, overrides)
     typer.echo(f"{loaded.name}: no problems; {len(loaded.prompts(loaded.recipe.prompts))} training prompts")

@@ -70,7 +70,7 @@ def prepare(loaded: LoadedSteering) -> Job:
     """Load models, rewards and pictures; prompts are encoded first and the text encoders freed."""
     spec, device = loaded.spec, pick_device()
     recipe = spec.as_recipe()
-    with explaining(recipe, loaded.name):
+    with explaining(recipe, loaded.given):
         dtype = dtype_of(spec.mixed_precision)
         family = load_family(source_of(recipe), dtype=dtype)
         if spec.lora is not None:

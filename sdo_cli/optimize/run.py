@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from sdo_cli.drawing.pictures import read_image, save_grid, save_image
+from sdo_cli.drawing.prompts import cut_prompts
 from sdo_cli.errors import Interrupted
 from sdo_cli.files import alone_in, append_json_line, without_nan, write_json, write_text
 from sdo_cli.optimize.curve import curve_png
@@ -53,6 +54,8 @@ def optimize(loaded: LoadedSteering, folder: Path, reporter: Reporter) -> list[d
         Interrupted: by Ctrl-C, after everything was written as it was then.
     """
     job, started = prepare(loaded), now()
+    for sentence in cut_prompts(job.family, loaded.prompts):
+        reporter.note(sentence)
     folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder):
         _begin_folder(loaded, folder, started)

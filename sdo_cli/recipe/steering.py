@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import yaml
+
 import rewards as reward_table
 from sdo_cli.errors import RecipeFault
 from sdo_cli.gradients.rules import RULES, known_names, option_problem, resolve
@@ -161,6 +163,7 @@ class LoadedSteering:
     text: of the recipe as given.
     folder: where files named in it are looked for first.
     prompts: one per entry, before ``num_images``.
+    given: what other commands take for it.
     """
 
     spec: Steering
@@ -168,6 +171,7 @@ class LoadedSteering:
     text: str
     folder: Path
     prompts: list[str]
+    given: str = "RECIPE.yaml   (write it with --dry-run > RECIPE.yaml)"
 
     def resolved(self) -> dict[str, Any]:
         return asdict(self.spec)
@@ -212,7 +216,20 @@ def load_steering(recipe: str | None, options: dict[str, Any], overrides: list[s
         check_steering(spec, folder, reader.follow_up)
     if document.problems:
         raise RecipeFault(document.problems)
-    return LoadedSteering(spec, path.stem if path else "optimize", text, folder, read_prompts(spec.prompts, folder))
+    prompts, more = read_prompts(spec.prompts, folder), {"given": recipe} if recipe else {}
+    return LoadedSteering(spec, path.stem if path else "optimize", text, folder, prompts, **more)
+
+
+def is_steering(name: str) -> bool:
+    """Whether a name or path is a recipe of `sdo optimize`: those have objectives."""
+    path = Path(name).expanduser()
+    if not path.is_file():
+        return name in shipped_steerings()
+    try:
+        tree = yaml.safe_load(read_recipe(path))
+    except yaml.YAMLError:
+        return False
+    return isinstance(tree, dict) and "objectives" in tree
 
 
 def _with_found_files(spec: Steering, beside: Path) -> Steering:
