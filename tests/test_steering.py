@@ -169,6 +169,19 @@ def test_three_stages_equal_one_graph_with_the_same_live_calls(solver, variables
             assert (gradient - second[name]).abs().max() <= tolerance * second[name].abs().max(), name
 
 
+@pytest.mark.parametrize("engine", [three_stage, one_graph])
+def test_the_loss_scale_of_fp16_stays_inside_the_network(engine):
+    """Only what the network's backward pass reaches, weights and embeddings, comes out multiplied."""
+    gradients = []
+    for scale in (1.0, 64.0):
+        path, found = steered("ddim", EVERY)
+        engine(path, plan_of(path, EVERY), objective, terms=Terms(1.0, scale=scale))
+        gradients.append({name: leaf.grad for name, leaf in found.items()})
+    for name, gradient in gradients[1].items():
+        factor = 64.0 if name.startswith("embedding") else 1.0
+        assert torch.allclose(gradient, factor * gradients[0][name], rtol=1e-9), name
+
+
 @pytest.mark.parametrize("solver", EXACT)
 @pytest.mark.parametrize("variables", [(kind,) for kind in KINDS] + MIXTURES, ids=str)
 def test_full_against_differences_of_the_sampler(solver, variables):

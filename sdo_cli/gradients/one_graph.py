@@ -80,8 +80,9 @@ def one_graph(
     with watch.stage("backward"):
         (terms.scale * total).backward()
     g = x_N.grad / terms.scale if x_N.grad is not None else torch.zeros_like(x_N)
-    if terms.scale != 1 and path.x_0.grad is not None:
-        path.x_0.grad /= terms.scale
+    for leaf in path.outside if terms.scale != 1 else ():
+        if leaf.grad is not None:
+            leaf.grad /= terms.scale
     run = plan.calls_run * plan.batch
     calls = {"no_grad": run - call.live_calls, "grad": call.live_calls}
     penalties = None if call.penalties is None else call.penalties.detach()

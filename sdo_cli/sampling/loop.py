@@ -40,14 +40,15 @@ class Path:
         return self.denoise if isinstance(self.denoise, Steered) else None
 
     @property
-    def is_steered(self) -> bool:
-        """Whether anything outside the network wants a gradient: the latent, injected noise, guidance scales.
+    def outside(self) -> list[Tensor]:
+        """What wants a gradient outside the network: the latent, injected noise, guidance scales."""
+        found = [self.x_0, self.injected, self.steered.scale if self.steered else None]
+        return [leaf for leaf in found if leaf is not None and leaf.requires_grad]
 
-        Then every network input but the first carries a graph.
-        """
-        scales = self.steered.scale.requires_grad if self.steered else False
-        noise = self.injected is not None and self.injected.requires_grad
-        return self.x_0.requires_grad or noise or scales
+    @property
+    def is_steered(self) -> bool:
+        """Whether anything outside the network wants a gradient: then every input but the first carries a graph."""
+        return bool(self.outside)
 
     def split(self, x: Tensor, t: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
         """The network's part of a call; :meth:`join` makes the call's output of it."""
