@@ -20,8 +20,9 @@ from sdo_cli.optimize.objectives import OfReward, Seen, Style, Target, TextEdit,
 from sdo_cli.optimize.run import optimize, strip_steps
 from sdo_cli.optimize.variables_file import read_variables
 from sdo_cli.progress import Silent
-from sdo_cli.recipe.steering import load_steering, shipped_steerings
+from sdo_cli.recipe.steering import load_steering, shipped_steerings, steering_folder
 from sdo_cli.seeding import keyed_generator
+from sdo_cli.weights.needs import needs_of
 
 TIGER, ROCKET = "a tiger on a teal background", "a rocket on a red background"
 QUICK = ["num_inference_steps=4", "batch_size=2"]
@@ -149,6 +150,13 @@ def test_everything_wrong_is_said_at_once(tmp_path):
         (["learning_rates={noise: 1}"], "not among the variables"),
         (["images=[gone.png]", "solver=dpm++2m"], "no single steps"),
         (["num_images=0"], "between 1"),
+        (["images=[gone.png]", "num_images=2"], "inverted to one latent"),
+        (["inversion_guidance=nan"], "inversion_guidance"),
+        (["rule=refl"], "looks at predictions"),
+        (["rule=drtune"], "early_stop: 0"),
+        (["rule=sdo", "rule_options={steps_per_sample: 2}"], "only the first call counts"),
+        (["measures=[clip]"], "stands there twice"),
+        (["objectives=[clip, clip-score]"], "stands there twice"),
     ],
 )
 def test_combinations_that_cannot_be(overrides, said):
@@ -240,6 +248,43 @@ def test_its_recipes_are_listed_shown_copied_and_checked(tmp_path):
     assert "3 prompts to steer" in forked.run(["recipe", "check", str(copy)]).stdout
     bad = forked.run(["recipe", "check", str(copy), "start=70"])
     assert bad.returncode == 2 and "between 0 and 49" in bad.stderr
+
+
+def test_a_target_picture_needs_no_clip():
+    picture = steering_folder() / "waves.png"
+    given = {"prompts": {"lines": [TIGER]}, "objectives": [f"image:{picture}"], "model": "nobody/nothing"}
+    needs = needs_of(load_steering(None, given, []).spec.as_recipe())
+    assert [need.source for need in needs] == ["nobody/nothing"]
+
+
+def test_what_was_finished_survives_a_fault_in_a_later_group(tmp_path, monkeypatch):
+    import sdo_cli.optimize.run as module
+
+    whole = module.begin
+
+    def failing(job, which):
+        if which.start == 2:
+            raise RuntimeError("out of luck")
+        return whole(job, which)
+
+    monkeypatch.setattr(module, "begin", failing)
+    given = {"prompts": {"lines": [TIGER, ROCKET, "a fish"]}, "objectives": ["clip"], "measures": ["judge"]}
+    loaded = load_steering(None, given, [*QUICK, "steps=1"])
+    with pytest.raises(RuntimeError, match="out of luck"):
+        optimize(loaded, tmp_path / "out", Silent())
+    assert read_variables(tmp_path / "out").prompts == [TIGER, ROCKET]
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())["images"]) == 2
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["status"] == "failed"
+
+
+def test_its_resolved_recipe_runs_from_anywhere(tmp_path, monkeypatch):
+    save_image(torch.rand(3, 64, 64), tmp_path / "here" / "mine.png")
+    monkeypatch.chdir(tmp_path / "here")
+    given = {"prompts": {"lines": [TIGER]}, "objectives": ["image:mine.png"]}
+    optimize(load_steering(None, given, [*QUICK, "steps=1"]), tmp_path / "out", Silent())
+    monkeypatch.chdir(tmp_path)
+    again = load_steering("out/resolved.yaml", {}, [])
+    assert again.spec.objectives[0].value == str(tmp_path / "here" / "mine.png")
 
 
 def test_a_prompt_that_is_cut_is_said(tmp_path):
@@ -368,7 +413,11 @@ def test_text_edit_is_its_formula(encoder, images):
         texts = encoder.prompts([f"a {word} on a red background" for word in seen.prompts])
         cosine = (encoder.images(moved) * texts).sum(-1)
         wanted = alpha * (1 - cosine) + (1 - alpha) * (moved - images).abs().flatten(1).mean(1)
-        assert torch.allclose(edit.values(seen), wanted, atol=1e-6)
+        values = edit.values(seen)
+        assert torch.allclose(values, wanted, atol=1e-6)
+        # steps are compared by the end of the schedule
+        end = 0.8 * (1 - cosine) + 0.2 * (moved - images).abs().flatten(1).mean(1)
+        assert torch.allclose(edit.compared(seen, values), end, atol=1e-6)
 
 
 def test_moved_copies_depend_on_image_and_step_alone(encoder, images):

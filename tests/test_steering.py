@@ -7,6 +7,7 @@ import torch
 from toy import CONFIGS, Toy, objective
 
 from sdo_cli.drawing.draw import DrawSettings
+from sdo_cli.errors import TrainingFault
 from sdo_cli.gradients.full import full
 from sdo_cli.gradients.linear import linear_path
 from sdo_cli.gradients.one_graph import one_graph
@@ -182,11 +183,8 @@ def test_the_loss_scale_of_fp16_stays_inside_the_network(engine):
         assert torch.allclose(gradient, factor * gradients[0][name], rtol=1e-9), name
 
 
-@pytest.mark.parametrize("solver", EXACT)
-@pytest.mark.parametrize("variables", [(kind,) for kind in KINDS] + MIXTURES, ids=str)
+@pytest.mark.parametrize(("solver", "variables"), [case for case in cases() if case[0] in EXACT], ids=str)
 def test_full_against_differences_of_the_sampler(solver, variables):
-    if "noise" in variables and not solver.startswith("ddim"):
-        pytest.skip("only DDIM injects noise")
     for start in (0, 3):
         path, found = steered(solver, variables, start=start)
         plan = full(path.route.calls, BATCH, path.coefficients, torch.Generator())
@@ -252,6 +250,18 @@ def test_guidance_needs_no_network_backward():
     outcome = run_plan(path, plan, objective, terms=Terms(1.0))
     assert outcome.calls == {"no_grad": STEPS * BATCH, "grad": 0}
     assert all(leaf.grad.abs().max() > 0 for leaf in found.values())
+
+
+@pytest.mark.parametrize(
+    ("start", "rule"),
+    [(0, ("sdo", {"step_choice": "last"})), (0, ("flowbp-sparse", {})), (STEPS - 1, ("full", {})), (0, ("sdo-0", {}))],
+)
+def test_rules_that_reach_nothing_inside_the_network_leave_the_linear_path(start, rule):
+    """Guidance has its whole shortcut gradient whatever calls a rule runs again."""
+    path, found = steered("ddim", ("guidance",), start=start)
+    plan = plan_of(path, ("guidance",), rule=rule[0], rule_options=rule[1])
+    three_stage(path, plan, objective, terms=Terms(1.0))
+    check(path, found, surrogate(path, plan), 1e-5)
 
 
 # --- the optimisation
@@ -360,6 +370,19 @@ def test_it_stops_when_nothing_gets_better():
     assert len(steps) == 5 and "4 steps" in best.stopped
 
 
+def test_small_gains_add_up_before_it_is_called_flat():
+    class Slow(Falling):
+        def __call__(self, x, rows):
+            self.looks += 1
+            losses = torch.full((4,), 1.0 - 0.00006 * self.looks, dtype=torch.float64)
+            self.watch(x.detach(), rows)
+            return Scored(losses + 0 * x.flatten(1).sum(1), {})
+
+    canvas = canvas_of(PROMPTS)
+    steps, best = run(canvas, settings(("latent",), steps=20, patience=3), begin(canvas, range(4)), Slow())
+    assert len(steps) == 21 and not best.stopped
+
+
 def test_one_bad_image_leaves_the_others_alone():
     class Bad(Watched):
         def __call__(self, x, rows):
@@ -368,12 +391,20 @@ def test_one_bad_image_leaves_the_others_alone():
             return Scored(scored.losses * hole, scored.rewards)
 
     canvas = canvas_of(PROMPTS)
-    spec = settings(("latent",), steps=4)
+    spec = settings(("latent",), steps=15)
     plain, _ = run(canvas, spec, begin(canvas, range(4)))
     steps, best = run(canvas, spec, begin(canvas, range(4)), Bad())
     for row in (0, 2, 3):
         assert steps[-1].losses[row] == plain[-1].losses[row]
     assert best.losses[1] == float("inf")
+
+    class AllBad(Bad):
+        def __call__(self, x, rows):
+            scored = super().__call__(x, rows)
+            return Scored(scored.losses * float("nan"), scored.rewards)
+
+    with pytest.raises(TrainingFault, match="of every image was not finite for 10 steps"):
+        run(canvas, spec, begin(canvas, range(4)), AllBad())
 
 
 def test_a_start_part_way_continues_the_same_image():

@@ -9,6 +9,7 @@ import typer
 
 from sdo_cli.cli.output import make_reporter
 from sdo_cli.errors import EnvironmentFault, RecipeFault
+from sdo_cli.files import without_nan
 from sdo_cli.plugins import load_plugins
 from sdo_cli.recipe.steering import KINDS, VARIABLES, LoadedSteering, load_steering, shipped_steerings
 
@@ -86,7 +87,7 @@ def optimize(
     finally:
         reporter.close()
     if as_json:
-        typer.echo(json.dumps({"folder": str(folder), "images": rows}))
+        typer.echo(json.dumps(without_nan({"folder": str(folder), "images": rows})))
     else:
         typer.echo(_summary(rows, folder))
 

@@ -142,6 +142,9 @@ def shortcut(path: Path, pieces: list[list[LiveCall]], g: Tensor, terms: Terms) 
             share = torch.tensor([live.share for live in part], device=g.device, dtype=exact)
             penalties.index_add_(0, rows, (share * penalty).detach().to(penalties.dtype))
             total = total + terms.kl_weight * (share * penalty).sum() / (terms.divisor or len(g))
+        if not total.requires_grad:
+            # what is optimised stands outside the network
+            continue
         (terms.scale * total).backward()
         if wants_x0 and path.x_0.grad is not None and x.grad is not None:
             _pass_on(path, part, x.grad / terms.scale)

@@ -20,6 +20,12 @@ def curves_of(path: Path) -> dict[str, npt.NDArray[np.float64]]:
     return found
 
 
+def whole_steps(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """``[steps, images]`` as far as every image has a value, without images that have none from the start."""
+    some = values[:, ~np.isnan(values[0])]
+    return some[~np.isnan(some).any(axis=1)]
+
+
 def curve_png(lines: Path, path: Path) -> None:
     """One panel per objective: every image in grey, their mean over it."""
     from matplotlib.figure import Figure
@@ -28,7 +34,7 @@ def curve_png(lines: Path, path: Path) -> None:
     figure = Figure(figsize=(6, 2.6 * len(curves)), layout="constrained")
     for axes, (name, values) in zip(figure.subplots(len(curves), squeeze=False)[:, 0], curves.items(), strict=True):
         axes.plot(values, color="0.8", linewidth=0.8)
-        whole = values[~np.isnan(values).any(axis=1)]
+        whole = whole_steps(values)
         axes.plot(whole.mean(axis=1), color="tab:blue")
         axes.set(xlabel="step", ylabel=name)
     write_atomic(path, lambda temporary: figure.savefig(temporary, dpi=110))

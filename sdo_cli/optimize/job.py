@@ -107,12 +107,13 @@ def objective_of(job: Job, begun: Begun, which: range) -> ImageObjective:
 
 def _inverted(job: Job, canvas: Canvas, which: range) -> Begun:
     spec, family = job.spec, job.family
-    names = spec.images * (len(job.prompts) // spec.num_images) if len(spec.images) == 1 else spec.images
+    names = spec.images * len(job.prompts) if len(spec.images) == 1 else spec.images
     factor = family.vae_factor
-    height, width = (factor * side for side in family.latent_shape(job.settings.height, job.settings.width)[1:])
-    pictures = [fitted(read_image(Path(names[j // spec.num_images])), height, width) for j in which]
+    shape = family.latent_shape(job.settings.height, job.settings.width)
+    height, width = (factor * side for side in shape[1:])
+    pictures = [fitted(read_image(Path(names[j])), height, width) for j in which]
     sources = torch.stack(pictures).to(family.device)
-    x_N = torch.cat([family.to_latents(few) for few in sources.split(decode_batch(family, sources[..., :1, :1]))])
+    x_N = torch.cat([family.to_latents(few) for few in sources.split(decode_batch(family, torch.empty(0, *shape)))])
     guidance = job.settings.guidance_scale if spec.inversion_guidance is None else spec.inversion_guidance
     condition, _ = encode_pair(job.embed, job.settings, canvas.prompts)
     shared = {key: value[None] for key, value in condition.items()}

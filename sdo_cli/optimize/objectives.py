@@ -28,6 +28,8 @@ STYLE_LAYER = 2
 # as the authors of SDO weigh the text against the source picture
 ALPHA = 0.5
 AUGMENTATIONS = 4
+# among the values: the loss by which steps are compared
+COMPARED = "compared"
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Seen:
 
     Attributes:
         images: ``[R, 3, H, W]`` in [0, 1], gradients flowing.
-        sources: the same samples before anything was changed, ``[R, 3, H, W]``.
+        sources: the same samples before anything was changed, or the pictures they begin from, ``[R, 3, H, W]``.
         numbers: of the samples in the whole job, for draws of their own.
         progress: 0 at the first step, 1 at the last.
     """
@@ -57,9 +59,13 @@ class Part(Protocol):
 
     def values(self, seen: Seen) -> Tensor: ...
 
+    def compared(self, seen: Seen, values: Tensor) -> Tensor:
+        """What images of different steps are compared by, and reports say; of a schedule, its end's."""
+        return values
+
 
 @dataclass(frozen=True)
-class OfReward:
+class OfReward(Part):
     reward: Reward
     higher: bool = True
 
@@ -73,7 +79,7 @@ def gram(tokens: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Style:
+class Style(Part):
     """Mean-square difference of Gram matrices of CLIP patch tokens (SDO, arXiv 2505.07477; block 2 as there)."""
 
     encoder: ClipEncoder
@@ -91,7 +97,7 @@ class Style:
 
 
 @dataclass(frozen=True)
-class TextEdit:
+class TextEdit(Part):
     """``α (1 - cos(image, text)) + (1 - α) L1(image, source)``, the cosine a mean over moved and turned copies.
 
     Attributes:
@@ -115,9 +121,21 @@ class TextEdit:
             many = augmented(many, [self._generator(n, seen.step, c) for n in seen.numbers for c in range(count)])
         texts = self.encoder.prompts([self.text.replace("{prompt}", prompt) for prompt in seen.prompts])
         cosine = (self.encoder.images(many) * texts.repeat_interleave(count, 0)).sum(-1)
-        away = (images - seen.sources).abs().flatten(1).mean(1)
-        alpha = self.alpha[0] + (self.alpha[1] - self.alpha[0]) * seen.progress
-        return alpha * (1 - cosine.view(-1, count).mean(1)) + (1 - alpha) * away
+        alpha = self._alpha(seen)
+        return alpha * (1 - cosine.view(-1, count).mean(1)) + (1 - alpha) * self._away(seen)
+
+    def compared(self, seen: Seen, values: Tensor) -> Tensor:
+        now, end = self._alpha(seen), self.alpha[1]
+        if now in (0, end):
+            return values
+        away = self._away(seen)
+        return end * (values - (1 - now) * away) / now + (1 - end) * away
+
+    def _alpha(self, seen: Seen) -> float:
+        return self.alpha[0] + (self.alpha[1] - self.alpha[0]) * seen.progress
+
+    def _away(self, seen: Seen) -> Tensor:
+        return (seen.images - seen.sources).abs().flatten(1).mean(1)
 
     def _generator(self, number: int, step: int, copy: int) -> torch.Generator:
         return keyed_generator(self.seed, f"augmentation {copy}", step, number)
@@ -135,7 +153,7 @@ def augmented(images: Tensor, generators: list[torch.Generator]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Target:
+class Target(Part):
     """Distance to a picture: mean absolute (``l1``) or squared (``l2``) difference of pixels."""
 
     picture: Tensor
@@ -223,11 +241,12 @@ class ImageObjective:
             self.step,
             self.progress,
         )
-        losses, values = images.new_zeros(len(images)), {}
+        losses, values = images.new_zeros(len(images)), {COMPARED: images.new_zeros(len(images))}
         for wish in self.wishes:
             value = wish.part.values(seen)
             losses = losses + wish.loss_of(value)
-            values[wish.name] = value.detach()
+            values[wish.name] = wish.part.compared(seen, value).detach()
+            values[COMPARED] = values[COMPARED] + wish.loss_of(values[wish.name])
         if self.watch is not None:
             self.watch(images.detach(), rows)
         return Scored(losses, values)

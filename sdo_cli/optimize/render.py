@@ -21,8 +21,7 @@ def render_file(path: Path, out: Path, *, grid: bool, reporter: Reporter) -> lis
     saved = read_variables(path)
     # nothing is scored: models of objectives are not loaded, and pictures are not looked for
     spec = replace(saved.spec, objectives=[], measures=[], images=[])
-    unique = list(dict.fromkeys(saved.prompts))
-    job = replace(prepare(LoadedSteering(spec, str(path), "", Path(), unique)), prompts=saved.prompts)
+    job = replace(prepare(LoadedSteering(spec, str(path), "", Path(), saved.encoded)), prompts=saved.prompts)
     reporter.phase("images", len(job.prompts))
     files, every = [], []
     for which in job.groups():

@@ -7,7 +7,7 @@ import numpy as np
 import yaml
 
 from sdo_cli.files import read_json
-from sdo_cli.optimize.curve import curves_of
+from sdo_cli.optimize.curve import curves_of, whole_steps
 from sdo_cli.reports import content
 from sdo_cli.scoring.statistics import mean_interval
 
@@ -31,10 +31,14 @@ def steering_report(folder: Path) -> content.Report:
         machine=[*manifest["machine"].items(), *manifest["versions"].items(), ("started", manifest["started"])],
         repeat=[
             manifest["command"],
-            f"sdo optimize --recipe {folder.name}/resolved.yaml",
+            " ".join([f"sdo optimize --recipe {folder.name}/resolved.yaml", *_plugins(manifest)]),
             f"sdo sample --variables {folder.name}/variables.safetensors",
         ],
     )
+
+
+def _plugins(manifest: dict[str, Any]) -> list[str]:
+    return [f"--plugin {plugin['path']}" for plugin in manifest["plugins"] if not plugin["package"]]
 
 
 def _values(rows: list[dict[str, Any]], when: str, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -50,14 +54,17 @@ def _sentence(name: str, rows: list[dict[str, Any]]) -> str:
 def _inversion(rows: list[dict[str, Any]]) -> list[str]:
     if not rows[0]["inversion"]:
         return []
-    plain, whole = (np.mean([row["inversion"][key] for row in rows]) for key in ("autoencoder", "inversion"))
+    plain, whole = (
+        np.nanmean([np.nan if row["inversion"][key] is None else row["inversion"][key] for row in rows])
+        for key in ("autoencoder", "inversion")
+    )
     return [f"Pictures drawn again from their inversion are off by {whole:.4f} (autoencoder alone: {plain:.4f})."]
 
 
 def _curves(folder: Path) -> list[content.Chart]:
     found = []
     for name, values in curves_of(folder / "objective.jsonl").items():
-        whole = values[~np.isnan(values).any(axis=1)]
+        whole = whole_steps(values)
         x, mean = [float(i) for i in range(len(whole))], whole.mean(axis=1)
         error = whole.std(axis=1, ddof=1) / whole.shape[1] ** 0.5 if whole.shape[1] > 1 else np.zeros(len(whole))
         band = content.Series(name, x, mean.tolist(), (mean - error).tolist(), (mean + error).tolist())

@@ -1,7 +1,7 @@
 """One job of `sdo optimize`: every group of images steered, and a folder with what came of it."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from sdo_cli.optimize.render import save_images
 from sdo_cli.optimize.report import steering_report
 from sdo_cli.optimize.steer import Best, Step, nothing_yet, steer
 from sdo_cli.optimize.variables import State
-from sdo_cli.optimize.variables_file import save_variables
+from sdo_cli.optimize.variables_file import save_variables, whole_path
+from sdo_cli.plugins import loaded_plugins
 from sdo_cli.progress import Reporter
 from sdo_cli.provenance import command, machine, now, versions
 from sdo_cli.recipe.steering import LoadedSteering
@@ -61,12 +62,18 @@ def optimize(loaded: LoadedSteering, folder: Path, reporter: Reporter) -> list[d
         _begin_folder(loaded, folder, started)
         done, status = Done(), "failed"
         try:
-            for which in job.groups():
-                _steer_group(job, which, folder, done, reporter)
-                if done.interrupted:
-                    break
-            if done.count:
-                _write_results(job, folder, done, reporter)
+            try:
+                for which in job.groups():
+                    _steer_group(job, which, folder, done, reporter)
+                    if done.interrupted:
+                        break
+            except KeyboardInterrupt:
+                # while images were drawn or written: what was done before them counts
+                done.interrupted = True
+            finally:
+                # whatever ended it, finished groups are not lost
+                if done.count:
+                    _write_results(job, loaded, folder, done, reporter)
             status = "interrupted" if done.interrupted else "finished"
         finally:
             _record(loaded, folder, status, started)
@@ -82,6 +89,12 @@ def optimize(loaded: LoadedSteering, folder: Path, reporter: Reporter) -> list[d
 
 def _begin_folder(loaded: LoadedSteering, folder: Path, started: str) -> None:
     tree = loaded.resolved() | {"prompts": {"lines": loaded.prompts}}
+    for key in ("model", "vae", "lora"):
+        tree[key] = whole_path(tree[key])
+    tree["images"] = [whole_path(name) for name in tree["images"]]
+    for item in tree["objectives"]:
+        kind, colon, place = item["name"].partition(":")
+        item["name"] = f"{kind}:{whole_path(place)}" if colon and kind in ("style", "image") else item["name"]
     write_text(folder / "resolved.yaml", OmegaConf.to_yaml(OmegaConf.create(tree)))
     _record(loaded, folder, "running", started)
 
@@ -95,6 +108,7 @@ def _record(loaded: LoadedSteering, folder: Path, status: str, started: str) -> 
             "recipe": loaded.name,
             "weights": revisions_of(loaded.spec.as_recipe()),
             "versions": versions(),
+            "plugins": [asdict(plugin) for plugin in loaded_plugins()],
             "machine": machine(),
             "started": started,
             "written": now(),
@@ -194,10 +208,11 @@ def _write_images(
             save_grid([row_of], [""], folder / "strips" / f"{number:05d}.png", captions=heads)
 
 
-def _write_results(job: Job, folder: Path, done: Done, reporter: Reporter) -> None:
+def _write_results(job: Job, loaded: LoadedSteering, folder: Path, done: Done, reporter: Reporter) -> None:
     """Variables, measures of the files as they are, grid and curve."""
     prompts = job.prompts[: done.count]
-    save_variables(folder / "variables.safetensors", job.spec, prompts, done.states)
+    save_variables(folder / "variables.safetensors", job.spec, prompts, loaded.prompts, done.states)
+    write_json(folder / "results.json", without_nan({"images": done.rows}))
     ends = {
         when: torch.stack([read_image(place / f"{number:05d}.png") for number in range(done.count)])
         for when, place in (("before", folder / "before"), ("after", folder))

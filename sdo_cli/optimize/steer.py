@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdo_cli.errors import TrainingFault
+from sdo_cli.errors import RecipeFault, TrainingFault
 from sdo_cli.gradients.choice import inclusion, systematic
 from sdo_cli.gradients.outcome import Outcome, Terms
 from sdo_cli.gradients.plan import Mode, Plan, empty
 from sdo_cli.gradients.rules import find_rule
 from sdo_cli.gradients.run import run_plan
-from sdo_cli.optimize.objectives import ImageObjective
+from sdo_cli.optimize.objectives import COMPARED, ImageObjective
 from sdo_cli.optimize.variables import Canvas, State, as_leaves, names_of, put_rows, sample_dim, snapshot, spread
 from sdo_cli.recipe.steering import Steering
 from sdo_cli.sampling.coefficients import Coefficients
@@ -54,6 +54,7 @@ class Best:
 
     state: State
     losses: Tensor
+    marks: Tensor
     steps: Tensor
     since: int = 0
     stopped: str = ""
@@ -66,7 +67,7 @@ def make_plan(spec: Steering, c: Coefficients, batch: int, generator: torch.Gene
     call is certain and one other is drawn. Guidance and noise stand outside the network and need none.
     """
     if spec.rule != "sdo" or spec.rule_options:
-        return find_rule(spec.rule)(c.calls, batch, c, generator, **spec.rule_options)
+        return _ruled(spec, c, batch, generator)
     latent = "latent" in spec.variables
     embedding = any(name.startswith("embedding") for name in spec.variables)
     mode, weight = empty(c.calls, batch)
@@ -83,12 +84,24 @@ def make_plan(spec: Steering, c: Coefficients, batch: int, generator: torch.Gene
     return Plan(mode, weight)
 
 
+def _ruled(spec: Steering, c: Coefficients, batch: int, generator: torch.Generator) -> Plan:
+    options = spec.rule_options
+    if spec.rule == "sdo" and "embedding" not in " ".join(spec.variables):
+        # no other call reaches a latent
+        options = {"step_choice": "first", **options}
+    plan = find_rule(spec.rule)(c.calls, batch, c, generator, **options)
+    if plan.endpoint is not None or plan.repeats is not None:
+        raise RecipeFault([f"rule: {spec.rule} looks at predictions or repeats instead of the image; choose another"])
+    return plan
+
+
 def nothing_yet(canvas: Canvas, spec: Steering, state: State) -> Best:
     """To be filled in by :func:`steer`."""
     count = len(canvas.prompts)
     whole, _ = as_leaves(spread(state, spec.variables, len(canvas.levels())), spec.variables)
     whole = snapshot(whole)
-    return Best(whole, torch.full((count,), torch.inf), torch.zeros(count, dtype=torch.long))
+    infinite = torch.full((count,), torch.inf)
+    return Best(whole, infinite, infinite.clone(), torch.zeros(count, dtype=torch.long))
 
 
 def steer(canvas: Canvas, spec: Steering, state: State, objective: ImageObjective, best: Best) -> Iterator[Step]:
@@ -106,23 +119,25 @@ def steer(canvas: Canvas, spec: Steering, state: State, objective: ImageObjectiv
     optimizer = make_optimizer(spec, leaves)
     lengths = {name: _lengths(name, value) for name, value in state.tensors().items()}
     scale = HALF_SCALE if spec.mixed_precision == "fp16" else 1.0
-    bad = 0
+    bad = torch.zeros(batch, dtype=torch.long)
     for number in range(spec.steps + 1):
         objective.step, objective.progress = number, number / spec.steps
         images: dict[int, Tensor] = {}
         objective.watch = lambda part, rows, images=images: images.update(zip(rows.tolist(), part, strict=True))
         last = number == spec.steps
         outcome = _look(canvas, spec, state, objective, number=number, scale=scale, last=last)
-        better = _keep_best(best, state, outcome.losses.cpu(), number, spec.patience)
+        values = _on_cpu(outcome.rewards)
+        losses = values.pop(COMPARED, outcome.losses.cpu())
+        better = _keep_best(best, state, losses, number, spec.patience)
         every = torch.stack([images[row] for row in range(batch)]).cpu()
         calls, seconds = outcome.calls, outcome.seconds
-        yield Step(number, outcome.losses.cpu(), _on_cpu(outcome.rewards), every, calls, seconds, better)
+        yield Step(number, losses, values, every, calls, seconds, better)
         if last or best.stopped:
             return
-        bad = bad + 1 if _change(spec, state, leaves, optimizer, scale) else 0
-        if bad == MOST_BAD_STEPS:
+        bad = torch.where(_change(spec, state, optimizer, scale), 0, bad + 1)
+        if bool((bad >= MOST_BAD_STEPS).all()):
             raise TrainingFault(
-                f"step {number}: the gradient was not finite for {bad} steps in a row",
+                f"step {number}: the gradient of every image was not finite for {MOST_BAD_STEPS} steps in a row",
                 remedy="lower learning_rate, or set mixed_precision=no",
             )
         if spec.renormalise:
@@ -152,7 +167,9 @@ def _on_cpu(values: dict[str, Tensor]) -> dict[str, Tensor]:
 def _keep_best(best: Best, state: State, losses: Tensor, number: int, patience: int) -> Tensor:
     """Which samples have their best image now; NaN is never best."""
     better = losses < best.losses
-    enough = losses < best.losses - FLAT * best.losses.abs().clamp(max=1e30)
+    # against the loss of the last change that counted: many small ones add up
+    enough = losses < best.marks - FLAT * best.marks.abs().clamp(max=1e30)
+    best.marks = torch.where(enough, losses, best.marks)
     best.since = 0 if bool(enough.any()) else best.since + 1
     rows = better.nonzero().flatten()
     put_rows(best.state, state, rows.to(state.latent.device))
@@ -172,18 +189,16 @@ def make_optimizer(spec: Steering, leaves: dict[str, list[Tensor]]) -> torch.opt
     return kind(groups, betas=(spec.adam_beta1, spec.adam_beta2))
 
 
-def _change(
-    spec: Steering, state: State, leaves: dict[str, list[Tensor]], optimizer: torch.optim.Optimizer, scale: float
-) -> bool:
-    """One optimizer step; True when some gradient was not finite, and its samples were left out."""
+def _change(spec: Steering, state: State, optimizer: torch.optim.Optimizer, scale: float) -> Tensor:
+    """One optimizer step; ``[B]``, which samples' gradients were finite: the others stay where they are."""
     named = {name: value for name, value in state.tensors().items() if value.grad is not None}
-    bad = False
+    good = torch.ones(len(state.latent), dtype=torch.bool)
     for name, value in named.items():
         assert value.grad is not None
         if name.startswith("embedding"):
             value.grad /= scale
         finite = _per_sample(name, torch.isfinite(value.grad), torch.all)
-        bad = bad or not bool(finite.all())
+        good &= finite.flatten().cpu()
         value.grad = torch.where(finite, value.grad, 0.0)
         if spec.norm_prior and name in ("latent", "noise"):
             value.grad += spec.norm_prior * _prior_gradient(name, value)
@@ -191,7 +206,7 @@ def _change(
             value.grad /= _lengths(name, value.grad).clamp(min=1e-30)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return bad
+    return good
 
 
 def _per_sample(name: str, value: Tensor, reduce: Callable[..., Tensor]) -> Tensor:

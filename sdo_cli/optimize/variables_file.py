@@ -25,11 +25,13 @@ FORMAT = "sdo-variables-1"
 class Saved:
     """Attributes:
     prompts: of every image.
+    encoded: all that were encoded together, also those whose images were not come to.
     tensors: of all images; embeddings only where they were a variable.
     """
 
     spec: Steering
     prompts: list[str]
+    encoded: list[str]
     tensors: dict[str, Tensor]
 
     def state(self, which: range, state: State) -> State:
@@ -43,7 +45,7 @@ class Saved:
         )
 
 
-def save_variables(path: Path, spec: Steering, prompts: list[str], states: list[State]) -> None:
+def save_variables(path: Path, spec: Steering, prompts: list[str], encoded: list[str], states: list[State]) -> None:
     """Latents, scales and noise, which make an image, and embeddings where they are variables."""
     embedding = any(name.startswith("embedding") for name in spec.variables)
     names = [name for name in states[0].tensors() if embedding or not name.startswith("embedding")]
@@ -51,12 +53,14 @@ def save_variables(path: Path, spec: Steering, prompts: list[str], states: list[
         name: torch.cat([state.tensors()[name].detach().cpu() for state in states], sample_dim(name)).contiguous()
         for name in names
     }
-    settings = {**asdict(spec), **{key: _whole(getattr(spec, key)) for key in ("model", "vae", "lora")}}
-    note = {"format": FORMAT, "settings": json.dumps(settings), "prompts": json.dumps(prompts, ensure_ascii=False)}
+    settings = {**asdict(spec), **{key: whole_path(getattr(spec, key)) for key in ("model", "vae", "lora")}}
+    words = {"prompts": prompts, "encoded": encoded}
+    note = {"format": FORMAT, "settings": json.dumps(settings)}
+    note |= {name: json.dumps(lines, ensure_ascii=False) for name, lines in words.items()}
     write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata=note))
 
 
-def _whole(path: str | None) -> str | None:
+def whole_path(path: str | None) -> str | None:
     """A path that is found from any folder; names stay names."""
     return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
 
@@ -75,12 +79,13 @@ def read_variables(path: Path) -> Saved:
     if note.get("format") != FORMAT:
         raise EnvironmentFault(f"{path} holds no variables of images", remedy=remedy)
     try:
-        spec, prompts = _settings(json.loads(note["settings"])), [str(p) for p in json.loads(note["prompts"])]
+        spec = _settings(json.loads(note["settings"]))
+        prompts, encoded = ([str(p) for p in json.loads(note[name])] for name in ("prompts", "encoded"))
     except (KeyError, ValueError, RecipeFault) as fault:
         raise EnvironmentFault(f"{path} is of another version of sdo: {fault}", remedy="optimise again") from fault
     if any(value.shape[sample_dim(name)] != len(prompts) for name, value in tensors.items()) or "latent" not in tensors:
         raise EnvironmentFault(f"{path} does not hold what it says", remedy="optimise again")
-    return Saved(spec, prompts, tensors)
+    return Saved(spec, prompts, encoded, tensors)
 
 
 def _settings(tree: dict[str, Any]) -> Steering:

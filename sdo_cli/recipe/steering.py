@@ -28,6 +28,8 @@ KIND_OPTIONS: dict[str, dict[str, type]] = {
     "text": {**_CLIP, "alpha": list, "augmentations": int},
     "image": {"loss": str},
 }
+# rules whose reward sees an x0-prediction part-way, or re-noised repeats
+LOOK_ELSEWHERE = ("refl", "draft-lv")
 # x_i = (x_{i+1} - b e(x_i)) / a can be solved for one step at a time only
 ONE_STEP = (AUTO, "ddim", "euler", "flow-euler")
 
@@ -130,7 +132,11 @@ class Steering:
 
     def as_recipe(self) -> Recipe:
         """Model, sampling and rewards as the rest of sdo reads them."""
-        specs = [spec.reward or RewardSpec("clip-score", options=_clip_options(spec)) for spec in self.objectives]
+        specs = [
+            spec.reward or RewardSpec("clip-score", options=_clip_options(spec))
+            for spec in self.objectives
+            if spec.kind != "image"
+        ]
         return Recipe(
             model=self.model,
             rewards=[*specs, *self.measures],
@@ -260,6 +266,8 @@ def check_steering(spec: Steering, beside: Path, problem: Problem) -> None:
             problem(
                 ("images",), f"there are {len(spec.images)} for {len(prompts)} prompts; give one, or one per prompt"
             )
+        if spec.num_images > 1:
+            problem(("num_images",), "a picture is inverted to one latent, whatever the seed; write 1")
         if spec.solver not in ONE_STEP:
             problem(("solver",), f"pictures are inverted with {', '.join(ONE_STEP)}; {spec.solver} has no single steps")
         if spec.eta > 0:
@@ -270,6 +278,18 @@ def check_steering(spec: Steering, beside: Path, problem: Problem) -> None:
         _check_objective(item, ("objectives", str(index)), problem)
     for index, measure in enumerate(spec.measures):
         check_reward(measure, ("measures", str(index)), problem)
+    _check_names(spec, problem)
+
+
+def _check_names(spec: Steering, problem: Problem) -> None:
+    """Results are kept by name."""
+    named = [(("objectives", str(i), "name"), item.name) for i, item in enumerate(spec.objectives)]
+    named += [(("measures", str(i), "name"), item.name) for i, item in enumerate(spec.measures)]
+    seen: set[str] = set()
+    for key, name in named:
+        if (full := reward_table.full_name(name)) in seen:
+            problem(key, f"{name} stands there twice, and results are told apart by name; give it once")
+        seen.add(full)
 
 
 def _check_numbers(spec: Steering, problem: Problem) -> None:
@@ -293,6 +313,8 @@ def _check_numbers(spec: Steering, problem: Problem) -> None:
         # also catches NaN
         if not low <= getattr(spec, name) <= high:
             problem((name,), f"must be between {low} and {high}, not {getattr(spec, name)}")
+    if spec.inversion_guidance is not None and not -1000 <= spec.inversion_guidance <= 1000:
+        problem(("inversion_guidance",), f"must be between -1000 and 1000, not {spec.inversion_guidance}")
     for name, value in (("learning_rate", spec.learning_rate), *spec.learning_rates.items()):
         if not 0 < value < math.inf:
             problem(("learning_rate" if name == "learning_rate" else "learning_rates",), f"{name}: must be more than 0")
@@ -339,7 +361,13 @@ def _check_rule(spec: Steering, problem: Problem) -> None:
     calls = calls_of(spec.solver, max(1, spec.num_inference_steps - spec.start))
     if not wrong and (text := option_problem(spec.rule, spec.rule_options, calls)):
         problem(("rule_options",), text)
-    if RULES[spec.rule].latents_only and any(name.startswith("embedding") for name in spec.variables):
+    if spec.rule in LOOK_ELSEWHERE or (spec.rule == "drtune" and spec.rule_options.get("early_stop", 0.4)):
+        why = "early_stop: 0" if spec.rule == "drtune" else "sdo, draft-k or full"
+        problem(("rule",), f"{spec.rule} looks at predictions of the image, and steps are compared by it; take {why}")
+    embedding = any(name.startswith("embedding") for name in spec.variables)
+    if spec.rule == "sdo" and not embedding and set(spec.rule_options) - {"as_epsilon"}:
+        problem(("rule_options",), "without an embedding only the first call counts, which sdo takes by itself")
+    if RULES[spec.rule].latents_only and embedding:
         problem(("rule",), f"{spec.rule} calls no network backward, which an embedding needs; choose another")
 
 
