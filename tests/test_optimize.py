@@ -135,6 +135,13 @@ def test_everything_wrong_is_said_at_once(tmp_path):
     assert "learning_rate" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_bare_command_says_what_to_write():
+    done = sdo()
+    assert done.returncode == 2 and "--prompt is missing" in done.stderr and "--recipe style" in done.stderr
+    given = sdo("prompts.lines=[a cat]", "objectives=[clip]", "--dry-run")
+    assert given.returncode == 0 and "a cat" in given.stdout
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

@@ -72,6 +72,8 @@ def optimize(
         **_rule(rule),
     }
     given = {name: value for name, value in options.items() if value is not None}
+    if recipe is None:
+        _require(given, overrides or [])
     loaded = load_steering(recipe, given, overrides or [])
     if dry_run:
         typer.echo(_shown(loaded, as_json))
@@ -90,6 +92,15 @@ def optimize(
         typer.echo(json.dumps(without_nan({"folder": str(folder), "images": rows})))
     else:
         typer.echo(_summary(rows, folder))
+
+
+def _require(given: dict[str, Any], overrides: list[str]) -> None:
+    """Raises RecipeFault for what only a recipe could say instead."""
+    named = {*given, *(word.replace("=", ".").partition(".")[0] for word in overrides)}
+    asked = {"prompts": '--prompt is missing; write what is drawn: --prompt "a tiger on a teal background"'}
+    asked["objectives"] = "--objective is missing; name a reward or text:…, or try a whole recipe: --recipe style"
+    if wrong := [text for name, text in asked.items() if name not in named]:
+        raise RecipeFault(wrong, what="command line")
 
 
 def _prompts(words: list[str] | None, file: str | None) -> dict[str, Any] | None:
