@@ -147,7 +147,7 @@ def cases():
 
 @pytest.mark.parametrize(("solver", "variables"), cases(), ids=str)
 def test_shortcut_gradients_against_differences_of_the_linear_path(solver, variables):
-    """Each kind of variable, alone and mixed, from the noise and from a restart at step 3 (METHOD, section 2)."""
+    """Each kind of variable, alone and mixed, from the noise and from a restart at step 3."""
     for start in (0, 3):
         path, found = steered(solver, variables, start=start)
         plan = plan_of(path, variables, seed=start)

@@ -61,7 +61,7 @@ class Best:
 
 
 def make_plan(spec: Steering, c: Coefficients, batch: int, generator: torch.Generator) -> Plan:
-    """What the rule draws; plain ``sdo`` is what METHOD says for these variables.
+    """What the rule draws; plain ``sdo`` fits the variables.
 
     Latents keep the graph of the first call, embeddings that of one random call with weight 1/p; together the first
     call is certain and one other is drawn. Guidance and noise stand outside the network and need none.
