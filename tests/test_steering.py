@@ -19,7 +19,7 @@ from sdo_cli.optimize.inversion import invert
 from sdo_cli.optimize.steer import make_plan, nothing_yet, steer
 from sdo_cli.optimize.variables import Canvas, State, as_leaves, first_state, put_rows, sample_dim, spread
 from sdo_cli.recipe.schema import PromptSource
-from sdo_cli.recipe.steering import ObjectiveSpec, Steering
+from sdo_cli.recipe.steering_schema import ObjectiveSpec, Steering
 from sdo_cli.sampling.loop import Path, denoise_path, sample_latents
 from sdo_cli.sampling.route import Route
 from sdo_cli.sampling.solvers import make_scheduler

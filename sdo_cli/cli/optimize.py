@@ -11,7 +11,8 @@ from sdo_cli.cli.output import make_reporter
 from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.files import without_nan
 from sdo_cli.plugins import load_plugins
-from sdo_cli.recipe.steering import KINDS, VARIABLES, LoadedSteering, load_steering, shipped_steerings
+from sdo_cli.recipe.steering import LoadedSteering, load_steering, shipped_steerings
+from sdo_cli.recipe.steering_schema import KINDS, VARIABLES
 
 
 def optimize(

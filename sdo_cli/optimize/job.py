@@ -16,7 +16,8 @@ from sdo_cli.models.load import load_family, source_of
 from sdo_cli.optimize.inversion import invert
 from sdo_cli.optimize.objectives import ImageObjective, Wish, fitted, wish_of
 from sdo_cli.optimize.variables import Canvas, State, first_state
-from sdo_cli.recipe.steering import LoadedSteering, Steering
+from sdo_cli.recipe.steering import LoadedSteering
+from sdo_cli.recipe.steering_schema import Steering
 from sdo_cli.sampling.loop import Path as Way
 from sdo_cli.sampling.loop import sample_latents
 from sdo_cli.sampling.steering import Steered

@@ -19,7 +19,7 @@ from sdo_cli.drawing.pictures import read_image
 from sdo_cli.gradients.outcome import Scored
 from sdo_cli.models.base import Family
 from sdo_cli.recipe.schema import Recipe
-from sdo_cli.recipe.steering import ObjectiveSpec
+from sdo_cli.recipe.steering_schema import ObjectiveSpec
 from sdo_cli.scoring.rewards import build_reward
 from sdo_cli.seeding import keyed_generator
 from sdo_cli.weights.needs import reward_options

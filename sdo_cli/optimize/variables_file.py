@@ -15,7 +15,7 @@ from sdo_cli.files import write_atomic
 from sdo_cli.optimize.variables import State, sample_dim
 from sdo_cli.recipe.document import Document
 from sdo_cli.recipe.schema import PromptSource
-from sdo_cli.recipe.steering import Steering
+from sdo_cli.recipe.steering_schema import Steering
 from sdo_cli.recipe.typed import Reader
 
 FORMAT = "sdo-variables-1"
