@@ -14,6 +14,7 @@ from sdo_cli.sampling.guidance import Condition, Guided
 from sdo_cli.sampling.loop import Path, sample_latents
 from sdo_cli.sampling.route import Route
 from sdo_cli.sampling.solvers import AUTO, STOCHASTIC, make_scheduler, native_solver
+from sdo_cli.skipping.walking import Skips
 
 # a decoder works at full resolution, with far more memory per pixel than the denoiser
 DECODE_PIXELS = 4 * 512 * 512
@@ -31,6 +32,7 @@ class DrawSettings:
     negative_prompt: str = ""
     height: int | None = None
     width: int | None = None
+    timesteps: tuple[int, ...] | None = None
 
 
 def draw_settings(recipe: Recipe) -> DrawSettings:
@@ -95,13 +97,14 @@ def make_path(
     condition: Condition,
     negative: Condition | None,
     negative_gradient: bool = True,
+    skips: Skips | None = None,
 ) -> Path:
     """The way from ``noise`` to the final latent for these conditions."""
     route = make_route(family, settings)
     denoise = Guided(family.network, condition, negative, settings.guidance_scale, negative_gradient)
     base = Guided(family.base_network, condition, negative, settings.guidance_scale)
     x_0 = noise.initial * getattr(route.scheduler, "init_noise_sigma", 1.0)
-    return Path(route, denoise, x_0, noise.injected, base)
+    return Path(route, denoise, x_0, noise.injected, base, skips)
 
 
 def encode_pair(
@@ -122,18 +125,20 @@ def draw_images(
     *,
     batch_size: int = 16,
     embed: PromptEmbeddings | None = None,
+    skips: Skips | None = None,
 ) -> Iterator[Tensor]:
     """Images in pieces ``[≤ batch_size, 3, H, W]`` on the CPU; image j belongs to ``prompts[j]``.
 
     Args:
         embed: conditions encoded before, needed once the text encoders are freed.
+        skips: what is left out of the network; see :func:`sdo_cli.drawing.pruned.skips_of`.
     """
     embed = embed or PromptEmbeddings(family)
     for start in range(0, len(prompts), batch_size):
         part = prompts[start : start + batch_size]
         noise = draw_noise(family, settings, [generator_for(start + j) for j in range(len(part))])
         condition, negative = encode_pair(embed, settings, part)
-        latents = sample_latents(make_path(family, settings, noise, condition, negative))
+        latents = sample_latents(make_path(family, settings, noise, condition, negative, skips=skips))
         yield torch.cat([family.decode(few).cpu() for few in latents.split(decode_batch(family, latents))])
 
 

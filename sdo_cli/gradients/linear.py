@@ -1,6 +1,7 @@
 """The linear path of a plan: what carries g from the reward's latent back to every call and to ``x_0``."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,13 +26,19 @@ class LinearPath:
     noise: Tensor
 
 
-def linear_path(route: Route, plan: Plan) -> LinearPath:
-    """Solver weights of every sample's own endpoint, times the plan's weights."""
+def linear_path(route: Route, plan: Plan, sources: Sequence[int] | None = None) -> LinearPath:
+    """Solver weights of every sample's own endpoint, times the plan's weights.
+
+    Args:
+        sources: per call the one whose output it hands out again, when gradients are those of such a sampler.
+    """
     w, noise = torch.zeros_like(plan.weight), torch.zeros_like(plan.weight)
     identity = torch.zeros(plan.batch, dtype=torch.float64)
     for endpoint in plan.ends.unique().tolist():
         stop = None if endpoint == plan.calls else endpoint
         c = coefficients_of(route, endpoint=stop, as_epsilon=plan.as_epsilon)
+        if sources is not None:
+            c = replace(c.merged(sources), noise=c.noise, through=c.through)
         mine = plan.ends == endpoint
         w[:, mine] = torch.tensor(c.w, dtype=torch.float64)[:, None]
         noise[:, mine] = torch.tensor(c.noise, dtype=torch.float64)[:, None]

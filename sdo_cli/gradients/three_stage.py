@@ -9,6 +9,7 @@ network call, and does not grow with the number of steps.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,9 @@ from torch import Tensor
 from sdo_cli.gradients.linear import LinearPath, linear_path
 from sdo_cli.gradients.outcome import Objective, Outcome, Stopwatch, Terms, micro_batches, score_and_differentiate
 from sdo_cli.gradients.plan import Mode, Plan
-from sdo_cli.sampling.loop import Path, denoise_path
+from sdo_cli.gradients.skipped import calls_made, check_skips
+from sdo_cli.sampling.loop import Denoise, Path, RunCall, denoise_path
+from sdo_cli.skipping.walking import Stored, Walk
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,9 @@ class LiveCall:
     followed: bool
     # of the regulariser: one over the sample's number of live calls
     share: float
+    call: int = 0
+    # what it reads of earlier calls' units, where some were skipped
+    kept: Stored | None = None
 
 
 @dataclass(frozen=True)
@@ -68,15 +74,21 @@ def rollout(path: Path, plan: Plan, linear: LinearPath, *, micro: int | None = N
     kept, towards, finals = [], [], []
     wants_scales = path.steered is not None and path.steered.scale.requires_grad
     live, followed, share = plan.live, plan.mode == Mode.THROUGH, 1 / plan.live.sum(0).clamp(min=1)
+    exact = path.skips is not None and path.skips.exact
     for rows in micro_batches(path.rows, micro):
         mine = rows.cpu()
 
-        def call(i: int, x: Tensor, t: Tensor, rows: Tensor = rows, mine: Tensor = mine) -> Tensor:
+        run = path.begin()
+
+        def call(
+            i: int, x: Tensor, t: Tensor, rows: Tensor = rows, mine: Tensor = mine, run: RunCall = run
+        ) -> Tensor:
+            parts = run(i, lambda: path.split(x, t, rows))
             for j in live[i, mine].nonzero().flatten().tolist():
                 row = int(mine[j])
                 factor, follow = linear.factor[i, row].item(), bool(followed[i, row])
-                kept.append(LiveCall(x[j].clone(), t[j].clone(), row, factor, follow, share[row].item()))
-            parts = path.split(x, t, rows)
+                stored = run.kept(i, j, len(mine)) if exact and isinstance(run, Walk) else None
+                kept.append(LiveCall(x[j].clone(), t[j].clone(), row, factor, follow, share[row].item(), i, stored))
             if wants_scales and len(parts) == 2:
                 towards.append(Towards(t, rows, parts[1], linear.w[i, mine]))
             return path.join(parts, t, rows)
@@ -109,11 +121,27 @@ def _accumulate(leaf: Tensor, gradient: Tensor) -> None:
 
 def _pieces(path: Path, kept: list[LiveCall], size: int, most: int) -> list[list[LiveCall]]:
     """The live calls in pieces of ``size``; as many as ``most`` of them would make, the rest one call times 0 each."""
-    pieces = [kept[start : start + size] for start in range(0, len(kept), size)]
+    pieces = [kept[start : start + size] for kept in _alike(path, kept) for start in range(0, len(kept), size)]
     for _ in range(len(pieces), -(-most // size)):
         x, t = path.route.levels[0].scale * path.x_0[0].detach(), path.route.begin()[1][0].to(path.x_0.device)
         pieces.append([LiveCall(x, t, 0, 0.0, False, 0.0)])
     return pieces
+
+
+def _alike(path: Path, kept: list[LiveCall]) -> list[list[LiveCall]]:
+    """Live calls that can be run together: those that skip the same units."""
+    if path.skips is None or not path.skips.exact:
+        return [kept]
+    groups: dict[tuple[bool, ...], list[LiveCall]] = {}
+    for live in kept:
+        groups.setdefault(path.skips.alike(live.call), []).append(live)
+    return list(groups.values())
+
+
+def _as_it_was(path: Path, part: list[LiveCall]) -> AbstractContextManager[None]:
+    """The network as it was at these live calls, with the units skipped that were."""
+    stored = [live.kept for live in part if live.kept]
+    return path.skips.again(part[0].call, stored) if path.skips is not None and stored else nullcontext()
 
 
 def shortcut(path: Path, pieces: list[list[LiveCall]], g: Tensor, terms: Terms) -> Tensor | None:
@@ -122,33 +150,42 @@ def shortcut(path: Path, pieces: list[list[LiveCall]], g: Tensor, terms: Terms) 
     Returns:
         The regulariser's penalty per sample ``[B]``, None when it is off.
     """
-    wants_x0 = path.x_0.requires_grad
     # scales have their whole gradient by then
     denoise = path.steered.held() if path.steered else path.denoise
     penalties = torch.zeros(len(g), device=g.device) if terms.kl_weight else None
     for part in pieces:
-        rows = torch.tensor([live.row for live in part], device=g.device)
-        x, t = torch.stack([live.x for live in part]).requires_grad_(wants_x0), torch.stack([live.t for live in part])
-        factor = torch.tensor([live.factor for live in part], device=g.device, dtype=torch.float64)
-        e = denoise(x, t, rows)
-        # the product in at least fp32: g is small and e may be half precision
-        exact = torch.float64 if e.dtype == torch.float64 else torch.float32
-        direction = factor.to(exact).view(-1, *[1] * (g.dim() - 1)) * g[rows].to(exact)
-        total = (direction * e.to(exact)).sum()
-        if penalties is not None and path.base is not None:
-            with torch.no_grad():
-                base = path.base(x.detach(), t, rows)
-            penalty = (e - base).to(exact).square().flatten(1).mean(1)
-            share = torch.tensor([live.share for live in part], device=g.device, dtype=exact)
-            penalties.index_add_(0, rows, (share * penalty).detach().to(penalties.dtype))
-            total = total + terms.kl_weight * (share * penalty).sum() / (terms.divisor or len(g))
-        if not total.requires_grad:
-            # what is optimised stands outside the network
-            continue
-        (terms.scale * total).backward()
-        if wants_x0 and path.x_0.grad is not None and x.grad is not None:
-            _pass_on(path, part, x.grad / terms.scale)
+        # with its backward pass: blocks that are recomputed skip the same units
+        with _as_it_was(path, part):
+            _send_back(path, denoise, part, g, terms=terms, penalties=penalties)
     return penalties
+
+
+def _send_back(
+    path: Path, denoise: Denoise, part: list[LiveCall], g: Tensor, *, terms: Terms, penalties: Tensor | None
+) -> None:
+    """One piece of live calls."""
+    wants_x0 = path.x_0.requires_grad
+    rows = torch.tensor([live.row for live in part], device=g.device)
+    x, t = torch.stack([live.x for live in part]).requires_grad_(wants_x0), torch.stack([live.t for live in part])
+    factor = torch.tensor([live.factor for live in part], device=g.device, dtype=torch.float64)
+    e = denoise(x, t, rows)
+    # the product in at least fp32: g is small and e may be half precision
+    exact = torch.float64 if e.dtype == torch.float64 else torch.float32
+    direction = factor.to(exact).view(-1, *[1] * (g.dim() - 1)) * g[rows].to(exact)
+    total = (direction * e.to(exact)).sum()
+    if penalties is not None and path.base is not None:
+        with torch.no_grad():
+            base = path.base(x.detach(), t, rows)
+        penalty = (e - base).to(exact).square().flatten(1).mean(1)
+        share = torch.tensor([live.share for live in part], device=g.device, dtype=exact)
+        penalties.index_add_(0, rows, (share * penalty).detach().to(penalties.dtype))
+        total = total + terms.kl_weight * (share * penalty).sum() / (terms.divisor or len(g))
+    if not total.requires_grad:
+        # what is optimised stands outside the network
+        return
+    (terms.scale * total).backward()
+    if wants_x0 and path.x_0.grad is not None and x.grad is not None:
+        _pass_on(path, part, x.grad / terms.scale)
 
 
 def _pass_on(path: Path, part: list[LiveCall], into_x: Tensor) -> None:
@@ -179,8 +216,9 @@ def three_stage(
     """
     if not plan.is_one_step_deep(latents=path.is_steered):
         raise ValueError("this plan chains live calls: use the one-graph engine")
+    sources = check_skips(path.skips, plan, steered=path.is_steered)
     terms, micro, watch = terms or Terms(), micro or MicroBatches(), Stopwatch(path.x_0.device)
-    linear = linear_path(path.route, plan)
+    linear = linear_path(path.route, plan, sources)
     with watch.stage("rollout"):
         rolled = rollout(path, plan, linear, micro=micro.rollout)
     with watch.stage("score"):
@@ -194,5 +232,5 @@ def three_stage(
         straight(path, linear, g, rolled.towards)
         pieces = _pieces(path, rolled.live, micro.shortcut or plan.batch, plan.most_live)
         penalties = shortcut(path, pieces, g, terms)
-    calls = {"no_grad": plan.calls_run * plan.batch, "grad": sum(len(part) for part in pieces)}
+    calls = {"no_grad": calls_made(path.skips, plan) * plan.batch, "grad": sum(len(part) for part in pieces)}
     return Outcome(rolled.x_N, losses, rewards, g, watch.seconds, calls, penalties)

@@ -96,6 +96,16 @@ class Family(Protocol):
         """Latents ``[B, C, h, w]`` that :meth:`decode` turns back into ``images``, nearly; no gradient."""
         ...
 
+    def skippable(self, grain: str) -> dict[str, nn.Module]:
+        """The denoiser's units that a skip plan may leave out, by module name: whole ``blocks``, or their residual and
+        attention ``parts``."""
+        ...
+
+    @property
+    def architecture(self) -> str:
+        """Fingerprint of the denoiser's config: models with the same one take each other's skip plans."""
+        ...
+
     def checkpoint_vae(self) -> None:
         """Recompute the decoder's blocks (with tiling: each tile) in its backward pass."""
         ...

@@ -1,5 +1,8 @@
 """What the families share: parts of a diffusers pipeline, precision, prompts, decoding, LoRA in and out."""
 
+import hashlib
+import json
+import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -207,6 +210,24 @@ class DiffusersFamily:
 
     def _from_vae_scale(self, latents: Tensor) -> Tensor:
         return latents * self.vae.config.scaling_factor
+
+    # what can be skipped
+
+    # patterns of module names, by grain; each runs once per network call
+    skippable_names: ClassVar[Mapping[str, str]] = {
+        "blocks": r"(down_blocks|up_blocks)\.\d+|mid_block",
+        "parts": r"((down_blocks|up_blocks)\.\d+|mid_block)\.(resnets|attentions|downsamplers|upsamplers)\.\d+",
+    }
+
+    def skippable(self, grain: str) -> dict[str, nn.Module]:
+        pattern = re.compile(self.skippable_names[grain])
+        return {name: module for name, module in self.denoiser.named_modules() if pattern.fullmatch(name)}
+
+    @property
+    def architecture(self) -> str:
+        # what is only noted down beside the architecture: a file's path, a version
+        told = {key: value for key, value in dict(self.denoiser.config).items() if not key.startswith("_")}
+        return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     # LoRA in and out
 

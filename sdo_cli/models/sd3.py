@@ -1,5 +1,8 @@
 """Stable Diffusion 3 and 3.5: MMDiT, flow matching, two CLIP encoders and an optional T5."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from sdo_cli.models.family import DiffusersFamily
@@ -17,6 +20,10 @@ class StableDiffusion3(DiffusersFamily):
     adaptable_encoders = ("text_encoder", "text_encoder_2")
     # latents are cut into patches of two
     size_multiple = 16
+    skippable_names: ClassVar[Mapping[str, str]] = {
+        "blocks": r"transformer_blocks\.\d+",
+        "parts": r"transformer_blocks\.\d+\.(attn|attn2|ff|ff_context)",
+    }
 
     def _embed(self, prompts: list[str]) -> Condition:
         """``encoder_hidden_states [B, L_CLIP + L_T5, D]`` and ``pooled_projections [B, P]``.

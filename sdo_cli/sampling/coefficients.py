@@ -7,6 +7,7 @@ the route only. A walk that ends with the x0-prediction at call m is affine in t
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -36,6 +37,19 @@ class Coefficients:
     @property
     def calls(self) -> int:
         return len(self.w)
+
+    def merged(self, sources: Sequence[int]) -> "Coefficients":
+        """Those of a sampler whose call j hands out the output of call ``sources[j]``: that one gets both weights.
+
+        Raises:
+            ValueError: noise is injected, or the path is held in ε; neither is one output's any more.
+        """
+        if any(self.noise) or any(self.through):
+            raise ValueError("repeated outputs need a deterministic route, held constant in the native output")
+        w = [0.0] * self.calls
+        for source, weight in zip(sources, self.w, strict=True):
+            w[source] += weight
+        return Coefficients(self.A, tuple(w))
 
     def in_epsilon(self) -> "Coefficients":
         """Those of the linear path that holds ε constant instead of the native output; ``w`` still multiplies e."""

@@ -9,9 +9,12 @@ from torch import Tensor
 from sdo_cli.sampling.coefficients import Coefficients, coefficients_of
 from sdo_cli.sampling.route import CallNetwork, Route, walk
 from sdo_cli.sampling.steering import Steered
+from sdo_cli.skipping.walking import Skips
 
 # denoise(x_scaled [R,…], t [R], rows [R]) -> e [R,…], after guidance
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
+# run_call(i, compute) -> the network's part of call i, which ``compute`` makes
+RunCall = Callable[[int, Callable[[], tuple[Tensor, ...]]], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Path:
         x_0: latent at the route's start ``[B, C, h, w]``; initial noise is already times ``init_noise_sigma``.
         injected: standard normal noise ``[calls, B, C, h, w]`` when the route has η > 0.
         base: the denoiser without its adapter, for the regulariser that stays near it.
+        skips: units of the network that are left out at some calls; a call may repeat the one before.
     """
 
     route: Route
@@ -29,6 +33,7 @@ class Path:
     x_0: Tensor
     injected: Tensor | None = None
     base: Denoise | None = None
+    skips: Skips | None = None
 
     def __post_init__(self) -> None:
         if self.route.eta > 0 and self.injected is None:
@@ -57,6 +62,10 @@ class Path:
     def join(self, parts: tuple[Tensor, ...], t: Tensor, rows: Tensor) -> Tensor:
         return self.steered.join(parts, t, rows) if self.steered else parts[0]
 
+    def begin(self) -> RunCall:
+        """What runs the network's part of every call of one batch, in order: through ``skips`` where there are."""
+        return self.skips.begin() if self.skips else lambda i, compute: compute()
+
     @property
     def coefficients(self) -> Coefficients:
         return coefficients_of(self.route)
@@ -84,5 +93,5 @@ def denoise_path(
 @torch.no_grad()
 def sample_latents(path: Path) -> Tensor:
     """``x_N`` without any graph."""
-    rows = path.rows
-    return denoise_path(path, lambda i, x, t: path.denoise(x, t, rows))
+    rows, run = path.rows, path.begin()
+    return denoise_path(path, lambda i, x, t: path.join(run(i, lambda: path.split(x, t, rows)), t, rows))
