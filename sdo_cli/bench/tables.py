@@ -1,27 +1,13 @@
 """The bench as text: Markdown tables, for the terminal and for pages."""
 
-from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
 from sdo_cli.bench.record import full_costs
+from sdo_cli.reports.markdown import markdown
 
 if TYPE_CHECKING:
     from sdo_cli.bench.run import BenchResult
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return "| " + " | ".join(padded) + " |"
-
-    ruler = "|" + "|".join("-" * (w + 1) + ("-" if i == 0 else ":") for i, w in enumerate(widths)) + "|"
-    return "\n".join([line(header), ruler, *(line(row) for row in rows)])
 
 
 def cost_table(result: "BenchResult") -> str:

@@ -20,6 +20,7 @@ from sdo_cli.cli import (
     finetune,
     optimize,
     prompts,
+    prune,
     recipe,
     reward,
     sample,
@@ -41,6 +42,7 @@ app = typer.Typer(
 app.command("finetune")(finetune.finetune)
 app.command("sample")(sample.sample)
 app.command("optimize")(optimize.optimize)
+app.command("prune")(prune.prune)
 app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("report")(compare.report)

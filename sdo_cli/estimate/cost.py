@@ -39,6 +39,7 @@ _FORMULAS = {**CPU_ATTENTION, **flop_registry}
 class Cost:
     """Attributes:
     flops: of matrix products, convolutions and attention, by torch's own formulas (a multiply-add is two).
+    attention: those of them that are attention's products.
     peak: most bytes in tensors alive at once, above those that were there before.
     left: bytes of new tensors still alive at the end.
     """
@@ -46,6 +47,7 @@ class Cost:
     flops: float
     peak: int
     left: int
+    attention: float = 0.0
 
 
 class _Tally(TorchDispatchMode):
@@ -53,7 +55,7 @@ class _Tally(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.flops, self.alive, self.peak = 0.0, 0, 0
+        self.flops, self.attention, self.alive, self.peak = 0.0, 0.0, 0, 0
         self._known: set[int] = set()
 
     def __torch_dispatch__(
@@ -66,7 +68,9 @@ class _Tally(TorchDispatchMode):
             return torch.ones((), dtype=args[0].dtype).item()
         result = func(*args, **kwargs)
         if (formula := _FORMULAS.get(func._overloadpacket)) is not None:
-            self.flops += float(formula(*args, **kwargs, out_val=result))
+            flops = float(formula(*args, **kwargs, out_val=result))
+            self.flops += flops
+            self.attention += flops if "attention" in func._overloadpacket.__name__ else 0.0
         given = {_key(tensor) for tensor in _meta_tensors((args, kwargs))}
         for tensor in _meta_tensors(result):
             # views and results in place bring no memory
@@ -121,8 +125,28 @@ def count(run: Callable[[], object]) -> Cost:
 
     Memory of CPU tensors and a kernel's own scratch are not counted.
     """
+    return count_parts(lambda split: run())[0]
+
+
+class Split:
+    """FLOPs of parts of a computation that :func:`count_parts` counts."""
+
+    def __init__(self, tally: _Tally) -> None:
+        self._tally, self.parts = tally, dict[str, tuple[float, float]]()
+
+    def measure(self, name: str, run: Callable[[], Any]) -> Any:
+        """What ``run`` returns; its FLOPs, and attention's among them, are kept under ``name``."""
+        flops, attention = self._tally.flops, self._tally.attention
+        result = run()
+        self.parts[name] = (self._tally.flops - flops, self._tally.attention - attention)
+        return result
+
+
+def count_parts(run: Callable[[Split], object]) -> tuple[Cost, dict[str, tuple[float, float]]]:
+    """Like :func:`count`, with the FLOPs ``(all, attention)`` of every part that ``run`` measures."""
     with _fused_attention(), _Tally() as tally:
-        kept = run()
-    cost = Cost(tally.flops, tally.peak, tally.alive)
+        split = Split(tally)
+        kept = run(split)
+    cost = Cost(tally.flops, tally.peak, tally.alive, tally.attention)
     del kept
-    return cost
+    return cost, split.parts

@@ -176,7 +176,11 @@ class _Inputs:
         self.rows = torch.arange(rows)
         self.x = torch.empty(rows, *family.latent_shape(setup.height, setup.width), device=META, requires_grad=through)
         self.t = torch.empty(rows, device=META, dtype=torch.long)
-        condition = family.encode([str(row) for row in range(rows)]) if setup.train_text else _encoded(setup, rows)
+        condition = (
+            family.encode([str(row) for row in range(rows)])
+            if setup.train_text
+            else encoded(setup.source, setup.precision, rows)
+        )
         negative = {key: value[:1].expand(rows, *value.shape[1:]) for key, value in condition.items()}
         scale = 2.0 if setup.guided else 1.0
         self.denoise = Guided(family.network, condition, negative, scale, setup.negative_gradient)
@@ -202,9 +206,9 @@ class _Inputs:
 
 
 @lru_cache(maxsize=16)
-def _encoded(setup: NetworkSetup, rows: int) -> dict[str, Tensor]:
+def encoded(source: ModelSource, precision: str, rows: int) -> dict[str, Tensor]:
     """Conditions of the right shape, from the model's own prompt encoding."""
-    family = plain_family(setup.source, dtype_of(setup.precision))
+    family = plain_family(source, dtype_of(precision))
     found: list[dict[str, Tensor]] = []
     count(lambda: found.append(family.encode([str(row) for row in range(rows)])))
     return found[0]

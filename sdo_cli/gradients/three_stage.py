@@ -80,9 +80,7 @@ def rollout(path: Path, plan: Plan, linear: LinearPath, *, micro: int | None = N
 
         run = path.begin()
 
-        def call(
-            i: int, x: Tensor, t: Tensor, rows: Tensor = rows, mine: Tensor = mine, run: RunCall = run
-        ) -> Tensor:
+        def call(i: int, x: Tensor, t: Tensor, rows: Tensor = rows, mine: Tensor = mine, run: RunCall = run) -> Tensor:
             parts = run(i, lambda: path.split(x, t, rows))
             for j in live[i, mine].nonzero().flatten().tolist():
                 row = int(mine[j])

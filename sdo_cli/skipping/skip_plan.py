@@ -184,7 +184,9 @@ def _plan_of(tree: dict[str, Any]) -> SkipPlan:
         None if timesteps is None else tuple(timesteps),
     )
     found = Wiring(
-        units, tuple(frozenset(read) for read in wiring["reads"]), frozenset(wiring["output"]),
+        units,
+        tuple(frozenset(read) for read in wiring["reads"]),
+        frozenset(wiring["output"]),
         bool(wiring["inputs_reach_output"]),
     )
     runs = torch.tensor([[digit == "1" for digit in row] for row in rows])

@@ -1,0 +1,106 @@
+"""How plans are made, by name, and the samplers with as much computation that stand beside every one."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sdo_cli.errors import SolverFault
+from sdo_cli.prune.baselines import deep_cache, random_gates, uniform
+from sdo_cli.prune.measure import Arm
+from sdo_cli.prune.ratios import runs_at
+from sdo_cli.prune.schedules import Schedule, optimal_stepsize, pairwise
+from sdo_cli.prune.setting import Setting
+from sdo_cli.sampling.solvers import is_flow
+from sdo_cli.seeding import key_to_seed, keyed_generator
+from sdo_cli.skipping.skip_plan import SkipPlan
+
+DIP_GO = "dip-go"
+
+
+def calls_at(ratio: float, calls: int) -> int:
+    """Whole network calls that the budget allows, at least one."""
+    return max(1, int((1 - ratio) * calls + 1e-9))
+
+
+def from_scores(setting: Setting, ratio: float, scores: Tensor, **made_by: object) -> SkipPlan:
+    runs = runs_at(ratio, scores, setting.wiring, setting.shares)
+    return setting.plan(runs, method=DIP_GO, ratio=ratio, **made_by)
+
+
+def from_uniform(setting: Setting, ratio: float) -> SkipPlan:
+    runs = uniform(ratio, setting.calls, setting.wiring, setting.shares)
+    return setting.plan(runs, method="uniform", ratio=ratio)
+
+
+def from_deep_cache(setting: Setting, ratio: float) -> SkipPlan:
+    runs = deep_cache(ratio, setting.calls, setting.wiring, setting.shares)
+    return setting.plan(runs, method="deepcache", ratio=ratio)
+
+
+def from_chance(setting: Setting, ratio: float) -> SkipPlan:
+    generator = keyed_generator(setting.seed, "prune-random", round(1000 * ratio))
+    runs = random_gates(ratio, setting.calls, setting.wiring, setting.shares, generator=generator)
+    return setting.plan(runs, method="random", ratio=ratio)
+
+
+# make(setting, ratio) -> plan
+METHODS: dict[str, Callable[[Setting, float], SkipPlan]] = {
+    "uniform": from_uniform,
+    "deepcache": from_deep_cache,
+    "random": from_chance,
+}
+SCHEDULES = ("optimal-steps", "pairwise-steps")
+# samples a schedule is found on
+TEACHERS = 16
+
+
+def schedules(setting: Setting, method: str, most: int) -> dict[int, Schedule]:
+    """Step schedules of every number of steps up to ``most``, found on a few of the search's prompts.
+
+    Raises:
+        SolverFault: the solver carries history, so no step can be left out of its walk.
+    """
+    prompts = setting.prompts_of(0, min(TEACHERS, len(setting.prompts)))
+    seeds = [key_to_seed(setting.seed, "prune-schedule", j) for j in range(len(prompts))]
+    path = setting.path(prompts, seeds)
+    return optimal_stepsize(path, most) if method == "optimal-steps" else pairwise(path)
+
+
+def from_schedule(setting: Setting, schedule: Schedule, method: str, ratio: float) -> SkipPlan:
+    """A plan that skips nothing of fewer, chosen steps."""
+    shorter = replace(
+        setting.made_for, num_inference_steps=len(schedule.timesteps), timesteps=tuple(schedule.timesteps)
+    )
+    runs = torch.ones(len(schedule.timesteps), len(setting.wiring.units), dtype=torch.bool)
+    return SkipPlan(shorter, setting.grain, setting.wiring, runs, {"method": method, "ratio": ratio})
+
+
+def controls(setting: Setting, ratios: list[float]) -> list[Arm]:
+    """For every ratio the samplers with as much computation at most, none of which was learned but the schedules."""
+    found = list[Arm]()
+    found_schedules = {name: _schedules_or_none(setting, name, ratios) for name in SCHEDULES}
+    for ratio in ratios:
+        k = calls_at(ratio, setting.calls)
+        found.append(
+            Arm(f"{setting.made_for.solver}-{k}", replace(setting.settings, num_inference_steps=k), None, ratio)
+        )
+        if not is_flow(setting.family.scheduler_config) and setting.made_for.solver != "dpm++2m":
+            other = replace(setting.settings, solver="dpm++2m", num_inference_steps=k)
+            found.append(Arm(f"dpm++2m-{k}", other, None, ratio))
+        for name, table in found_schedules.items():
+            if table is not None:
+                plan = from_schedule(setting, table[k], name, ratio)
+                found.append(Arm(f"{name}-{k}", setting.settings, plan, ratio))
+        for name, make in METHODS.items():
+            found.append(Arm(f"{name} {ratio:g}", setting.settings, make(setting, ratio), ratio))
+    return found
+
+
+def _schedules_or_none(setting: Setting, method: str, ratios: list[float]) -> dict[int, Schedule] | None:
+    try:
+        return schedules(setting, method, max(calls_at(ratio, setting.calls) for ratio in ratios))
+    except SolverFault:
+        # one that carries history has no such control
+        return None
