@@ -1,0 +1,1 @@
+"""Searches for cheaper ways through sampling: which steps to take."""
