@@ -299,7 +299,7 @@ def test_a_jump_is_a_step_of_the_stock_scheduler(solver):
     own = chosen_path(solver, CHOSEN)
     nodes = Nodes(own.route)
     latents, outputs = teacher(own, nodes, 16)
-    assert torch.equal(latents[-1], sample_latents(own)) and error(latents[0], own.x_0) < 1e-12
+    assert torch.equal(latents[-1], sample_latents(own)) and error(latents[0], own.x_0) < 1e-6
     assert max(map(error, teacher(own, nodes, 3)[0], latents)) < 1e-4
     for i, j in itertools.combinations(range(len(CHOSEN) + 1), 2):
         a, b = nodes.jump(i, j)
@@ -375,13 +375,16 @@ def test_pair_costs_are_errors_carried_to_the_end(solver):
             carried.append(x)
         assert costs[i][j] == pytest.approx((carried[0] - carried[1]).square().mean().item(), rel=1e-4, abs=1e-10)
     assert max(costs[i][i + 1] for i in range(len(CHOSEN))) < 1e-9
+    plain = pair_costs(nodes, latents, outputs, carried=False)
+    assert costs[0][3] == pytest.approx(plain[0][3] * nodes.linear_path[3] ** 2)
 
 
-def test_pairwise_takes_the_cheapest_of_all_schedules():
+@pytest.mark.parametrize("carried", [True, False])
+def test_pairwise_takes_the_cheapest_of_all_schedules(carried):
     path = chosen_path("ddim", CHOSEN)
     nodes = Nodes(path.route)
-    costs = pair_costs(nodes, *teacher(path, nodes, 16))
-    for count, schedule in pairwise(path).items():
+    costs = pair_costs(nodes, *teacher(path, nodes, 16), carried=carried)
+    for count, schedule in pairwise(path, carried=carried).items():
         cost_of = {w: sum(costs[i][j] for i, j in itertools.pairwise((*w, 7))) for w in all_walks(7, count)}
         best = min(cost_of, key=cost_of.get)
         assert schedule.timesteps == tuple(CHOSEN[i] for i in best)
@@ -415,12 +418,12 @@ def embedded_path(family, settings, prompts, seed):
 
 
 def test_on_the_embedded_model_it_is_nearer_than_even_steps():
-    """On prompts and noise that were not searched with."""
+    """From noise that was not searched with."""
     family = load_family(ModelSource("embedded"))
     settings = DrawSettings(num_inference_steps=20, guidance_scale=5.0)
     prompts = [f"a {a} on a {c} background" for a in ("cow", "tiger") for c in ("red", "yellow", "green", "teal")]
-    schedule = optimal_stepsize(embedded_path(family, settings, prompts[:4], 0), 5)[5]
-    held_out = embedded_path(family, settings, prompts[4:], 100)
+    schedule = optimal_stepsize(embedded_path(family, settings, prompts, 0), 5)[5]
+    held_out = embedded_path(family, settings, prompts, 100)
     x_N = sample_latents(held_out)
 
     def distance(**steps):
@@ -428,4 +431,4 @@ def test_on_the_embedded_model_it_is_nearer_than_even_steps():
         ran = sample_latents(replace(held_out, route=make_route(family, few)))
         return (ran - x_N).square().mean().sqrt().item()
 
-    assert distance(timesteps=schedule.timesteps) < distance()
+    assert distance(timesteps=schedule.timesteps) < 0.95 * distance()

@@ -175,20 +175,21 @@ def optimal_stepsize(path: Path, budget: int, *, batch_size: int = 16) -> dict[i
 
 
 @torch.no_grad()
-def pairwise(path: Path, *, batch_size: int = 16) -> dict[int, Schedule]:
+def pairwise(path: Path, *, carried: bool = True, batch_size: int = 16) -> dict[int, Schedule]:
     """Least sum of pair costs on the teacher's path, as Watson et al. (arXiv 2106.03802) choose steps.
 
-    The cost of a pair is the squared error of one jump from the teacher's ``x_i`` with its ``e_i`` to ``x_j``, times
-    ``A_j²``: how it would arrive at ``x_N``. Errors of jumps are added as if they were independent.
+    The cost of a pair is the squared error of one jump from the teacher's ``x_i`` with its ``e_i`` to ``x_j``. Errors
+    of jumps are added as if they were independent.
 
     Args:
         path, batch_size: as in :func:`optimal_stepsize`.
+        carried: times ``A_j²``, as the error would arrive at ``x_N`` if the network did not answer to it.
 
     Returns:
         The schedule of every number of steps 1 … N, for the teacher's N network calls per sample.
     """
     nodes = _nodes(path, 1)
-    costs = pair_costs(nodes, *teacher(path, nodes, batch_size))
+    costs = pair_costs(nodes, *teacher(path, nodes, batch_size), carried=carried)
 
     def jump(i: int, spent: float) -> Iterable[tuple[int, float, float]]:
         for j in range(i + 1, nodes.last + 1):
@@ -198,13 +199,16 @@ def pairwise(path: Path, *, batch_size: int = 16) -> dict[int, Schedule]:
     return {count: nodes.schedule(walk, cost**0.5) for count, (cost, walk) in found.items()}
 
 
-def pair_costs(nodes: Nodes, latents: list[Tensor], outputs: list[Tensor]) -> list[list[float]]:
+def pair_costs(
+    nodes: Nodes, latents: list[Tensor], outputs: list[Tensor], *, carried: bool = True
+) -> list[list[float]]:
     """``[N, N + 1]``: of a jump from the row's node to the column's; 0 where there is none."""
+    factors = nodes.linear_path if carried else [1.0] * (nodes.last + 1)
     table = [[0.0] * (nodes.last + 1) for _ in range(nodes.last)]
     for i, row in enumerate(table):
         for j in range(i + 1, nodes.last + 1):
             a, b = nodes.jump(i, j)
-            row[j] = _mean_square(nodes.linear_path[j] * (a * latents[i] + b * outputs[i] - latents[j]))
+            row[j] = _mean_square(factors[j] * (a * latents[i] + b * outputs[i] - latents[j]))
     return table
 
 
