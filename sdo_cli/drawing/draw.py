@@ -23,7 +23,10 @@ DECODE_BATCH = 4
 
 @dataclass(frozen=True)
 class DrawSettings:
-    """How images are drawn; names as in diffusers."""
+    """How images are drawn; names as in diffusers.
+
+    ``timesteps``, falling and as many as ``num_inference_steps``, take the place of the solver's own.
+    """
 
     solver: str = AUTO
     eta: float = 0.0
@@ -86,8 +89,8 @@ def make_route(family: Family, settings: DrawSettings) -> Route:
     solver = solver_of(family, settings)
     if settings.eta > 0 and solver not in STOCHASTIC:
         raise RecipeFault([f"eta: solver {solver} of {family.source} takes no noise; write 0"], what="settings")
-    scheduler = make_scheduler(solver, family.scheduler_config, settings.num_inference_steps)
-    return Route(scheduler, settings.num_inference_steps, eta=settings.eta)
+    scheduler = make_scheduler(solver, family.scheduler_config, settings.num_inference_steps, settings.timesteps)
+    return Route(scheduler, settings.num_inference_steps, eta=settings.eta, timesteps=settings.timesteps)
 
 
 def make_path(

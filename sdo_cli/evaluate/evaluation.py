@@ -69,7 +69,7 @@ def job_tree(job: Job) -> dict[str, Any]:
     """What ``settings.json`` holds."""
     measured = {"rewards": {name: spec.options for name, spec in job.rewards.items()}, "embedding": job.embedding}
     measured["reward_precision"] = job.reward_precision
-    drawn = asdict(job.settings) if job.settings else None
+    drawn = job.settings.tree() if job.settings else None
     return {
         "hash": digest([drawn, job.prompts.fingerprint, measured]),
         "settings": drawn,

@@ -99,6 +99,13 @@ class Settings:
             key: (mine[key], theirs[key]) for key in mine if mine[key] != theirs[key] and not key.startswith("model.")
         }
 
+    def tree(self) -> dict[str, Any]:
+        """As files hold it. Timesteps are in it only where they were chosen, so that older folders keep their hash."""
+        tree = asdict(self)
+        if self.draw.timesteps is None:
+            del tree["draw"]["timesteps"]
+        return tree
+
     def flat(self) -> dict[str, Any]:
         tree = asdict(self)
         for part in ("model", "draw"):
@@ -197,9 +204,10 @@ def _names(loras: list[str]) -> Iterator[str]:
 
 
 def as_settings(tree: Mapping[str, Any]) -> Settings:
-    """Read back what ``asdict`` wrote."""
+    """Read back what :meth:`Settings.tree` wrote."""
+    timesteps = tree["draw"].get("timesteps")
     return Settings(
         model=ModelSource(**tree["model"]),
-        draw=DrawSettings(**tree["draw"]),
+        draw=DrawSettings(**{**tree["draw"], "timesteps": None if timesteps is None else tuple(timesteps)}),
         **{key: tree[key] for key in ("precision", "seeds", "seed", "prompts")},
     )

@@ -254,7 +254,7 @@ def write_tables(
     tree = {
         "settings_hash": job_tree(job)["hash"],
         "versions": versions(),
-        "settings": asdict(job.settings) if job.settings else None,
+        "settings": job.settings.tree() if job.settings else None,
         "rewards": {name: dict(spec.options) for name, spec in job.rewards.items()},
         **summary(job, measured, distances),
     }

@@ -112,13 +112,12 @@ def affine_coefficients(route: Route, *, endpoint: int | None = None, as_epsilon
 
 @lru_cache(maxsize=512)
 def _cached(
-    class_name: str, config: str, num_inference_steps: int, start: int, eta: float, endpoint: int | None, eps: bool
+    class_name: str, config: str, steps: tuple[int, int, float, tuple[int, ...] | None], endpoint: int | None, eps: bool
 ) -> Coefficients:
     import diffusers
 
     scheduler = getattr(diffusers, class_name).from_config(json.loads(config))
-    route = Route(scheduler, num_inference_steps, start, eta)
-    return affine_coefficients(route, endpoint=endpoint, as_epsilon=eps)
+    return affine_coefficients(Route(scheduler, *steps), endpoint=endpoint, as_epsilon=eps)
 
 
 def coefficients_of(route: Route, *, endpoint: int | None = None, as_epsilon: bool = False) -> Coefficients:
@@ -127,9 +126,7 @@ def coefficients_of(route: Route, *, endpoint: int | None = None, as_epsilon: bo
     return _cached(
         type(scheduler).__name__,
         scheduler.to_json_string(),
-        route.num_inference_steps,
-        route.start,
-        route.eta,
+        (route.num_inference_steps, route.start, route.eta, route.timesteps),
         endpoint,
         as_epsilon,
     )

@@ -48,16 +48,31 @@ def make_level(alpha: float, sigma: float, prediction: str) -> Level:
 
 def levels_of(scheduler: "SchedulerMixin", timesteps: Tensor, start: int) -> tuple[Level, ...]:
     """The level of every call of a scheduler whose timesteps are set."""
-    kind = type(scheduler).__name__
-    if kind == "FlowMatchEulerDiscreteScheduler":
-        sigmas = scheduler.sigmas[start:-1].double().tolist()
-        return tuple(make_level(1 - s, s, "flow_prediction") for s in sigmas)
-    prediction = scheduler.config.prediction_type
-    if kind in ("DDIMScheduler", "PNDMScheduler"):
+    flow = _is_flow(scheduler)
+    prediction = "flow_prediction" if flow else scheduler.config.prediction_type
+    if type(scheduler).__name__ in ("DDIMScheduler", "PNDMScheduler"):
         signal = scheduler.alphas_cumprod.double()[timesteps.cpu().long()].tolist()
         return tuple(make_level(a**0.5, (1 - a) ** 0.5, prediction) for a in signal)
-    sigmas = scheduler.sigmas[start:-1].double().tolist()
-    if kind == "EulerDiscreteScheduler":
-        return tuple(make_level(1.0, s, prediction) for s in sigmas)
+    return tuple(make_level(*_split(scheduler, s), prediction) for s in scheduler.sigmas[start:-1].double().tolist())
+
+
+def end_of(scheduler: "SchedulerMixin") -> tuple[float, float]:
+    """α and σ of the final latent of a scheduler whose timesteps are set."""
+    if type(scheduler).__name__ in ("DDIMScheduler", "PNDMScheduler"):
+        a = float(scheduler.final_alpha_cumprod)
+        return a**0.5, (1 - a) ** 0.5
+    return _split(scheduler, float(scheduler.sigmas[-1]))
+
+
+def _is_flow(scheduler: "SchedulerMixin") -> bool:
+    return type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
+
+
+def _split(scheduler: "SchedulerMixin", s: float) -> tuple[float, float]:
+    """α and σ behind an entry of ``scheduler.sigmas``."""
+    if _is_flow(scheduler):
+        return 1 - s, s
+    if type(scheduler).__name__ == "EulerDiscreteScheduler":
+        return 1.0, s
     # DPM-Solver++, UniPC, DEIS: sigmas are σ/α of latents of variance one
-    return tuple(make_level((1 + s * s) ** -0.5, s * (1 + s * s) ** -0.5, prediction) for s in sigmas)
+    return (1 + s * s) ** -0.5, s * (1 + s * s) ** -0.5

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sdo_cli.sampling.levels import Level, levels_of
+from sdo_cli.errors import SolverFault
+from sdo_cli.sampling.levels import Level, end_of, levels_of
+from sdo_cli.sampling.timesteps import check_timesteps, set_timesteps
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -22,17 +24,30 @@ class Route:
     """Attributes:
     start: solver step to begin at, 0 the noisiest. A multistep solver starts there without history.
     eta: DDIM's noise, 0 … 1 (0 is deterministic).
+    timesteps: training timesteps in place of the solver's own, falling, one per step; the scheduler is then one that
+        :func:`~sdo_cli.sampling.solvers.make_scheduler` made for them.
+
+    Raises:
+        SolverFault: timesteps with noise, or that are no way from noise to image.
     """
 
     scheduler: "SchedulerMixin"
     num_inference_steps: int
     start: int = 0
     eta: float = 0.0
+    timesteps: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.timesteps is None:
+            return
+        check_timesteps(self.timesteps, self.num_inference_steps, self.scheduler)
+        if self.eta > 0:
+            raise SolverFault(f"eta {self.eta:g} with timesteps: they are for solvers without noise", remedy="write 0")
 
     def begin(self) -> tuple["SchedulerMixin", Tensor]:
         """A scheduler with no history (they are stateful: every walk needs its own) and the timestep of every call."""
         new = type(self.scheduler).from_config(self.scheduler.config)
-        new.set_timesteps(self.num_inference_steps)
+        set_timesteps(new, self.num_inference_steps, self.timesteps)
         if self.start == 0:
             return new, new.timesteps
         if hasattr(new, "set_begin_index"):
@@ -50,6 +65,11 @@ class Route:
         """Noise level of every call."""
         scheduler, timesteps = self.begin()
         return levels_of(scheduler, timesteps, self.start)
+
+    @cached_property
+    def end(self) -> tuple[float, float]:
+        """Signal and noise of ``x_N``: ``x_N = α x0 + σ ε``."""
+        return end_of(self.begin()[0])
 
     @property
     def calls(self) -> int:

@@ -1,11 +1,12 @@
 """The stock diffusers schedulers that keep the affine identity, by name."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sdo_cli.errors import SolverFault
+from sdo_cli.sampling.timesteps import set_timesteps, with_timesteps
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -65,16 +66,20 @@ def native_solver(config: Mapping[str, Any]) -> str:
     return "flow-euler" if is_flow(config) else "ddim"
 
 
-def make_scheduler(name: str, config: Mapping[str, Any], num_inference_steps: int) -> "SchedulerMixin":
+def make_scheduler(
+    name: str, config: Mapping[str, Any], num_inference_steps: int, timesteps: Sequence[int] | None = None
+) -> "SchedulerMixin":
     """The stock scheduler, set to ``num_inference_steps``.
 
     Args:
         name: a key of ``SOLVERS``.
         config: the model's scheduler config, of any diffusers class. A missing ``clip_sample`` counts as False
             (Stable Diffusion's own configs leave it out; diffusers' default of True is wrong for latents).
+        timesteps: training timesteps to step through in place of the solver's own, noisiest first, one per step.
 
     Raises:
-        SolverFault: unknown solver, wrong kind of network, or a config that breaks the affine identity.
+        SolverFault: unknown solver, wrong kind of network, a config that breaks the affine identity, or timesteps
+            that the solver does not take.
     """
     import diffusers
 
@@ -100,7 +105,9 @@ def make_scheduler(name: str, config: Mapping[str, Any], num_inference_steps: in
             remedy="set it to false, and shift to the value you want, in scheduler/scheduler_config.json",
         )
     scheduler = getattr(diffusers, solver.scheduler).from_config(dict(config), **settings_of(name))
-    scheduler.set_timesteps(num_inference_steps)
+    if timesteps is not None:
+        scheduler = with_timesteps(name, scheduler)
+    set_timesteps(scheduler, num_inference_steps, timesteps)
     return scheduler
 
 
