@@ -19,6 +19,7 @@ from sdo_cli.cli.evaluate_options import (
     reward_specs,
     scales_of,
     starting_recipe,
+    with_plans,
 )
 from sdo_cli.cli.output import make_reporter
 from sdo_cli.cli.several import in_several_processes, stopped_well
@@ -70,6 +71,9 @@ def evaluate(
     negative_prompt: Annotated[str | None, typer.Option(help="What guidance moves away from.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels; the model's own by default.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels; the model's own by default.")] = None,
+    skip_plan: Annotated[
+        list[Path] | None, typer.Option(help="Of `sdo prune`: also draw everything with it. Again for more.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 16,
     embedding: Annotated[
         bool, typer.Option(help="Also clip-score, diversity over seeds, and distance from the base.")
@@ -110,12 +114,15 @@ def evaluate(
     asked = replace(
         start.recipe if start else BARE, **{name: value for name, value in given.items() if value is not None}
     )
+    if folders and skip_plan:
+        raise RecipeFault(["--skip-plan: is for drawing; --images scores what is there"], what="command line")
     wrong = [] if seeds >= 1 else [f"--seeds: must be at least 1, not {seeds}"]
     if limit is not None and limit < 1:
         wrong.append(f"--limit: must be at least 1, not {limit}")
     if not loras and folders == [] and not base:
         wrong.append("--no-base: leaves nothing to draw; give --lora")
     scales = scales_of(lora_scale, wrong)
+    plans, asked = with_plans(skip_plan or [], asked, steps is not None or start is not None, wrong)
     if folders and (loras or recipe or model):
         wrong.append("--images: scores what is there; --lora, --recipe and --model are for drawing")
     if fid_features not in ("inception", "clip"):
@@ -152,7 +159,7 @@ def evaluate(
     from sdo_cli.parallel.stopping import Stopping
     from sdo_cli.parallel.world import joined
 
-    job = make_job(asked, prompt_set, loras, scales, base, folders, seeds, seed, specs, embedding, chosen, start)
+    job = make_job(asked, prompt_set, loras, scales, base, folders, seeds, seed, specs, embedding, chosen, start, plans)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = out or Path("evals") / f"{job.prompts.name}-{stamp}"
     with stopped_well(lambda: folder), joined() as world:

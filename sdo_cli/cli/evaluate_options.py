@@ -148,6 +148,34 @@ def find_prompts(
     return None
 
 
+def with_plans(paths: list[Path], asked: Recipe, fixed: bool, wrong: list[str]) -> tuple[dict[str, str], Recipe]:
+    """Fingerprints of skip plans by file, and the settings that they were made for.
+
+    Args:
+        fixed: the steps were asked for, so that plans have to fit them.
+    """
+    if not paths:
+        return {}, asked
+    from sdo_cli.errors import EnvironmentFault
+    from sdo_cli.skipping.skip_plan import load_plan
+
+    found = {}
+    for path in dict.fromkeys(paths):
+        try:
+            plan = load_plan(path)
+        except EnvironmentFault as fault:
+            wrong.append(f"--skip-plan: {fault.message}")
+            continue
+        found[str(path)] = plan.fingerprint
+        steps = plan.made_for.num_inference_steps
+        if plan.made_for.timesteps is not None or steps == asked.num_inference_steps:
+            continue
+        if fixed:
+            wrong.append(f"--skip-plan {path}: was made for {steps} steps, not {asked.num_inference_steps}")
+        asked, fixed = replace(asked, num_inference_steps=steps), True
+    return found, asked
+
+
 def make_job(
     asked: Recipe,
     prompts: "Prompts | None",
@@ -161,6 +189,7 @@ def make_job(
     embedding: bool,
     select_by: str,
     start: LoadedRecipe | None,
+    plans: dict[str, str] | None = None,
 ) -> "Job":
     import rewards as table
     from sdo_cli.drawing.draw import draw_settings
@@ -176,5 +205,5 @@ def make_job(
         assert prompts is not None
         source, draw = source_of(asked), draw_settings(asked)
         settings = Settings(source, draw, asked.mixed_precision, seeds, seed, prompts.fingerprint)
-        variants = variants_of(loras, scales, base=base)
+        variants = variants_of(loras, scales, base=base, plans=plans)
     return Job(prompts, settings, variants, specs, asked.reward_precision, embedding, select_by, trained)

@@ -3,7 +3,7 @@
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from sdo_cli.device import PRECISIONS
 from sdo_cli.errors import Interrupted, RecipeFault
 from sdo_cli.parallel.launch import launched
 from sdo_cli.sampling.solvers import AUTO, SOLVERS
+
+if TYPE_CHECKING:
+    from sdo_cli.skipping.skip_plan import SkipPlan
 
 
 def sample(
@@ -42,6 +45,9 @@ def sample(
     negative_prompt: Annotated[str, typer.Option(help="What guidance moves away from.")] = "",
     height: Annotated[int | None, typer.Option(help="Pixels; the model's own by default.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels; the model's own by default.")] = None,
+    skip_plan: Annotated[
+        Path | None, typer.Option(help="Of `sdo prune`: what to leave out; it says --steps and --solver.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 16,
     variables: Annotated[
         Path | None, typer.Option(help="Of `sdo optimize`: draw these images again; the file says everything else.")
@@ -79,6 +85,9 @@ def sample(
     if wrong := [*wrong, *([] if launched() else holds_images(folder))]:
         raise RecipeFault(wrong, what="command line")
 
+    plan = None
+    if skip_plan is not None:
+        plan, steps, solver = plan_and_steps(context, skip_plan, steps, solver)
     in_several_processes(gpus, processes)
     from sdo_cli.drawing.draw import DrawSettings
     from sdo_cli.drawing.sample import SampleJob, draw_to_folder
@@ -87,7 +96,7 @@ def sample(
 
     settings = DrawSettings(solver, eta, steps, guidance, negative_prompt, height, width)
     source = ModelSource(model, revision, variant, vae, t5, prediction_type)
-    job = SampleJob(source, lora, lora_scale, lines, num_images, seed, batch_size, settings, precision)
+    job = SampleJob(source, lora, lora_scale, lines, num_images, seed, batch_size, settings, precision, plan)
     with joined() as world:
         folder = Path(world.share(lambda: str(folder)))
         if problem := world.share(lambda: holds_images(folder)):
@@ -138,6 +147,27 @@ def draw_again(
     finally:
         reporter.close()
     show_files(files, folder, grid=grid, as_json=as_json)
+
+
+def plan_and_steps(context: typer.Context, path: Path, steps: int, solver: str) -> "tuple[SkipPlan, int, str]":
+    """The plan, and the steps and solver it was made for.
+
+    Raises:
+        RecipeFault: other ones were typed.
+    """
+    from sdo_cli.skipping.skip_plan import load_plan
+
+    plan = load_plan(path)
+    mine = {"steps": steps, "solver": solver}
+    its = {"steps": plan.made_for.num_inference_steps, "solver": plan.made_for.solver}
+    wrong = [
+        f"--{name} {mine[name]}: {path} was made for {its[name]}; leave it out"
+        for name in its
+        if _was_typed(context, name) and mine[name] not in (its[name], AUTO)
+    ]
+    if wrong:
+        raise RecipeFault(wrong, what="command line")
+    return plan, plan.made_for.num_inference_steps, plan.made_for.solver
 
 
 def _was_typed(context: typer.Context, name: str) -> bool:

@@ -9,6 +9,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from sdo_cli.drawing.draw import DrawSettings
+from sdo_cli.skipping.skip_plan import SkipPlan
 
 # their names of samplers and noise schedules
 SAMPLERS = {
@@ -32,6 +33,7 @@ def parameters_text(
     model: str,
     image: Tensor,
     lora: tuple[str, float] | None,
+    plan: SkipPlan | None = None,
 ) -> str:
     """Prompt, negative prompt, and one line of settings.
 
@@ -39,6 +41,7 @@ def parameters_text(
         solver: what was used, not ``auto``.
         image: ``[3, H, W]``, for its size.
         lora: name and scale.
+        plan: what was left out.
     """
     lines = [prompt + (f" <lora:{lora[0]}:{lora[1]:g}>" if lora else "")]
     if settings.negative_prompt:
@@ -51,6 +54,7 @@ def parameters_text(
         "Size": f"{image.shape[-1]}x{image.shape[-2]}",
         "Model": _quoted(Path(model).name),
         **({"Eta": f"{settings.eta:g}"} if settings.eta else {}),
+        **({"Skip plan": plan.fingerprint} if plan is not None else {}),
         "Version": f"sdo {SDO_VERSION}",
     }
     return "\n".join([*lines, ", ".join(f"{key}: {value}" for key, value in fields.items())])

@@ -1,6 +1,6 @@
 """What `sdo sample` does: load, draw, write files."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,10 +10,13 @@ from sdo_cli.drawing.draw import DrawSettings, draw_images, solver_of
 from sdo_cli.drawing.parameters import lora_name, parameters_text, png_note
 from sdo_cli.drawing.pictures import save_grid, save_image
 from sdo_cli.drawing.prompts import PromptEmbeddings, cut_prompts
+from sdo_cli.drawing.pruned import other_weights, skips_of, with_plan
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import ModelSource, load_family
 from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.progress import Reporter
+from sdo_cli.skipping.skip_plan import SkipPlan
+from sdo_cli.skipping.walking import Skips
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class SampleJob:
     model: weights to draw with.
     lora: run folder or file, None for the plain model.
     seed: image j (over all prompts and copies) starts from ``manual_seed(seed + j)``.
+    plan: what is left out of the network.
     """
 
     model: ModelSource
@@ -33,6 +37,7 @@ class SampleJob:
     batch_size: int
     settings: DrawSettings
     precision: str = "no"
+    plan: SkipPlan | None = None
 
 
 def draw_to_folder(job: SampleJob, out: Path, *, grid: bool, reporter: Reporter, world: World = SINGLE) -> list[Path]:
@@ -46,6 +51,13 @@ def draw_to_folder(job: SampleJob, out: Path, *, grid: bool, reporter: Reporter,
         family.load_lora(job.lora, scale=job.lora_scale)
     for sentence in cut_prompts(family, job.prompts):
         reporter.note(sentence)
+    settings, skips = job.settings, None
+    if job.plan is not None:
+        settings = with_plan(settings, job.plan)
+        skips = skips_of(job.plan, family, settings)
+        told = other_weights(job.plan, family)
+        if told:
+            reporter.note(told)
     embed = PromptEmbeddings(family)
     embed.prepare(job.prompts, job.settings.negative_prompt, device)
     family.to(device, dtype)
@@ -60,9 +72,11 @@ def draw_to_folder(job: SampleJob, out: Path, *, grid: bool, reporter: Reporter,
     for round_ in world.rounds(len(batches)):
         for number in filter(world.mine, round_):
             which = batches[number].tolist()
-            kept[number] = _draw(family, embed, job, [pairs[j] for j in which], which[0])
+            kept[number] = _draw(
+                family, embed, replace(job, settings=settings), [pairs[j] for j in which], which[0], skips
+            )
             for j, image in zip(which, kept[number], strict=True):
-                how = parameters_text(pairs[j], job.seed + j, job.settings, solver, job.model.model, image, lora)
+                how = parameters_text(pairs[j], job.seed + j, settings, solver, job.model.model, image, lora, job.plan)
                 save_image(image, files[j], png_note(how))
         reporter.advance(sum(len(batches[number]) for number in round_))
     if grid:
@@ -73,10 +87,11 @@ def draw_to_folder(job: SampleJob, out: Path, *, grid: bool, reporter: Reporter,
     return files
 
 
-def _draw(family: Family, embed: PromptEmbeddings, job: SampleJob, prompts: list[str], first: int) -> torch.Tensor:
+def _draw(
+    family: Family, embed: PromptEmbeddings, job: SampleJob, prompts: list[str], first: int, skips: Skips | None
+) -> torch.Tensor:
     def generator_for(j: int) -> torch.Generator:
         return torch.Generator("cpu").manual_seed(job.seed + first + j)
 
-    return torch.cat(
-        list(draw_images(family, prompts, generator_for, job.settings, batch_size=len(prompts), embed=embed))
-    )
+    parts = draw_images(family, prompts, generator_for, job.settings, batch_size=len(prompts), embed=embed, skips=skips)
+    return torch.cat(list(parts))

@@ -9,16 +9,19 @@ import torch
 from torch import Tensor
 
 from sdo_cli.device import dtype_of, pick_device
-from sdo_cli.drawing.draw import draw_images, solver_of
+from sdo_cli.drawing.draw import DrawSettings, draw_images, solver_of
 from sdo_cli.drawing.parameters import parameters_text, png_note
 from sdo_cli.drawing.pictures import to_pil
 from sdo_cli.drawing.prompts import ENCODE_BATCH, PromptEmbeddings, cut_prompts
+from sdo_cli.drawing.pruned import other_weights, skips_of, with_plan
 from sdo_cli.evaluate.job import Item, Settings, Variant
 from sdo_cli.files import write_text
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import load_family
 from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.progress import Reporter
+from sdo_cli.skipping.skip_plan import load_plan
+from sdo_cli.skipping.walking import Skips
 
 WHOLE, PARTIAL = ".drawn-", ".partial-"
 
@@ -66,6 +69,10 @@ def draw_variant(
     if family is not None and tell:
         for sentence in cut_prompts(family, (item.text for item in items)):
             reporter.note(sentence)
+    if family is not None and variant.plan is not None:
+        told = other_weights(load_plan(Path(variant.plan)), family)
+        if told:
+            reporter.note(told)
     for round_ in world.rounds(len(todo)):
         for number, left in (todo[k] for k in round_ if world.mine(k)):
             assert family is not None and embed is not None
@@ -86,12 +93,15 @@ def _draw_chunk(
     name: str,
 ) -> None:
     """Images are staged; only a whole chunk is moved in."""
-    images, solver = _draw(family, embed, settings, items), solver_of(family, settings.draw)
+    plan = None if variant.plan is None else load_plan(Path(variant.plan))
+    draw = settings.draw if plan is None else with_plan(settings.draw, plan)
+    skips = None if plan is None else skips_of(plan, family, draw)
+    images, solver = _draw(family, embed, draw, items, skips), solver_of(family, draw)
     staged, whole = folder / f"{PARTIAL}{name}", folder / f"{WHOLE}{name}"
     staged.mkdir()
-    lora = (variant.name.split("@")[0], variant.scale) if variant.lora else None
+    lora = (variant.name.partition("+")[0].split("@")[0], variant.scale) if variant.lora else None
     for image, item in zip(images, items, strict=True):
-        how = parameters_text(item.text, item.seed or 0, settings.draw, solver, settings.model.model, image, lora)
+        how = parameters_text(item.text, item.seed or 0, draw, solver, settings.model.model, image, lora, plan)
         to_pil(image).save(staged / item.file, pnginfo=png_note(how))
     staged.rename(whole)
     _move_in(whole, folder)
@@ -130,12 +140,14 @@ def _to_encode(items: list[Item], todo: list[Item]) -> list[str]:
     return [text for block in blocks if wanted.intersection(block) for text in block]
 
 
-def _draw(family: Family, embed: PromptEmbeddings, settings: Settings, items: list[Item]) -> Tensor:
+def _draw(
+    family: Family, embed: PromptEmbeddings, draw: DrawSettings, items: list[Item], skips: Skips | None
+) -> Tensor:
     def generator_for(j: int) -> torch.Generator:
         return torch.Generator("cpu").manual_seed(items[j].seed or 0)
 
     prompts = [item.text for item in items]
-    parts = draw_images(family, prompts, generator_for, settings.draw, batch_size=len(items), embed=embed)
+    parts = draw_images(family, prompts, generator_for, draw, batch_size=len(items), embed=embed, skips=skips)
     return torch.cat(list(parts))
 
 

@@ -129,9 +129,14 @@ def joined(job: Job, folder: Path) -> Job:
 
 
 def in_order(variants: list[Variant]) -> list[Variant]:
-    """The plain model and folders as they come, then each LoRA by rising scale."""
-    loras = list(dict.fromkeys(variant.lora for variant in variants))
-    return sorted(variants, key=lambda v: (v.lora is not None, loras.index(v.lora), v.scale if v.lora else 0.0))
+    """The plain model and folders as they come, then each LoRA by rising scale; then the same with each skip plan."""
+    loras, plans = (list(dict.fromkeys(values)) for values in zip(*((v.lora, v.plan) for v in variants), strict=True))
+
+    def place(v: Variant) -> tuple[bool, int, bool, int, float]:
+        scale = v.scale if v.lora else 0.0
+        return v.plan is not None, plans.index(v.plan), v.lora is not None, loras.index(v.lora), scale
+
+    return sorted(variants, key=place)
 
 
 def _clashes(before: Job, job: Job) -> Iterable[str]:
@@ -150,7 +155,7 @@ def _clashes(before: Job, job: Job) -> Iterable[str]:
     for variant in job.variants:
         other = known.get(variant.name, variant)
         if other != variant:
-            kind = "images" if variant.folder else "LoRA"
+            kind = "images" if variant.folder else "LoRA or skip plan" if variant.plan else "LoRA"
             yield f"its {kind} {variant.name} has changed, or is another one of that name"
     for name, spec in job.rewards.items():
         if name in before.rewards and before.rewards[name].options != spec.options:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ class Variant:
         lora: run folder, file or hub id; None for the plain model.
         fingerprint: of its weight file or images; None for a hub id.
         folder: of images made elsewhere.
+        plan: the file of a skip plan, and ``plan_fingerprint`` of what it says.
     """
 
     name: str
@@ -76,6 +77,8 @@ class Variant:
     scale: float = 1.0
     fingerprint: str | None = None
     folder: str | None = None
+    plan: str | None = None
+    plan_fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -173,8 +176,24 @@ def lora_file(path: str) -> Path | None:
     return place if place.is_file() else None
 
 
-def variants_of(loras: list[str], scales: list[float], *, base: bool) -> list[Variant]:
-    """``base``, then every LoRA at every scale; scale 0 is ``base``, drawn once."""
+def variants_of(
+    loras: list[str], scales: list[float], *, base: bool, plans: Mapping[str, str] | None = None
+) -> list[Variant]:
+    """``base``, then every LoRA at every scale; scale 0 is ``base``, drawn once. Then all of them with every plan.
+
+    Args:
+        plans: fingerprints of skip plans by file.
+    """
+    found = _variants_of(loras, scales, base=base)
+    names = list(_names(list(plans or ())))
+    return found + [
+        replace(variant, name=f"{variant.name}+{name}", plan=file, plan_fingerprint=fingerprint)
+        for (file, fingerprint), name in zip((plans or {}).items(), names, strict=True)
+        for variant in found
+    ]
+
+
+def _variants_of(loras: list[str], scales: list[float], *, base: bool) -> list[Variant]:
     wants_base = base or not loras or 0.0 in scales
     found = [Variant(BASE)] if wants_base else []
     names = list(_names(loras))

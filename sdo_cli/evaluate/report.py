@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import rewards
-from sdo_cli.evaluate.job import Job, Prompts
+from sdo_cli.evaluate.job import Job, Prompts, Variant
 from sdo_cli.evaluate.summary import (
     Comparison,
     Measured,
@@ -245,7 +245,9 @@ def _settings(job: Job, tree: Mapping[str, Any]) -> list[tuple[str, str]]:
         ]
     for variant in job.variants:
         if variant.lora:
-            found.append((variant.name, f"{variant.lora} at scale {variant.scale:g}"))
+            found.append((variant.name, f"{variant.lora} at scale {variant.scale:g}{_skipping(variant)}"))
+        elif variant.plan:
+            found.append((variant.name, f"the plain model{_skipping(variant)}"))
         elif variant.folder:
             found.append((variant.name, variant.folder))
     for name, spec in job.rewards.items():
@@ -275,3 +277,7 @@ def _gallery(measured: list[Measured], measures: list[str], prompts: Prompts) ->
         details = f"prompt {item.prompt}" + (f", seed {item.seed}" if item.seed is not None else "")
         cases.append(content.Case(f"{key[0]:05d}_{key[1]:02d}", item.text, item.category, images, scores, details))
     return content.Gallery([m.name for m in measured], measures, cases)
+
+
+def _skipping(variant: Variant) -> str:
+    return f", skipping as {variant.plan} says" if variant.plan else ""

@@ -96,10 +96,10 @@ def comparisons(a: Measured, b: Measured, prompts: Prompts) -> dict[str, Compari
 
 def sweeps(measured: list[Measured]) -> dict[str, list[Measured]]:
     """Variants of one LoRA by rising scale, the base as scale 0; only LoRAs drawn at several scales."""
-    base = [m for m in measured if m.variant.lora is None and m.variant.folder is None]
+    base = [m for m in measured if m.variant.lora is None and m.variant.folder is None and m.variant.plan is None]
     by_lora: dict[str, list[Measured]] = defaultdict(list)
     for m in measured:
-        if m.variant.lora is not None:
+        if m.variant.lora is not None and m.variant.plan is None:
             by_lora[m.variant.lora].append(m)
     return {
         lora: sorted(base + some, key=lambda m: scale_of(m.variant)) for lora, some in by_lora.items() if len(some) > 1

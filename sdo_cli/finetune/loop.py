@@ -1,7 +1,7 @@
 """The training loop: a generator of step results that does no I/O."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +12,17 @@ from sdo_cli.errors import PluginFault
 from sdo_cli.finetune.batches import PromptOrder
 from sdo_cli.finetune.objective import RewardObjective, WeightedReward
 from sdo_cli.finetune.optimizer import Step, Stepper
+from sdo_cli.finetune.rollouts import Drift, Rollouts, cosine, distance_of, flat_gradient
 from sdo_cli.gradients.outcome import Outcome, Terms, added
 from sdo_cli.gradients.plan import Plan
 from sdo_cli.gradients.rules import RULES, find_rule
 from sdo_cli.gradients.run import run_plan
+from sdo_cli.gradients.skipped import plan_among_computed
 from sdo_cli.gradients.three_stage import MicroBatches
 from sdo_cli.models.base import Family
 from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.recipe.schema import Recipe
-from sdo_cli.sampling.coefficients import coefficients_of
+from sdo_cli.sampling.coefficients import Coefficients, coefficients_of
 from sdo_cli.seeding import keyed_generator
 
 
@@ -29,7 +31,8 @@ class StepResult:
     """One optimizer step. ``rewards`` are means over the global batch; ``calls`` count network calls per sample.
 
     ``penalty`` is the mean of (ε_θ - ε_base)² over the live calls when the recipe has a ``kl_weight``; ``skipped`` says
-    that a reward or the gradient was not finite and nothing was changed.
+    that a reward or the gradient was not finite and nothing was changed. ``cheap_rollouts`` says that this step drew
+    otherwise than sampling does, ``drift`` how far from it, where that was looked at.
     """
 
     step: int
@@ -41,6 +44,8 @@ class StepResult:
     calls: dict[str, int]
     penalty: float | None = None
     skipped: bool = False
+    drift: Drift | None = None
+    cheap_rollouts: bool = False
 
 
 def global_batch(recipe: Recipe, processes: int) -> int:
@@ -70,6 +75,7 @@ class Job:
     parameters: list[nn.Parameter]
     embed: PromptEmbeddings
     world: World = SINGLE
+    rollouts: Rollouts | None = None
 
     @property
     def global_batch(self) -> int:
@@ -78,6 +84,11 @@ class Job:
     @property
     def draw_settings(self) -> DrawSettings:
         return draw_settings(self.recipe)
+
+    @property
+    def drawn_now(self) -> Rollouts:
+        """How this step's samples are drawn."""
+        return self.rollouts if self.rollouts is not None and self.rollouts.on else Rollouts(self.draw_settings)
 
 
 def train(
@@ -97,11 +108,37 @@ def train(
     recipe, stepper = job.recipe, stepper or Stepper(job.recipe, job.parameters)
     order = PromptOrder(job.prompts, recipe.seed)
     for step in range(start, recipe.max_train_steps):
+        drift = look_at_drift(job, order, step, stepper.scale)
         outcomes = accumulate(job, order, step, scale=stepper.scale, change_g=change_g)
         slices, seconds = gather_slices(job, outcomes)
         job.world.add_gradients(job.parameters)
-        yield _summarise(step + 1, slices, seconds, stepper.step(step + 1, bad_reward(slices)))
+        result = _summarise(step + 1, slices, seconds, stepper.step(step + 1, bad_reward(slices)))
+        yield replace(result, drift=drift, cheap_rollouts=job.rollouts is not None and job.rollouts.on)
     stepper.finish()
+
+
+def look_at_drift(job: Job, order: PromptOrder, step: int, scale: float) -> Drift | None:
+    """When it is time: how far this step's cheap rollouts and their gradient are from full ones.
+
+    Beyond the recipe's limit cheap rollouts are over, and this step is drawn in full already.
+    """
+    spec, rollouts = job.recipe.rollout, job.rollouts
+    if rollouts is None or not rollouts.on or not spec.drift_steps or step % spec.drift_steps:
+        return None
+
+    def tried(job: Job) -> tuple[list[Outcome], Tensor]:
+        outcomes = accumulate(job, order, step, scale=scale)
+        job.world.add_gradients(job.parameters)
+        gradient = flat_gradient(job.parameters)
+        for parameter in job.parameters:
+            parameter.grad = None
+        return outcomes, gradient
+
+    (short, mine), (full, theirs) = tried(job), tried(replace(job, rollouts=None))
+    gaps = job.world.gather(distance_of(short, full))
+    distance = (sum(gap for gap, _ in gaps) / sum(size for _, size in gaps)) ** 0.5
+    rollouts.on = not spec.max_drift or distance <= spec.max_drift
+    return Drift(distance, cosine(mine, theirs))
 
 
 def plan_step(job: Job, step: int) -> Plan:
@@ -115,11 +152,17 @@ def make_plan(job: Job, generator: torch.Generator) -> Plan:
     Raises:
         PluginFault: the rule of a plug-in failed or did not keep its contract.
     """
-    spec = job.recipe.gradient
-    c = coefficients_of(make_route(job.family, job.draw_settings))
+    spec, rollouts = job.recipe.gradient, job.drawn_now
+    c = coefficients_of(make_route(job.family, rollouts.settings))
     rule, info = find_rule(spec.rule), RULES[spec.rule]
+
+    def drawn(calls: int, c: Coefficients) -> Plan:
+        return rule(calls, job.global_batch, c, generator, **spec.options)
+
+    if rollouts.skips is not None and rollouts.skips.exact:
+        return plan_among_computed(drawn, c, rollouts.skips.plan.sources)
     if info.function is None:
-        return rule(c.calls, job.global_batch, c, generator, **spec.options)
+        return drawn(c.calls, c)
     try:
         plan = rule(c.calls, job.global_batch, c, generator, **spec.options)
     # it may raise anything
@@ -176,10 +219,10 @@ def _pass(
     recipe, size = job.recipe, job.recipe.train_batch_size
     mine = range(part * size, (part + 1) * size)
     prompts = [order.at(step * job.global_batch + sample) for sample in mine]
-    settings = job.draw_settings
+    settings, skips = job.drawn_now.settings, job.drawn_now.skips
     noise = draw_noise(job.family, settings, [keyed_generator(recipe.seed, "noise", step, s) for s in mine])
     condition, negative = encode_pair(job.embed, settings, prompts)
-    path = make_path(job.family, settings, noise, condition, negative, recipe.gradient.negative_gradient)
+    path = make_path(job.family, settings, noise, condition, negative, recipe.gradient.negative_gradient, skips)
     objective = RewardObjective(job.family, job.rewards, prompts)
     spec = recipe.gradient
     micro = MicroBatches(

@@ -7,17 +7,22 @@ from rewards.base import Reward
 from sdo_cli.device import dtype_of, pick_device
 from sdo_cli.drawing.draw import draw_settings
 from sdo_cli.drawing.prompts import PromptEmbeddings
-from sdo_cli.finetune.loop import Job
+from sdo_cli.drawing.rollouts import rollout_plan, rollout_settings, rollout_skips
+from sdo_cli.errors import RecipeFault
+from sdo_cli.finetune.loop import Job, make_plan
 from sdo_cli.finetune.lora import add_lora, train_everything, trainable
 from sdo_cli.finetune.objective import WeightedReward
+from sdo_cli.finetune.rollouts import Rollouts
 from sdo_cli.finetune.sharding import check_shardable
 from sdo_cli.finetune.validate import Validation
+from sdo_cli.gradients.rules import RULES
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import load_family, source_of
 from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
 from sdo_cli.scoring.rewards import build_reward
+from sdo_cli.seeding import keyed_generator
 from sdo_cli.weights.needs import explaining, reward_options
 
 
@@ -53,9 +58,39 @@ def _load_all(loaded: LoadedRecipe, world: World) -> tuple[Job, Validation | Non
         for spec in recipe.rewards
     ]
     # looked up after the move: only then are they the tensors the optimizer has to hold
-    job = Job(recipe, family, trained, prompts, trainable(family), embed, world)
+    rollouts = cheap_rollouts(loaded, family)
+    job = Job(recipe, family, trained, prompts, trainable(family), embed, world, rollouts)
+    check_plan(job)
     world.make_same(job.parameters)
     return job, _prepare_validation(job, held_out)
+
+
+def cheap_rollouts(loaded: LoadedRecipe, family: Family) -> Rollouts | None:
+    """How training draws, where the recipe wants that to cost less than sampling.
+
+    Raises:
+        RecipeFault: a skip plan that does not fit, or that this recipe's gradients cannot be taken through.
+    """
+    recipe = loaded.recipe
+    plan = rollout_plan(recipe, loaded.folder)
+    if plan is None and not recipe.rollout.num_inference_steps:
+        return None
+    settings = rollout_settings(recipe, plan)
+    skips = rollout_skips(recipe, plan, family, settings)
+    if skips is not None and skips.exact and not skips.plan.is_whole and not recipe.gradient.negative_gradient:
+        text = "gradient.negative_gradient: false runs both branches apart, which stored outputs are not; write true"
+        raise RecipeFault([f"{text}, or rollout.estimator: whole"])
+    return Rollouts(settings, skips)
+
+
+def check_plan(job: Job) -> None:
+    """Raises RecipeFault when the rule cannot draw from the calls that cheap rollouts have."""
+    if job.rollouts is None or job.recipe.gradient.rule not in RULES:
+        return
+    try:
+        make_plan(job, keyed_generator(job.recipe.seed, "plan", 0))
+    except ValueError as fault:
+        raise RecipeFault([f"rollout: {fault}"]) from fault
 
 
 def _held_out(loaded: LoadedRecipe) -> list[str]:

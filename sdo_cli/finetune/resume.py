@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sdo_cli.drawing.rollouts import rollout_plan
 from sdo_cli.errors import RecipeFault
 from sdo_cli.files import read_json, write_text
 from sdo_cli.finetune import checkpoint
@@ -46,6 +47,8 @@ def identity(loaded: LoadedRecipe, processes: int = 1) -> dict[str, Any]:
     tree["prompts"] = _digest(loaded.prompts(loaded.recipe.prompts))
     held_out = loaded.recipe.validation.prompts
     tree["validation"]["prompts"] = _digest(loaded.prompts(held_out)) if held_out != PromptSource() else None
+    plan = rollout_plan(loaded.recipe, loaded.folder)
+    tree["rollout"]["skip_plan"] = plan.fingerprint if plan is not None else None
     return {key: value for key, value in _flat(tree, "") if key not in MAY_CHANGE}
 
 

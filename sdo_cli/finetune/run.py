@@ -175,7 +175,10 @@ def _go_back(run: Run, stepper: Stepper) -> list[StepResult]:
     if run.is_main and run.guard is not None:
         lines = [json.dumps(without_nan(asdict(check))) + "\n" for check in run.guard.checks]
         write_text(run.folder / CHECKS, "".join(lines))
-    return [step_result(row) for row in rows]
+    results = [step_result(row) for row in rows]
+    if run.job.rollouts is not None and results:
+        run.job.rollouts.on = results[-1].cheap_rollouts
+    return results
 
 
 def _train(run: Run, stepper: Stepper, results: list[StepResult], first_grid: Tensor | None) -> int | None:
@@ -236,11 +239,23 @@ def _write_step(run: Run, result: StepResult) -> None:
             "train/grad_norm": result.grad_norm,
             "train/learning_rate": result.learning_rate,
             "train/penalty": result.penalty,
+            **({f"rollout/{key}": value for key, value in asdict(result.drift).items()} if result.drift else {}),
         },
         result.step,
     )
+    if result.drift is not None:
+        run.reporter.note(drift_said(result, run.job.recipe.rollout.max_drift))
     if result.skipped:
         run.reporter.note(f"step {result.step} skipped: a reward or the gradient was not finite")
+
+
+def drift_said(result: StepResult, limit: float) -> str:
+    """A line on how far cheap rollouts are, and whether they are over."""
+    assert result.drift is not None
+    found = f"step {result.step}: rollouts end {result.drift.distance:.1%} from those in full"
+    found += f", cosine of the gradients {result.drift.cosine:.2f}"
+    over = f"; that is more than rollout.max_drift {limit:g}: training draws in full from here on"
+    return found + ("" if result.cheap_rollouts else over)
 
 
 def _save(run: Run, stepper: Stepper, step: int) -> None:

@@ -9,12 +9,16 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sdo_cli.device import pick_device
+from sdo_cli.drawing.rollouts import rollout_plan
 from sdo_cli.files import write_text
 from sdo_cli.finetune.loop import StepResult
+from sdo_cli.finetune.rollouts import Drift
 from sdo_cli.plugins import loaded_plugins
 from sdo_cli.provenance import command, now, versions
 from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.weights.needs import revisions_of
+
+SKIP_PLAN = "skip_plan.json"
 
 
 def new_run_folder(loaded: LoadedRecipe, out: Path | None) -> Path:
@@ -66,6 +70,9 @@ def write_recipe(loaded: LoadedRecipe, folder: Path, held_out: list[str] | None)
         lines = [json.dumps(prompt, ensure_ascii=False) if kind == "jsonl" else prompt for prompt in prompts]
         write_text(folder / f"{name}_prompts.{kind}", "".join(f"{line}\n" for line in lines))
         place["prompts"] = {"file": f"{name}_prompts.{kind}"}
+    if (plan := rollout_plan(loaded.recipe, loaded.folder)) is not None:
+        plan.save(folder / SKIP_PLAN)
+        tree["rollout"]["skip_plan"] = SKIP_PLAN
     _absolute_paths(tree)
     write_text(folder / "resolved.yaml", OmegaConf.to_yaml(OmegaConf.create(tree)))
 
@@ -92,4 +99,9 @@ def step_result(row: dict[str, Any]) -> StepResult:
     nan = float("nan")
     numbers = {key: nan if row[key] is None else row[key] for key in ("loss", "grad_norm")}
     rewards_ = {name: nan if value is None else value for name, value in row["rewards"].items()}
-    return StepResult(**{**row, **numbers, "rewards": rewards_})
+    drift = (
+        Drift(**{key: nan if value is None else value for key, value in row["drift"].items()})
+        if row.get("drift")
+        else None
+    )
+    return StepResult(**{**row, **numbers, "rewards": rewards_, "drift": drift})

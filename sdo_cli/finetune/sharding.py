@@ -17,6 +17,11 @@ def check_shardable(recipe: Recipe) -> None:
             "accelerate's configuration asks for FSDP, and the recipe trains a LoRA: an adapter is too small to shard",
             remedy="start with --gpus N, or choose multi-GPU in `accelerate config`; FSDP is for train=full",
         )
+    if recipe.rollout.skip_plan is not None:
+        raise EnvironmentFault(
+            "accelerate's configuration asks for FSDP, and a skip plan lets processes compute different blocks",
+            remedy="leave rollout.skip_plan out; rollout.num_inference_steps makes rollouts shorter here too",
+        )
     if recipe.mixed_precision == "fp16":
         raise EnvironmentFault(
             "accelerate's configuration asks for FSDP, which cannot be trained in fp16 here: its loss scaler looks at "

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -38,12 +37,12 @@ class SearchSettings:
     """
 
     pruner: str = "table"
-    gradients: Literal["full", "shortcut", "one-step"] = "full"
+    gradients: str = "full"
     distance: str = "ssim"
     updates: int = 500
     batch: int = 1
     learning_rate: float = 0.1
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: str = "sgd"
     sparsity: float = 1.0
     enough: float = 0.2
     live_calls: int = 1

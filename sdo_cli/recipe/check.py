@@ -43,6 +43,9 @@ NOT_NEGATIVE = (
     "validation.grid_steps",
     "validation.grid_prompts",
     "guard.steps",
+    "rollout.num_inference_steps",
+    "rollout.drift_steps",
+    "rollout.max_drift",
     "gradient.rollout_micro_batch",
     "gradient.score_micro_batch",
     "gradient.shortcut_micro_batch",
@@ -65,6 +68,7 @@ def check_recipe(recipe: Recipe, beside: Path | None, problem: Problem) -> None:
     check_ranges(recipe, problem)
     check_rewards(recipe, problem)
     check_gradient(recipe, problem)
+    check_rollout(recipe, problem)
     check_training(recipe, problem)
     if recipe.solver not in (AUTO, *SOLVERS):
         problem(("solver",), f"unknown solver {recipe.solver!r}; {suggestion(recipe.solver, [AUTO, *SOLVERS])}")
@@ -276,9 +280,42 @@ def check_gradient(recipe: Recipe, problem: Problem) -> None:
     if (
         not wrong
         and recipe.num_inference_steps >= 1
-        and (text := option_problem(spec.rule, spec.options, calls_of(recipe.solver, recipe.num_inference_steps)))
+        and (text := option_problem(spec.rule, spec.options, calls_of(recipe.solver, training_steps(recipe))))
     ):
         problem(("gradient", "options"), text)
+
+
+def training_steps(recipe: Recipe) -> int:
+    """Solver steps of a rollout; a skip plan may have its own."""
+    return recipe.rollout.num_inference_steps or recipe.num_inference_steps
+
+
+def check_rollout(recipe: Recipe, problem: Problem) -> None:
+    """Cheaper rollouts, and the rules that can use them."""
+    spec = recipe.rollout
+    if spec.num_inference_steps > MOST_STEPS:
+        problem(("rollout", "num_inference_steps"), f"must be at most {MOST_STEPS}, not {spec.num_inference_steps}")
+    shorter = spec.skip_plan is not None or spec.num_inference_steps not in (0, recipe.num_inference_steps)
+    if spec.drift_steps and not shorter:
+        problem(("rollout", "drift_steps"), "training draws in full: there is nothing to drift; give a skip_plan")
+    if spec.max_drift and not spec.drift_steps:
+        problem(("rollout", "max_drift"), "is looked at every drift_steps; write for example drift_steps: 20")
+    if spec.skip_plan is None:
+        return
+    if recipe.eta > 0:
+        problem(("rollout", "skip_plan"), f"leaves calls of a solver without noise out; eta is {recipe.eta}, write 0")
+    info = RULES.get(recipe.gradient.rule)
+    if info is not None and info.chained:
+        why = f"{recipe.gradient.rule} sends gradients through whole rollouts; use sdo, or rollout.num_inference_steps"
+        problem(("rollout", "skip_plan"), why)
+    elif spec.estimator == "exact" and (ends_early(recipe) or recipe.gradient.options.get("as_epsilon")):
+        why = "exact is for rules that end at the final latent, held in the network's output; write whole"
+        problem(("rollout", "estimator"), why)
+
+
+def ends_early(recipe: Recipe) -> bool:
+    """Whether the reward sees something else than the final latent alone."""
+    return recipe.gradient.rule in ("refl", "draft-lv", "drtune")
 
 
 def check_training(recipe: Recipe, problem: Problem) -> None:

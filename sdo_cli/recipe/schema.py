@@ -100,6 +100,23 @@ class GuardSpec:
 
 
 @dataclass(frozen=True)
+class RolloutSpec:
+    """How training draws, where that is to cost less than sampling; held-out images are drawn in full.
+
+    ``num_inference_steps`` 0 is the recipe's own. ``skip_plan`` is a file of `sdo prune`, looked up beside the recipe;
+    with it the ``exact`` estimator has the gradients of the pruned sampler, ``whole`` runs the whole network again at
+    its live calls. Every ``drift_steps`` (0: never) the same samples are also drawn in full, and once their final
+    latents are further apart than ``max_drift`` (a share of their size; 0: no limit) training draws in full too.
+    """
+
+    num_inference_steps: int = 0
+    skip_plan: str | None = None
+    estimator: Literal["exact", "whole"] = "exact"
+    drift_steps: int = 0
+    max_drift: float = 0.0
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One fine-tuning job.
 
@@ -159,6 +176,7 @@ class Recipe:
     width: int | None = None
 
     gradient: GradientSpec = field(default_factory=GradientSpec)
+    rollout: RolloutSpec = field(default_factory=RolloutSpec)
     lora: LoraSpec = field(default_factory=LoraSpec)
     validation: ValidationSpec = field(default_factory=ValidationSpec)
     guard: GuardSpec = field(default_factory=GuardSpec)

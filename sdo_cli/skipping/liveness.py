@@ -36,7 +36,8 @@ def live(gates: Tensor, wiring: Wiring) -> Tensor:
     gates = gates.bool().clone()
     gates[0] = True
     calls, units = gates.shape
-    open_, runs, wanted = gates.tolist(), torch.zeros(calls, units, dtype=torch.bool), [set() for _ in range(calls)]
+    open_, runs = gates.tolist(), torch.zeros(calls, units, dtype=torch.bool)
+    wanted: list[set[int]] = [set() for _ in range(calls)]
     for i in reversed(range(calls)):
         wanted[i] |= wiring.output
         for b in reversed(range(units)):

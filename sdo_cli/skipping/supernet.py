@@ -22,8 +22,8 @@ def wrapped(modules: Mapping[str, nn.Module], decide: Decide) -> Iterator[None]:
     finally:
         for name, module in modules.items():
             del module.forward
-            if before[name] is not None:
-                module.forward = before[name]
+            if (own := before[name]) is not None:
+                module.forward = own
 
 
 def _through(name: str, forward: Callable[..., Any], decide: Decide) -> Callable[..., Any]:
