@@ -18,7 +18,7 @@ GRADIENTS = ("shortcut", "full", "one-step")
 DISTANCES = ("ssim", "l1", "l2")
 # rate and optimizer: the paper's for its network; a bare table has no weights to share and needs larger steps
 RATES = {"attention": (0.1, "sgd"), "table": (0.05, "adam")}
-# of --prompts, kept for measuring
+# at the sparsest, every so many of --prompts is kept for measuring
 KEPT_FOR_MEASURING = 10
 
 
@@ -96,7 +96,8 @@ def measured_prompts(
     if most == 0:
         return [], prompts
     if measure_on is None:
-        held = prompts[:: max(2, min(KEPT_FOR_MEASURING, len(prompts) // 2))][:most]
+        # spread over the list, and never more than half of it
+        held = prompts[:: max(2, min(KEPT_FOR_MEASURING, len(prompts) // most))][:most]
     else:
         held = _read(measure_on, "measure-on", wrong)[:most]
     left = [prompt for prompt in prompts if prompt not in set(held)]

@@ -185,7 +185,7 @@ def variants_of(
         plans: fingerprints of skip plans by file.
     """
     found = _variants_of(loras, scales, base=base)
-    names = list(_names(list(plans or ())))
+    names = list(_names([str(Path(file).with_suffix("")) for file in plans or ()]))
     return found + [
         replace(variant, name=f"{variant.name}+{name}", plan=file, plan_fingerprint=fingerprint)
         for (file, fingerprint), name in zip((plans or {}).items(), names, strict=True)
