@@ -1,0 +1,241 @@
+"""Training with rollouts that cost less than sampling: shorter ones, and ones under a skip plan."""
+
+import json
+import os
+import re
+from dataclasses import replace
+
+import forked
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sdo_cli.drawing.pruned import made_for, wiring_of
+from sdo_cli.errors import RecipeFault
+from sdo_cli.finetune.batches import PromptOrder
+from sdo_cli.finetune.loop import accumulate, make_plan, plan_step, train
+from sdo_cli.finetune.prepare import prepare
+from sdo_cli.finetune.rollouts import flat_gradient
+from sdo_cli.prune.baselines import uniform
+from sdo_cli.recipe.load import load_recipe
+from sdo_cli.sampling.coefficients import coefficients_of
+from sdo_cli.skipping.skip_plan import MadeFor, SkipPlan, load_plan
+
+RECIPE = """
+model: embedded
+rewards: [clip-score]
+prompts: {lines: [a tiger on a teal background, a bus on a white background, a rose on a blue background]}
+max_train_steps: 4
+train_batch_size: 2
+num_inference_steps: 6
+guidance_scale: 2.0
+learning_rate: 1e-2
+checkpointing_steps: 1
+lora: {rank: 2}
+"""
+
+
+def sdo(*arguments, cwd):
+    return forked.run(arguments, cwd=cwd, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+
+
+@pytest.fixture(scope="module")
+def where(tmp_path_factory):
+    """A recipe beside a plan that repeats every second call, and one that skips inner blocks."""
+    folder = tmp_path_factory.mktemp("rollouts")
+    (folder / "mine.yaml").write_text(RECIPE)
+    job, _ = prepare(load_recipe(str(folder / "mine.yaml"), []))
+    condition = job.embed(job.prompts[:1])
+    wiring = wiring_of(job.family, "blocks", condition)
+    shares = torch.full((5,), 0.2, dtype=torch.float64)
+    made = made_for(job.family, job.draw_settings)
+    SkipPlan(made, "blocks", wiring, uniform(0.5, 6, wiring, shares)).save(folder / "half.json")
+    runs = torch.ones(6, 5, dtype=torch.bool)
+    runs[[1, 2, 4], 1:4] = False
+    runs[5] = False
+    SkipPlan(made, "blocks", wiring, runs).save(folder / "inner.json")
+    SkipPlan(replace(made, num_inference_steps=7), "blocks", wiring, torch.ones(7, 5).bool()).save(
+        folder / "seven.json"
+    )
+    return folder
+
+
+def prepared(where, *overrides):
+    return prepare(load_recipe(str(where / "mine.yaml"), list(overrides)))[0]
+
+
+def test_the_plan_lies_beside_the_recipe_and_draws_among_computed_calls(where):
+    job = prepared(where, "rollout.skip_plan=inner.json")
+    plan = plan_step(job, 0)
+    assert plan.calls == 6 and not bool(plan.live[5].any())
+    # call 4 is handed out again by call 5: both weights are its
+    c = coefficients_of(job.drawn_now.skips and _route(job))
+    merged = c.merged(job.rollouts.skips.plan.sources)
+    assert merged.w[4] == pytest.approx(c.w[4] + c.w[5]) and merged.w[5] == 0
+
+
+def _route(job):
+    from sdo_cli.drawing.draw import make_route
+
+    return make_route(job.family, job.drawn_now.settings)
+
+
+def test_whole_draws_among_all_calls(where):
+    job = prepared(where, "rollout.skip_plan=inner.json", "rollout.estimator=whole")
+    chosen = {
+        int(i) for seed in range(40) for i in make_plan(job, torch.Generator().manual_seed(seed)).live.nonzero()[:, 0]
+    }
+    assert chosen == set(range(6))
+
+
+@pytest.mark.parametrize("plan", ["half.json", "inner.json"])
+def test_a_plan_with_everything_computed_trains_as_without(where, plan, tmp_path):
+    """The same draws, losses and gradients, bit for bit; and other ones with the plan."""
+    found = load_plan(where / plan)
+    replace(found, runs=torch.ones_like(found.runs)).save(tmp_path / "open.json")
+
+    def losses(*overrides):
+        return [(r.loss, r.grad_norm) for r in train(prepared(where, "max_train_steps=2", *overrides))]
+
+    plain = losses()
+    for estimator in ("exact", "whole"):
+        path = f"rollout.skip_plan={tmp_path / 'open.json'}"
+        assert losses(path, f"rollout.estimator={estimator}") == plain
+    assert losses(f"rollout.skip_plan={plan}") != plain
+
+
+def test_fewer_steps_are_those_of_a_recipe_with_fewer(where):
+    def losses(*overrides):
+        return [(r.loss, r.grad_norm, r.calls) for r in train(prepared(where, "max_train_steps=2", *overrides))]
+
+    assert losses("rollout.num_inference_steps=3") == losses("num_inference_steps=3") != losses()
+
+
+def test_calls_are_counted_as_they_are_made(where):
+    (result,) = train(prepared(where, "max_train_steps=1", "rollout.skip_plan=half.json"))
+    assert result.calls == {"no_grad": 3 * 2, "grad": 2} and result.cheap_rollouts
+
+
+def test_drift_is_looked_at_and_ends_what_drifted_too_far(where):
+    def run(*more):
+        overrides = ("rollout.skip_plan=half.json", "rollout.drift_steps=2", *more)
+        return list(train(prepared(where, *overrides)))
+
+    free, limited = run(), run("rollout.max_drift=1e-6")
+    assert [r.drift is not None for r in free] == [True, False, True, False]
+    assert all(r.cheap_rollouts for r in free) and free[0].drift.distance > 1e-3
+    assert -1 <= free[0].drift.cosine <= 1
+    # switched off at the first look: all of it is drawn in full, as without a plan
+    assert [r.cheap_rollouts for r in limited] == [False] * 4
+    assert [r.drift is not None for r in limited] == [True, False, False, False]
+    plain = list(train(prepared(where)))
+    assert [(r.loss, r.grad_norm) for r in limited] == [(r.loss, r.grad_norm) for r in plain]
+    # looking changes nothing
+    unseen = list(train(prepared(where, "rollout.skip_plan=half.json")))
+    assert [(r.loss, r.grad_norm) for r in free] == [(r.loss, r.grad_norm) for r in unseen]
+
+
+def test_drift_is_what_it_says(where):
+    job = prepared(where, "rollout.skip_plan=half.json", "rollout.drift_steps=1")
+    first = next(iter(train(prepared(where, "rollout.skip_plan=half.json", "rollout.drift_steps=1"))))
+    order = PromptOrder(job.prompts, job.recipe.seed)
+
+    def once(job):
+        for parameter in job.parameters:
+            parameter.grad = None
+        (outcome,) = accumulate(job, order, 0)
+        return outcome.x_N.double(), flat_gradient(job.parameters)
+
+    (short, mine), (full, theirs) = once(job), once(replace(job, rollouts=None))
+    assert first.drift.distance == pytest.approx(((short - full).norm() / full.norm()).item(), rel=1e-6)
+    assert first.drift.cosine == pytest.approx(torch.cosine_similarity(mine, theirs, 0).item(), rel=1e-6)
+
+
+PROBLEMS = {
+    "chained": (["rollout.skip_plan=half.json", "gradient.rule=full"], "full sends gradients through whole rollouts"),
+    "eta": (["rollout.skip_plan=half.json", "eta=0.5"], "leaves calls of a solver without noise out"),
+    "early": (["rollout.skip_plan=half.json", "gradient.rule=refl"], "exact is for rules that end at the final latent"),
+    "nothing": (["rollout.drift_steps=5"], "training draws in full: there is nothing to drift"),
+    "limit": (["rollout.max_drift=0.1"], "is looked at every drift_steps"),
+    "negative": (["rollout.num_inference_steps=-1"], "must not be negative"),
+    "options": (
+        ["rollout.num_inference_steps=3", "gradient.options={steps_per_sample: 5}"],
+        "steps_per_sample must be",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PROBLEMS)
+def test_problems_are_told_before_anything_loads(where, case):
+    overrides, said = PROBLEMS[case]
+    with pytest.raises(RecipeFault, match=re.escape(said)):
+        load_recipe(str(where / "mine.yaml"), overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["rollout.skip_plan=none.json"], "rollout.skip_plan: no file none.json"),
+        (["rollout.skip_plan=mine.yaml"], "rollout.skip_plan: .*mine.yaml is not a skip plan"),
+        (["rollout.skip_plan=seven.json"], "was made for 7 steps, not 6"),
+        (["rollout.skip_plan=half.json", "solver=euler"], "for the solver ddim, not euler"),
+        (
+            ["rollout.skip_plan=half.json", "gradient.options={steps_per_sample: 5}"],
+            "steps_per_sample must be in 1 … 3",
+        ),
+        (["rollout.skip_plan=inner.json", "gradient.negative_gradient=false"], "runs both branches apart"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused(where, overrides, said):
+    with pytest.raises(RecipeFault, match=said):
+        prepared(where, *overrides)
+
+
+def test_rules_that_end_early_run_the_whole_network_again(where):
+    overrides = ("rollout.skip_plan=half.json", "rollout.estimator=whole", "gradient.rule=refl", "max_train_steps=1")
+    (result,) = train(prepared(where, *overrides))
+    assert result.grad_norm > 0
+
+
+def test_a_run_with_a_plan_resumes_bit_for_bit_even_when_it_was_over(where, tmp_path):
+    words = ("--recipe", str(where / "mine.yaml"), "rollout.skip_plan=half.json", "rollout.drift_steps=2", "-q")
+    for limit in ("0.9", "1e-6"):
+        whole, cut = tmp_path / f"whole-{limit}", tmp_path / f"cut-{limit}"
+        more = (*words, f"rollout.max_drift={limit}")
+        assert sdo("finetune", *more, "--out", str(whole), cwd=tmp_path).returncode == 0
+        assert sdo("finetune", *more, "max_train_steps=3", "--out", str(cut), cwd=tmp_path).returncode == 0
+        done = sdo("finetune", *more, "--resume", "--out", str(cut), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        name = "pytorch_lora_weights.safetensors"
+        one, other = load_file(whole / name), load_file(cut / name)
+        assert all(torch.equal(one[key], other[key]) for key in one)
+        rows = [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (whole, cut)]
+        kept = [[(r["loss"], r["cheap_rollouts"], r["drift"]) for r in side] for side in rows]
+        assert kept[0] == kept[1] and kept[0][-1][1] is (limit == "0.9")
+        # the folder runs again from itself
+        again = sdo("finetune", "--recipe", str(cut / "resolved.yaml"), "--dry-run", cwd=tmp_path)
+        assert again.returncode == 0, again.stderr
+    more = (*more, "--resume", "max_train_steps=5", "rollout.skip_plan=inner.json")
+    other = sdo("finetune", *more, "--out", str(cut), cwd=tmp_path)
+    assert other.returncode == 2 and "rollout.skip_plan" in other.stderr
+
+
+def test_two_processes_look_at_the_same_drift(where, tmp_path):
+    from test_parallel import finish, start
+
+    words = ["finetune", "--recipe", where / "mine.yaml", "rollout.skip_plan=half.json", "rollout.drift_steps=2", "-q"]
+    one = sdo(*map(str, words), "gradient_accumulation_steps=2", "--out", str(tmp_path / "one"), cwd=tmp_path)
+    codes, _, errs = finish(start(2, [*map(str, words), "--out", str(tmp_path / "two")]))
+    assert one.returncode == 0 and codes == [0, 0], one.stderr + errs[0]
+    rows = [json.loads((tmp_path / f / "metrics.jsonl").read_text().splitlines()[2]) for f in ("one", "two")]
+    assert rows[0]["drift"]["distance"] == pytest.approx(rows[1]["drift"]["distance"], rel=1e-4)
+    assert rows[0]["drift"]["cosine"] == pytest.approx(rows[1]["drift"]["cosine"], abs=1e-3)
+
+
+def test_drift_is_said_and_shown(where, tmp_path):
+    words = ("rollout.skip_plan=half.json", "rollout.drift_steps=2", "rollout.max_drift=1e-6")
+    done = sdo("finetune", "--recipe", str(where / "mine.yaml"), *words, "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"step 1: rollouts end \d+\.\d% from those in full, cosine of the gradients", done.stderr)
+    assert "training draws in full from here on" in done.stderr
+    assert MadeFor("embedded", "", "ddim", 6).model == load_plan(tmp_path / "run/skip_plan.json").made_for.model
