@@ -80,7 +80,7 @@ def measured(folders: list[Path], prompts: int, out: Path) -> None:
     found, reporter = [], make_reporter(as_json=False, quiet=False)
     for item in measure(setting, arms, held_out, rewards, reporter=reporter, batch_size=32, rounds=5):
         found.append(item)
-        tree = record(found)
+        tree = record(found, setting.flops)
         tree["values"] = {each.arm.name: {k: v.tolist() for k, v in each.values.items()} for each in found}
         write_json(out / "measures.json", tree)
         save_figures(found, out)

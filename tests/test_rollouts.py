@@ -239,3 +239,17 @@ def test_drift_is_said_and_shown(where, tmp_path):
     assert re.search(r"step 1: rollouts end \d+\.\d% from those in full, cosine of the gradients", done.stderr)
     assert "training draws in full from here on" in done.stderr
     assert MadeFor("embedded", "", "ddim", 6).model == load_plan(tmp_path / "run/skip_plan.json").made_for.model
+
+
+def test_the_estimate_knows_cheaper_rollouts(where):
+    from sdo_cli.doctor.workload import workload_of
+    from sdo_cli.estimate.units import unit_flops
+    from sdo_cli.models.load import ModelSource
+
+    def calls(*overrides):
+        return workload_of(load_recipe(str(where / "mine.yaml"), list(overrides)), on_cpu=True).calls
+
+    assert calls() == 6 and calls("rollout.num_inference_steps=3") == 3
+    assert calls("rollout.skip_plan=half.json") == pytest.approx(3)
+    share = unit_flops(ModelSource("embedded"), "blocks").kept(load_plan(where / "inner.json"))
+    assert 0.4 < share < 0.9 and calls("rollout.skip_plan=inner.json") == pytest.approx(6 * share)

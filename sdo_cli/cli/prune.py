@@ -15,6 +15,7 @@ from sdo_cli.cli.prune_options import (
     METHODS,
     PRUNERS,
     RATES,
+    RATIOS,
     measured_prompts,
     problems,
     reward_specs,
@@ -31,7 +32,8 @@ def prune(
     ] = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "dip-go",
     ratio: Annotated[
-        list[float] | None, typer.Option(help="Share of the network's computation to leave out; 0.5. Again for more.")
+        list[float] | None,
+        typer.Option(help="Share of the network's computation to leave out. Again for more; 0.1 to 0.9."),
     ] = None,
     grain: Annotated[str, typer.Option(help=f"{' or '.join(GRAINS)} (residual and attention layers).")] = "blocks",
     model: Annotated[
@@ -64,7 +66,7 @@ def prune(
     ] = None,
     num_prompts: Annotated[int, typer.Option(help="Prompts to measure on, at most; 0 measures nothing.")] = 32,
     reward: Annotated[list[str] | None, typer.Option(help="Also measured. Again for more.")] = None,
-    controls: Annotated[bool, typer.Option(help="Also measure samplers with as much computation.")] = True,
+    controls: Annotated[bool, typer.Option(help="Also samplers with as much computation, at three ratios.")] = True,
     rounds: Annotated[int, typer.Option(help="Of timing.")] = 3,
     batch_size: Annotated[int, typer.Option(help="Images at a time when measuring.")] = 16,
     seed: Annotated[int, typer.Option(help="Of the search and of the noise that is measured on.")] = 0,
@@ -73,7 +75,7 @@ def prune(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Find which blocks of which steps can be skipped, and measure what that saves and costs."""
-    ratios = sorted(dict.fromkeys(ratio or [0.5]))
+    ratios = sorted(dict.fromkeys(ratio or RATIOS))
     wrong = problems(
         method=method,
         ratios=ratios,

@@ -16,6 +16,8 @@ GRAINS = ("blocks", "parts")
 PRUNERS = ("attention", "table")
 GRADIENTS = ("shortcut", "full", "one-step")
 DISTANCES = ("ssim", "l1", "l2")
+# one search serves them all
+RATIOS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 # rate and optimizer: the paper's for its network; a bare table has no weights to share and needs larger steps
 RATES = {"attention": (0.1, "sgd"), "table": (0.05, "adam")}
 # at the sparsest, every so many of --prompts is kept for measuring

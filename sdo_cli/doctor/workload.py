@@ -5,23 +5,27 @@ from statistics import mean
 import torch
 
 from sdo_cli.device import dtype_of
-from sdo_cli.drawing.draw import DrawSettings, decode_batch, make_route
+from sdo_cli.drawing.draw import decode_batch, make_route
 from sdo_cli.drawing.prompts import ENCODE_BATCH
+from sdo_cli.drawing.rollouts import rollout_plan, rollout_settings, rollout_skips
 from sdo_cli.errors import RecipeFault
 from sdo_cli.estimate.cost import META
 from sdo_cli.estimate.network import Recompute
 from sdo_cli.estimate.pipelines import plain_family
 from sdo_cli.estimate.scoring import RewardSetup
 from sdo_cli.estimate.stages import LiveCalls, Workload
+from sdo_cli.estimate.units import unit_flops
 from sdo_cli.gradients.counts import LIVE, counts, held_at_once
 from sdo_cli.gradients.plan import Plan
 from sdo_cli.gradients.rules import RULES, find_rule
+from sdo_cli.gradients.skipped import plan_among_computed
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import source_of
 from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
-from sdo_cli.sampling.coefficients import coefficients_of
+from sdo_cli.sampling.coefficients import Coefficients, coefficients_of
 from sdo_cli.seeding import keyed_generator
+from sdo_cli.skipping.skip_plan import SkipPlan
 from sdo_cli.weights.needs import reward_options, reward_specs
 
 # rules draw at random: counts are means over this many plans
@@ -37,9 +41,10 @@ def workload_of(loaded: LoadedRecipe, *, on_cpu: bool) -> Workload:
     """
     recipe = loaded.recipe
     family = plain_family(source_of(recipe), dtype_of(recipe.mixed_precision))
-    plans = draw_plans(recipe, family)
-    recompute = _checkpointing(recipe)
-    drawn = [counts(recipe, plan, recompute) for plan in plans]
+    skipping = rollout_plan(recipe, loaded.folder)
+    plans = draw_plans(recipe, family, skipping)
+    recompute, share = _checkpointing(recipe), _rollout_share(recipe, skipping)
+    drawn = [counts(recipe, plan, recompute, rollout_share=share) for plan in plans]
     usual = {name: mean(count.get(name, 0.0) for count in drawn) for name in ("call", "score", *LIVE.values())}
     shape = family.latent_shape(recipe.height, recipe.width)
     held_out = _held_out(loaded)
@@ -59,16 +64,31 @@ def workload_of(loaded: LoadedRecipe, *, on_cpu: bool) -> Workload:
     )
 
 
-def draw_plans(recipe: Recipe, family: Family) -> list[Plan]:
+def draw_plans(recipe: Recipe, family: Family, skipping: SkipPlan | None = None) -> list[Plan]:
     """Plans of the recipe's rule for its whole batch."""
     spec, batch = recipe.gradient, recipe.train_batch_size * recipe.gradient_accumulation_steps
-    settings = DrawSettings(solver=recipe.solver, eta=recipe.eta, num_inference_steps=recipe.num_inference_steps)
+    settings = rollout_settings(recipe, skipping)
+    skips = rollout_skips(recipe, skipping, family, settings)
     c, rule = coefficients_of(make_route(family, settings)), find_rule(spec.rule)
-    generators = [keyed_generator(recipe.seed, "plan", step) for step in range(PLANS)]
+
+    def drawn(generator: torch.Generator) -> Plan:
+        def shown(calls: int, c: Coefficients) -> Plan:
+            return rule(calls, batch, c, generator, **spec.options)
+
+        if skips is not None and skips.exact:
+            return plan_among_computed(shown, c, skips.plan.sources)
+        return shown(c.calls, c)
+
     try:
-        return [rule(c.calls, batch, c, generator, **spec.options) for generator in generators]
+        return [drawn(keyed_generator(recipe.seed, "plan", step)) for step in range(PLANS)]
     except ValueError as fault:
         raise RecipeFault([f"gradient: {fault}"]) from fault
+
+
+def _rollout_share(recipe: Recipe, skipping: SkipPlan | None) -> float:
+    if skipping is None:
+        return 1.0
+    return unit_flops(source_of(recipe), skipping.grain, recipe.height, recipe.width).kept(skipping)
 
 
 def _checkpointing(recipe: Recipe) -> str:

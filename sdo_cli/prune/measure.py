@@ -39,6 +39,7 @@ class ArmMeasures:
     """Attributes:
     calls: of the network, whole or in part.
     kept: share of the full sampler's FLOPs in the network.
+    flops: of one image: the network with both branches of guidance, attention's products, and the decoder.
     speed_up: measured, per round: seconds of the full sampler over this one's, decoding included.
     values: by measure, one per prompt; ``ssim`` is similarity to the full sampler's image.
     """
@@ -46,6 +47,7 @@ class ArmMeasures:
     arm: Arm
     calls: int
     kept: float
+    flops: float
     speed_up: list[float]
     values: dict[str, Values]
 
@@ -84,7 +86,8 @@ def measure(
                 score_images(reward, part.to(device), prompts[i * 64 : i * 64 + 64]) for i, part in _parts(images)
             ]
             values[name] = _numbers(torch.cat(scores))
-        yield ArmMeasures(arm, calls_of(setting, arm), kept_of(setting, arm), speed_up, values)
+        kept = kept_of(setting, arm)
+        yield ArmMeasures(arm, calls_of(setting, arm), kept, setting.image_flops(kept), speed_up, values)
 
 
 def _parts(images: Tensor) -> Iterator[tuple[int, Tensor]]:

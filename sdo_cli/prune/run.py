@@ -163,14 +163,14 @@ def measure_plans(
     if spec.controls:
         reporter.note("step schedules for the controls")
         # its own is not its control
-        arms += [arm for arm in controls(setting, job.ratios) if not arm.name.startswith(job.method)]
+        arms += [arm for arm in controls(setting, some_of(job.ratios)) if not arm.name.startswith(job.method)]
     found = list[ArmMeasures]()
     for measured in measure(
         setting, arms, spec.prompts, rewards,
         reporter=reporter, seed=job.seed, batch_size=spec.batch_size, rounds=spec.rounds,
     ):  # fmt: skip
         found.append(measured)
-        tree = record(found)
+        tree = record(found, setting.flops)
         write_json(folder / FIGURES, {"written": now(), "machine": machine(), "versions": versions(), **tree})
         if measured.arm.ratio in plans and measured.arm.plan is plans[measured.arm.ratio]:
             row = tree["arms"][-1]
@@ -178,6 +178,11 @@ def measure_plans(
             plan.save(plan_file(folder, measured.arm.ratio))
     save_figures(found, folder)
     return found
+
+
+def some_of(ratios: list[float]) -> list[float]:
+    """At most three, spread: controls are seven each."""
+    return ratios[:: -(-len(ratios) // 3)]
 
 
 def _manifest(job: PruneJob, status: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from sdo_cli.drawing.draw import DrawSettings, draw_noise, encode_pair, make_path, make_route
 from sdo_cli.drawing.prompts import PromptEmbeddings
 from sdo_cli.drawing.pruned import made_for, skips_of, wiring_of, with_plan
-from sdo_cli.estimate.units import UnitFlops, unit_flops
+from sdo_cli.estimate.units import UnitFlops, decode_flops, unit_flops
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import ModelSource
 from sdo_cli.sampling.loop import Path
@@ -46,6 +46,12 @@ class Setting:
     @cached_property
     def shares(self) -> Tensor:
         return self.flops.shares(self.wiring.units)
+
+    def image_flops(self, kept: float) -> float:
+        """Of one image when the network computes this share of the full sampler: both branches, and the decoder."""
+        branches = 1 if self.settings.guidance_scale == 1.0 else 2
+        decoder = decode_flops(self.source, self.settings.height, self.settings.width)
+        return kept * branches * self.calls * self.flops.call.all + decoder
 
     @cached_property
     def calls(self) -> int:

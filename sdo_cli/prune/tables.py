@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+from sdo_cli.estimate.units import Flops, UnitFlops
 from sdo_cli.files import write_atomic, write_text
 from sdo_cli.prune.measure import FULL, SSIM, ArmMeasures, median
 from sdo_cli.reports.markdown import markdown
@@ -12,9 +13,22 @@ from sdo_cli.reports.markdown import markdown
 TABLE, PLOT, ROWS = "table.md", "measures.png", "measures.csv"
 
 
-def record(found: list[ArmMeasures]) -> dict[str, Any]:
-    """What ``measures.json`` holds."""
-    return {"prompts": len(found[0].values[SSIM]), "arms": [_arm(item, found[0]) for item in found]}
+def record(found: list[ArmMeasures], flops: UnitFlops) -> dict[str, Any]:
+    """What ``measures.json`` holds.
+
+    Args:
+        flops: of the network's units, one branch of one call.
+    """
+    return {
+        "prompts": len(found[0].values[SSIM]),
+        "call": _unit(flops.call, flops) | {"published_gmacs": flops.call.published_macs / 1e9},
+        "units": {name: _unit(unit, flops) for name, unit in flops.units.items()},
+        "arms": [_arm(item, found[0]) for item in found],
+    }
+
+
+def _unit(unit: Flops, flops: UnitFlops) -> dict[str, float]:
+    return {"gflops": unit.all / 1e9, "attention_gflops": unit.attention / 1e9, "share": unit.all / flops.call.all}
 
 
 def _arm(item: ArmMeasures, full: ArmMeasures) -> dict[str, Any]:
@@ -24,7 +38,7 @@ def _arm(item: ArmMeasures, full: ArmMeasures) -> dict[str, Any]:
         if name != SSIM:
             gap = item.difference(full, name)
             quality[name] |= {"full": float(full.values[name].mean()), "difference": [gap.mean, gap.low, gap.high]}
-    cost = {"calls": item.calls, "kept": item.kept, "speed_up": item.speed_up}
+    cost = {"calls": item.calls, "kept": item.kept, "image_gflops": item.flops / 1e9, "speed_up": item.speed_up}
     return {"name": item.arm.name, "ratio": item.arm.ratio, "cost": cost, "quality": quality}
 
 
