@@ -147,6 +147,34 @@ def test_the_first_call_is_whole_whatever_the_gates_say():
     assert live(torch.zeros(3, 2), CHAIN).tolist() == [[True, True], [False, False], [False, False]]
 
 
+def test_only_what_is_read_later_is_stored(benches):
+    bench = benches("sd15", "blocks")
+    for seed in range(5):
+        plan = bench.plan(bench.random_gates(seed, 0.4))
+        path, walks = bench.path(plan), []
+        run = path.begin()
+
+        def call(i, x, t, run=run, path=path, walks=walks):
+            e = run(i, lambda: path.split(x, t, path.rows))[0]
+            full = {
+                unit
+                for unit, value in run.stored.items()
+                if any(part.untyped_storage().nbytes() > 1000 for part in torch.utils._pytree.tree_leaves(value))
+            }
+            walks.append(full)
+            return e
+
+        with torch.no_grad():
+            denoise_path(path, call)
+        for i in range(plan.calls):
+            later = {plan.wiring.units[b] for read in plan.reads[i + 1 :] for b in read}
+            here = {plan.wiring.units[b] for b in plan.reads[i]}
+            assert plan.keeps[i] <= walks[i] <= later | here
+        assert any(walks) and not plan.keeps[-1]
+    whole = bench.plan(torch.tensor([[i % 2 == 0] * len(bench.wiring.units) for i in range(bench.calls)]))
+    assert whole.is_whole and not any(whole.keeps)
+
+
 # forward
 
 

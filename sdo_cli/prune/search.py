@@ -1,7 +1,7 @@
 """DiP-GO's search: gates trained on prompts alone, the network as it is (Zhu et al. 2024, arXiv 2410.16942)."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from sdo_cli.sampling.loop import Path, denoise_path, sample_latents
 from sdo_cli.seeding import keyed_generator
 from sdo_cli.skipping.skip_plan import SkipPlan
 from sdo_cli.skipping.supernet import on_tensors
-from sdo_cli.skipping.walking import Stored
+from sdo_cli.skipping.walking import Skips, Stored
 
 # differences of images [B, 3, H, W] in [0, 1], per image [B]
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -108,18 +108,15 @@ def pruned_walk(
     path: Path, plan: SkipPlan, keep: set[int], modules: dict[str, torch.nn.Module]
 ) -> tuple[Tensor, dict[int, KeptCall]]:
     """``x_N`` under a plan, and the calls ``keep``."""
-    from sdo_cli.skipping.walking import Skips
-
-    pruned = replace(path, skips=Skips(plan, modules))
-    run, rows, kept = pruned.begin(), pruned.rows, dict[int, KeptCall]()
+    walk, rows, kept = Skips(plan, modules).begin(store_all=True), path.rows, dict[int, KeptCall]()
 
     def call(i: int, x: Tensor, t: Tensor) -> Tensor:
         if i in keep:
             # a shallow copy: outputs are replaced, never changed
-            kept[i] = KeptCall(x.clone(), t.clone(), dict(run._stored))  # type: ignore[attr-defined]
-        return run(i, lambda: (path.denoise(x, t, rows),))[0]
+            kept[i] = KeptCall(x.clone(), t.clone(), dict(walk.stored))
+        return walk(i, lambda: (path.denoise(x, t, rows),))[0]
 
-    return denoise_path(pruned, call), kept
+    return denoise_path(path, call), kept
 
 
 def _live_calls(setting: Setting, wanted: SearchSettings, number: int) -> list[int]:

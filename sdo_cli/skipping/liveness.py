@@ -60,3 +60,13 @@ def stored_reads(runs: Tensor, wiring: Wiring) -> list[frozenset[int]]:
         read = wiring.output.union(*readers)
         found.append(frozenset(b for b in read if not row[b]))
     return found
+
+
+def read_later(runs: Tensor, reads: list[frozenset[int]]) -> list[frozenset[int]]:
+    """Per call the units whose output of then, made there or before, is read at a later call; ``reads`` of each."""
+    found: list[frozenset[int]] = []
+    wanted = frozenset[int]()
+    for row, read in zip(reversed(runs.tolist()), reversed(reads), strict=True):
+        found.append(wanted)
+        wanted = (wanted - {b for b, computed in enumerate(row) if computed}) | read
+    return found[::-1]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.files import write_text
-from sdo_cli.skipping.liveness import Wiring, live, stored_reads
+from sdo_cli.skipping.liveness import Wiring, live, read_later, stored_reads
 
 FORMAT, VERSION = "sdo-skip-plan", 1
 GRAINS = ("blocks", "parts")
@@ -79,8 +79,14 @@ class SkipPlan:
 
     @cached_property
     def reads(self) -> list[frozenset[int]]:
-        """Per call the units whose stored output is read."""
-        return stored_reads(self.runs, self.wiring)
+        """Per call the units whose stored output is read; a call that repeats reads none."""
+        found = stored_reads(self.runs, self.wiring)
+        return [frozenset() if repeated else read for repeated, read in zip(self.repeats, found, strict=True)]
+
+    @cached_property
+    def keeps(self) -> list[frozenset[str]]:
+        """Per call the units whose output of then is read later."""
+        return [frozenset(self.wiring.units[b] for b in kept) for kept in read_later(self.runs, self.reads)]
 
     @property
     def is_whole(self) -> bool:

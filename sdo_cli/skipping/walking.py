@@ -30,9 +30,13 @@ class Skips:
     modules: Mapping[str, nn.Module]
     exact: bool = False
 
-    def begin(self) -> "Walk":
-        """For one batch on its way from noise to the image."""
-        return Walk(self)
+    def begin(self, *, store_all: bool = False) -> "Walk":
+        """For one batch on its way from noise to the image.
+
+        Args:
+            store_all: also outputs that no later call reads.
+        """
+        return Walk(self, store_all)
 
     def again(self, i: int, kept: Sequence[Stored]) -> Any:
         """A context in which the network runs as at call ``i``, for samples that stored ``kept``."""
@@ -40,26 +44,24 @@ class Skips:
             unit: on_tensors(lambda *parts: torch.stack(parts, 1).flatten(0, 1), *(one[unit] for one in kept))
             for unit in (kept[0] if kept else ())
         }
-        return self._at(i, stored)
+        return self._at(i, stored, frozenset())
 
     def alike(self, i: int) -> tuple[bool, ...]:
         """Calls for which this is the same compute the same units."""
         return tuple(self.plan.runs[i].tolist())
 
     @contextmanager
-    def _at(self, i: int, stored: Stored) -> Iterator[None]:
+    def _at(self, i: int, stored: Stored, keeps: frozenset[str]) -> Iterator[None]:
         computed = dict(zip(self.plan.wiring.units, self.plan.runs[i].tolist(), strict=True))
 
         def decide(unit: str, compute: Callable[[], Any], given: Any) -> Any:
             del given
-            if computed[unit]:
-                stored[unit] = compute()
-            return stored[unit]
+            if not computed[unit]:
+                return stored[unit]
+            output = compute()
+            stored[unit] = output if unit in keeps else on_tensors(_only_shape, output)
+            return output
 
-        if all(computed.values()) and i == self.plan.calls - 1:
-            # nothing to skip, nobody to store for
-            yield
-            return
         with wrapped(self.modules, decide):
             yield
 
@@ -67,15 +69,25 @@ class Skips:
 class Walk:
     """One batch's stored outputs, call by call."""
 
-    def __init__(self, skips: Skips) -> None:
-        self.skips, self._stored, self._latest = skips, Stored(), tuple[Tensor, ...]()
+    def __init__(self, skips: Skips, store_all: bool) -> None:
+        self.skips, self.stored, self._latest = skips, Stored(), tuple[Tensor, ...]()
+        self._all = frozenset(skips.modules) if store_all else None
 
     def __call__(self, i: int, compute: Callable[[], Parts]) -> Parts:
         """What ``compute`` returns at call ``i``; it is not asked where the call repeats the one before."""
+        self._forget(i)
         if not self.skips.plan.repeats[i]:
-            with self.skips._at(i, self._stored):
+            with self.skips._at(i, self.stored, self._keeps(i)):
                 self._latest = compute()
         return self._latest
+
+    def _keeps(self, i: int) -> frozenset[str]:
+        return self.skips.plan.keeps[i] if self._all is None else self._all
+
+    def _forget(self, i: int) -> None:
+        """What nobody reads from call ``i`` on; its shape is enough, as it may still be handed out."""
+        for unit in self.stored.keys() - self._keeps(i - 1) if i else ():
+            self.stored[unit] = on_tensors(_only_shape, self.stored[unit])
 
     def kept(self, i: int, sample: int, batch: int) -> Stored:
         """What sample ``sample`` of ``batch`` reads at call ``i`` of what was stored before; to be run again with.
@@ -87,7 +99,7 @@ class Walk:
             if bool(plan.runs[i, number]):
                 continue
             take = _row if number in plan.reads[i] else _shape
-            kept[unit] = on_tensors(lambda part, take=take: take(part, sample, batch), self._stored[unit])
+            kept[unit] = on_tensors(lambda part, take=take: take(part, sample, batch), self.stored[unit])
         return kept
 
 
@@ -97,5 +109,8 @@ def _row(part: Tensor, sample: int, batch: int) -> Tensor:
 
 
 def _shape(part: Tensor, sample: int, batch: int) -> Tensor:
-    one = part.unflatten(0, (-1, batch))[:, sample]
-    return one.new_zeros(()).expand(one.shape)
+    return _only_shape(part.unflatten(0, (-1, batch))[:, sample])
+
+
+def _only_shape(part: Tensor) -> Tensor:
+    return part.new_zeros(()).expand(part.shape)
