@@ -145,7 +145,7 @@ def shortcut(path: Path, pieces: list[list[LiveCall]], g: Tensor, terms: Terms) 
         if not total.requires_grad:
             # what is optimised stands outside the network
             continue
-        (terms.scale * total).backward()
+        terms.backward(terms.scale * total)
         if wants_x0 and path.x_0.grad is not None and x.grad is not None:
             _pass_on(path, part, x.grad / terms.scale)
     return penalties
