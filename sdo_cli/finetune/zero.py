@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sdo_cli.errors import EnvironmentFault
-from sdo_cli.parallel.world import World
+from sdo_cli.parallel.world import BUCKET, World
 from sdo_cli.recipe.schema import Recipe
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -87,6 +87,9 @@ class ZeroAdamW:
     def backward(self, total: Tensor) -> None:
         """Gradients of ``total`` into this step's; in stage 2 all processes call it equally often."""
         if self._in_passes:
+            if not self._passes:
+                # one may be writing a checkpoint: here all wait as long as it takes, in DeepSpeed's group ten minutes
+                self.world.wait()
             self._passes += 1
             self.engine.backward(total, scale_wrt_gas=False)
         else:
@@ -183,7 +186,13 @@ def settings(recipe: Recipe, world: World) -> dict[str, Any]:
         )
     return {
         **sizes,
-        "zero_optimization": {"stage": world.zero.stage, "overlap_comm": False, **world.zero.carried},
+        "zero_optimization": {
+            "stage": world.zero.stage,
+            "overlap_comm": False,
+            # DeepSpeed's own would take 2 GB
+            "reduce_bucket_size": BUCKET,
+            **world.zero.carried,
+        },
         "gradient_allreduce_op": "sum",
         "managed_gradient_accumulation": False,
         "steps_per_print": 2**31,

@@ -115,7 +115,7 @@ def _read() -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, OSError) as fault:
         raise EnvironmentFault(
             f"accelerate's configuration of DeepSpeed: {first_line(fault)}",
-            remedy="see docs/clusters.md for one that works",
+            remedy="a deepspeed_config_file stands alone, without even mixed_precision; see docs/clusters.md",
         ) from fault
     return said
 
