@@ -220,6 +220,20 @@ def test_rules_take_the_same_steps(tmp_path, rule, name):
 @runs_deepspeed
 @pytest.mark.slow
 @stages
+def test_one_without_any_gradient_sends_zeros(tmp_path, name):
+    """Each has one sample, and one of the two has nothing to do."""
+    (tmp_path / "ragged.py").write_text(RAGGED)
+    words = ["--plugin", str(tmp_path / "ragged.py"), *FULL, *UNMEASURED, *RULES["ragged"]]
+    words += ["gradient_accumulation_steps=1", "max_train_steps=2"]
+    run(tmp_path / "whole", *words, name="whole")
+    run(tmp_path / name, *words, name=name)
+    same(tmp_path / "whole", tmp_path / name)
+    assert near(unet(tmp_path / "whole"), unet(tmp_path / name), 1e-6)
+
+
+@runs_deepspeed
+@pytest.mark.slow
+@stages
 def test_checks_draw_with_the_running_mean_and_steps_go_on_from_the_weights(tmp_path, name):
     words = [*FULL, *UNMEASURED, "ema_decay=0.5", "guard.steps=1", OWN, "guard.rewards=[colorfulness, aesthetic]"]
     words += ["guard.num_prompts=3", "validation.batch_size=1", "learning_rate=1e-3", "max_grad_norm=0.3"]

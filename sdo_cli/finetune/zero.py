@@ -105,11 +105,10 @@ class ZeroAdamW:
         self._passes = 0
         if not self.world.largest(found):
             return 0.0
-        if not self._in_passes:
-            for parameter in self.parameters:
-                # all send the same ones; one that is missing here counts as zero where another process has it
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
+        missing = [] if self._in_passes else [parameter for parameter in self.parameters if parameter.grad is None]
+        if missing:
+            # all send the same ones: what is missing here counts as zero where another process has it
+            _zero(missing).backward()
         with _quiet():
             self.engine.step()
         return float(self.engine.get_global_grad_norm())
@@ -161,8 +160,13 @@ class ZeroAdamW:
         """AdamW makes them in its first step: one that changes nothing."""
         for group in self.adamw.param_groups:
             group["lr"] = 0.0
-        self.backward(torch.stack([0.0 * parameter.sum() for parameter in self.parameters]).sum())
+        self.backward(_zero(self.parameters))
         self.step()
+
+
+def _zero(parameters: list[nn.Parameter]) -> Tensor:
+    """Whose backward pass gives them gradients of zero; a pass, because DeepSpeed makes its buffers in one."""
+    return torch.stack([0.0 * parameter.sum() for parameter in parameters]).sum()
 
 
 def settings(recipe: Recipe, world: World) -> dict[str, Any]:
