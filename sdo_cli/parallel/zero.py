@@ -14,7 +14,7 @@ from typing import Any
 from sdo_cli.errors import EnvironmentFault, first_line
 
 SWITCH = "ACCELERATE_USE_DEEPSPEED"
-# the first with gradients that are summed, and accumulated until the caller says so, in both stages
+# sums gradients and lets the caller say where accumulation ends, in both stages; no older one was tried
 NEEDED = (0, 19, 8)
 INSTALL = "pip install 'sdo-cli[deepspeed]'"
 # of zero_optimization: handed on to DeepSpeed
