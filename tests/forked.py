@@ -118,7 +118,9 @@ def _address():
             path = str(Path(tempfile.mkdtemp(prefix="sdo-fork-")) / "socket")
             root = Path(__file__).parent.parent
             quiet = {f"{name}_VERBOSITY": "error" for name in ("DIFFUSERS", "TRANSFORMERS", "HF_HUB")}
-            env = {**os.environ, **quiet, "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
+            # last the caller's own: packages may lie there
+            paths = [str(root), str(root / "tests"), os.environ.get("PYTHONPATH", "")]
+            env = {**os.environ, **quiet, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
             code = f"import forked; forked.serve({path!r})"
             # it ends when this process closes its standard input: nobody asks any more
             process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env, text=True)

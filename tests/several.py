@@ -90,6 +90,24 @@ def shards(world: World, out: Path, words: list[str]) -> None:
     (out / f"shards-{world.rank}.json").write_text(json.dumps(kept))
 
 
+def dealt(world: World, out: Path, words: list[str]) -> None:
+    """How many elements of the optimizer's state and of the gradients lie here when DeepSpeed steps."""
+    job, _ = prepare(load_recipe("quickstart", words), world)
+    stepper, kept = loop.make_stepper(job), {}
+    real = stepper.dealt.step
+
+    def step():
+        kept["gradients"] = sum(p.grad.numel() for p in job.parameters if p.grad is not None)
+        return real()
+
+    stepper.dealt.step = step
+    next(loop.train(job, stepper=stepper))
+    states = [value for state in stepper.optimizer.state.values() for value in state.values() if value.dim()]
+    kept["optimizer"] = sum(value.numel() for value in states)
+    kept["whole"] = sum(p.numel() for p in job.parameters)
+    (out / f"dealt-{world.rank}.json").write_text(json.dumps(kept))
+
+
 def sick():
     """`sdo`, where the rewards of the second process are not finite at their second call in training."""
     import test_checkpoints
@@ -103,6 +121,31 @@ def sick():
     main()
 
 
+class Steep:
+    """A reward whose third gradient is not finite, though its value is."""
+
+    def __init__(self, reward):
+        self.reward, self.calls = reward, 0
+
+    def score(self, images, prompts):
+        self.calls += 1
+        cliff = (images.flatten(1).sum(1) * 0).sqrt() if self.calls == 3 else 0
+        return self.reward.score(images, prompts) + cliff
+
+
+def steep():
+    """`sdo`, where a gradient of the second process is not finite in its second step."""
+    from sdo_cli.cli.app import main
+    from sdo_cli.finetune import prepare as preparing
+
+    real = preparing.reward_of
+    if os.environ["RANK"] == "1":
+        preparing.reward_of = lambda *a: Steep(real(*a))
+    main()
+
+
 def main():
     with joined(shards=True) as world:
-        {"draws": draws, "add": add, "shards": shards}[sys.argv[1]](world, Path(sys.argv[2]), sys.argv[3:])
+        {"draws": draws, "add": add, "shards": shards, "dealt": dealt}[sys.argv[1]](
+            world, Path(sys.argv[2]), sys.argv[3:]
+        )

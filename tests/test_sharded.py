@@ -371,7 +371,6 @@ def configured(monkeypatch):
 
 REFUSED = {
     "asks for FSDP 1": {"FSDP_VERSION": "1"},
-    "asks for DEEPSPEED": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_USE_FSDP": "false"},
     "asks for MEGATRON_LM": {"ACCELERATE_USE_MEGATRON_LM": "true", "ACCELERATE_USE_FSDP": "false"},
     "has fsdp_offload_params": {"FSDP_OFFLOAD_PARAMS": "true"},
     "has fsdp_activation_checkpointing": {"FSDP_ACTIVATION_CHECKPOINTING": "True"},
@@ -402,7 +401,7 @@ def test_what_cannot_be_done_is_refused_by_name(configured, said):
 def test_recipes_that_do_not_go_with_it(configured, words, said):
     configured(ACCELERATE_MIXED_PRECISION="bf16" if "recipe no" in said else "no")
     with pytest.raises(EnvironmentFault, match=said) as fault:
-        check_shardable(load_recipe("quickstart", words).recipe)
+        check_shardable(load_recipe("quickstart", words).recipe, "FSDP")
     assert fault.value.remedy
 
 

@@ -55,7 +55,7 @@ def save(
 ) -> Path:
     """Write ``checkpoint-<step>``; remove older ones beyond ``keep`` (0 keeps all), never the newest complete one.
 
-    Every process calls it and adds its random state, and its shards of a model that is in shards; the first one writes.
+    Every process calls it and adds its random state, and its part of what is dealt out; the first one writes.
     """
     target = run_folder / FOLDER / f"checkpoint-{step}"
     random_states = world.gather(_random_state())
@@ -63,9 +63,10 @@ def save(
     def is_wanted() -> bool:
         return _fault_of(target) is not None
 
-    if not (world.share(is_wanted) if world.sharded else world.is_main and is_wanted()):
+    if not (world.share(is_wanted) if world.dealt_out else world.is_main and is_wanted()):
         return target
-    tensors: dict[str, Tensor] = {}
+    # whole ones, or what is put together later
+    tensors: dict[str, Any] = {}
     state = _split({"stepper": stepper.state(), "random": random_states, "guard": guard}, tensors, "")
     copies = {}
     for name, tensor in tensors.items():
@@ -183,9 +184,9 @@ def _read(folder: Path) -> Checkpoint:
     return Checkpoint(folder, tree["step"], tree["run"], load_file(folder / FILES[0]), tree["state"])
 
 
-def _split(tree: Any, tensors: dict[str, Tensor], place: str) -> Any:
+def _split(tree: Any, tensors: dict[str, Any], place: str) -> Any:
     """``tree`` as JSON: tensors go into ``tensors`` and leave their name; keys that are numbers are kept as such."""
-    if isinstance(tree, Tensor):
+    if isinstance(tree, Tensor) or hasattr(tree, "full_tensor"):
         tensors[place] = tree
         return {"tensor": place}
     if isinstance(tree, dict):

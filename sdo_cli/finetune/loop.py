@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from sdo_cli.finetune.batches import PromptOrder
 from sdo_cli.finetune.objective import RewardObjective, WeightedReward
 from sdo_cli.finetune.optimizer import Step, Stepper
 from sdo_cli.finetune.rollouts import Drift, Rollouts, cosine, distance_of, flat_gradient
+from sdo_cli.finetune.zero import ZeroAdamW
 from sdo_cli.gradients.outcome import Outcome, Terms, added
 from sdo_cli.gradients.plan import Plan
 from sdo_cli.gradients.rules import RULES, find_rule
@@ -20,6 +22,7 @@ from sdo_cli.gradients.run import run_plan
 from sdo_cli.gradients.skipped import plan_among_computed
 from sdo_cli.gradients.three_stage import MicroBatches
 from sdo_cli.models.base import Family
+from sdo_cli.parallel.shards import forget_gathered
 from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.recipe.schema import Recipe
 from sdo_cli.sampling.coefficients import Coefficients, coefficients_of
@@ -91,6 +94,13 @@ class Job:
         return self.rollouts if self.rollouts is not None and self.rollouts.on else Rollouts(self.draw_settings)
 
 
+def make_stepper(job: Job) -> Stepper:
+    """A fresh one for this job, whose optimizer and model may be in parts."""
+    model, world = job.family.denoiser, job.world
+    deal = None if world.zero is None else partial(ZeroAdamW, job.recipe, world, model=model)
+    return Stepper(job.recipe, job.parameters, partial(forget_gathered, model) if world.sharded else None, deal=deal)
+
+
 def train(
     job: Job,
     *,
@@ -105,11 +115,11 @@ def train(
         start: steps that were taken before.
         change_g: for control experiments: replaces the gradient at the image side, given (g, step).
     """
-    recipe, stepper = job.recipe, stepper or Stepper(job.recipe, job.parameters)
+    recipe, stepper = job.recipe, stepper or make_stepper(job)
     order = PromptOrder(job.prompts, recipe.seed)
     for step in range(start, recipe.max_train_steps):
         drift = look_at_drift(job, order, step, stepper.scale)
-        outcomes = accumulate(job, order, step, scale=stepper.scale, change_g=change_g)
+        outcomes = accumulate(job, order, step, scale=stepper.scale, backward=stepper.backward, change_g=change_g)
         slices, seconds = gather_slices(job, outcomes)
         job.world.add_gradients(job.parameters)
         result = _summarise(step + 1, slices, seconds, stepper.step(step + 1, bad_reward(slices)))
@@ -186,6 +196,7 @@ def accumulate(
     *,
     plan: Plan | None = None,
     scale: float = 1.0,
+    backward: Callable[[Tensor], None] = Tensor.backward,
     change_g: Callable[[Tensor, int], Tensor] | None = None,
 ) -> list[Outcome]:
     """Gradients of this process's part of the global batch of one step, slice by slice, added into the parameters.
@@ -193,9 +204,10 @@ def accumulate(
     Args:
         plan: instead of the one the recipe's rule draws for this step; the noise and prompts stay the step's.
         scale: gradients come out multiplied with it (the loss scaler of fp16).
+        backward: see :class:`Terms`.
     """
     plan = plan or plan_step(job, step)
-    terms = Terms(job.global_batch, job.recipe.kl_weight, scale)
+    terms = Terms(job.global_batch, job.recipe.kl_weight, scale, backward)
     return [_pass(job, order, step, part=part, plan=plan, terms=terms, change_g=change_g) for part in slices_of(job)]
 
 
@@ -231,7 +243,7 @@ def _pass(
     change = None if change_g is None else lambda g: change_g(g, step)
     return run_plan(
         path,
-        plan.rows(slice(mine.start, mine.stop), in_step=job.world.sharded),
+        plan.rows(slice(mine.start, mine.stop), in_step=job.world.in_step),
         objective,
         terms=terms,
         micro=micro,

@@ -1,10 +1,11 @@
 """What turns gradients into steps: AdamW, the rate, the loss scaler of fp16, the running mean of the weights."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from sdo_cli.errors import EnvironmentFault, TrainingFault
 from sdo_cli.parallel.shards import as_laid_out, whole
 from sdo_cli.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from sdo_cli.finetune.zero import ZeroAdamW
 
 FIRST_SCALE = 2.0**12
 
@@ -65,15 +69,22 @@ class Stepper:
 
     Args:
         replaced: called when parameters were given other values than a step gives them.
+        deal: makes of ``parameters`` and ``adamw`` what steps in its place, a part in each process.
     """
 
     def __init__(
-        self, recipe: Recipe, parameters: list[nn.Parameter], replaced: Callable[[], None] | None = None
+        self,
+        recipe: Recipe,
+        parameters: list[nn.Parameter],
+        replaced: Callable[[], None] | None = None,
+        *,
+        deal: "Callable[..., ZeroAdamW] | None" = None,
     ) -> None:
         from diffusers.optimization import get_scheduler
 
         self.recipe, self.parameters, self._replaced = recipe, parameters, replaced
         self.optimizer = make_adamw(recipe, parameters)
+        self.dealt = None if deal is None else deal(parameters=parameters, adamw=self.optimizer)
         self.rate = get_scheduler(
             "constant_with_warmup" if recipe.lr_scheduler == "constant" else recipe.lr_scheduler,
             self.optimizer,
@@ -97,6 +108,11 @@ class Stepper:
             return 1.0
         return self.scaler.scale(torch.ones((), device=self.parameters[0].device)).item()
 
+    @property
+    def backward(self) -> Callable[[Tensor], None]:
+        """What every backward pass has to be done by."""
+        return Tensor.backward if self.dealt is None else self.dealt.backward
+
     def step(self, number: int, bad_reward: str | None = None) -> Step:
         """One optimizer step on the accumulated gradients, which are cleared; none where they are not finite.
 
@@ -108,28 +124,38 @@ class Stepper:
         """
         rate = self.rate.get_last_lr()[0]
         if bad_reward is not None:
-            self.optimizer.zero_grad(set_to_none=True)
+            self._drop()
             self._count(number, f"the reward {bad_reward} is not a finite number")
             return Step(float("nan"), rate, True)
-        if self.scaler is not None:
-            self.scaler.unscale_(self.optimizer)
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm))
-        finite = bool(torch.isfinite(norm))
-        if self.scaler is not None:
-            # it looks itself, and finds a smaller scale
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        elif finite:
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if not finite:
+        norm = self._apply() if self.dealt is None else self.dealt.step()
+        if not math.isfinite(norm):
             self._count(number, "the gradient is not finite" + " in fp16" * (self.scaler is not None))
-            return Step(float(norm), rate, True)
+            return Step(norm, rate, True)
         self._skipped = 0
         self.rate.step()
         if self.ema is not None:
             self.ema.step(self.parameters)
-        return Step(float(norm), rate, False)
+        return Step(norm, rate, False)
+
+    def _apply(self) -> float:
+        """Unscale, clip, step where all is finite, clear; the norm before clipping."""
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm)))
+        if self.scaler is not None:
+            # it looks itself, and finds a smaller scale
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        elif math.isfinite(norm):
+            self.optimizer.step()
+        self._drop()
+        return norm
+
+    def _drop(self) -> None:
+        if self.dealt is not None:
+            self.dealt.drop()
+        else:
+            self.optimizer.zero_grad(set_to_none=True)
 
     def _count(self, number: int, what: str) -> None:
         self._skipped += 1
@@ -145,7 +171,7 @@ class Stepper:
         """Everything a later step depends on, the trained weights included; in shards where they are."""
         found = {
             "parameters": [parameter.data for parameter in self.parameters],
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": (self.dealt or self.optimizer).state_dict(),
             "rate": self.rate.state_dict(),
             "skipped": self._skipped,
         }
@@ -167,8 +193,11 @@ class Stepper:
         shapes = [tuple(p.shape) for p in self.parameters]
         if [tuple(tensor.shape) for tensor in kept] != shapes:
             raise ValueError(f"it holds {len(kept)} trained tensors, this run has {len(shapes)}, or of other shapes")
+        (self.dealt or self.optimizer).load_state_dict(self._laid_out(state["optimizer"]))
+        # after the optimizer: DeepSpeed makes a step to have moments
         self._put(kept)
-        self.optimizer.load_state_dict(self._laid_out(state["optimizer"]))
+        if self.dealt is not None:
+            self.dealt.take_weights()
         self.rate.load_state_dict({**self.rate.state_dict(), **state["rate"]})
         if self.scaler is not None and "scaler" in state:
             self.scaler.load_state_dict(state["scaler"])

@@ -31,8 +31,8 @@ def prepare(loaded: LoadedRecipe, world: World = SINGLE) -> tuple[Job, Validatio
 
     Prompts are encoded first and the text encoders freed, unless they are trained.
     """
-    if world.sharded:
-        check_shardable(loaded.recipe)
+    if world.dealt_out:
+        check_shardable(loaded.recipe, "FSDP" if world.sharded else "DeepSpeed")
     with explaining(loaded.recipe, loaded.given):
         return _load_all(loaded, world)
 

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -16,7 +15,7 @@ from sdo_cli.files import alone_in, append_json_line, read_json, without_nan, wr
 from sdo_cli.finetune import outputs
 from sdo_cli.finetune.checkpoint import Checkpoint, restore, save
 from sdo_cli.finetune.guard import Guard, make_guard, said_of
-from sdo_cli.finetune.loop import Job, StepResult, train
+from sdo_cli.finetune.loop import Job, StepResult, make_stepper, train
 from sdo_cli.finetune.optimizer import Stepper
 from sdo_cli.finetune.prepare import prepare
 from sdo_cli.finetune.resume import cut_lines, find, identity
@@ -25,7 +24,7 @@ from sdo_cli.finetune.summary import RunSummary
 from sdo_cli.finetune.trackers import Trackers
 from sdo_cli.finetune.validate import Validation
 from sdo_cli.gradients.outcome import added
-from sdo_cli.parallel.shards import described, forget_gathered
+from sdo_cli.parallel.shards import described
 from sdo_cli.parallel.stopping import SafePoints, Stopping
 from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.progress import Reporter
@@ -89,6 +88,8 @@ def finetune(
         reporter.note(f"{world.size} processes; a step is {job.global_batch} samples")
     if world.sharded:
         reporter.note(described(job.family.denoiser, world.size))
+    if world.zero is not None:
+        reporter.note(world.zero.described(world.size))
     with _folder_of_ours(folder, world):
         trackers = Trackers(loaded.recipe.trackers if world.is_main else [], folder, identity(loaded, world.size))
         points = SafePoints(reporter, stopping or Stopping(world=world))
@@ -141,8 +142,7 @@ def _recorded(run: Run) -> RunSummary:
 def _train_and_measure(run: Run) -> RunSummary:
     job, folder, guard = run.job, run.folder, run.guard
     before, first_grid = outputs.scores_before(job, run.validation, folder, run.reporter, resumed=run.begin is not None)
-    replaced = partial(forget_gathered, job.family.denoiser) if job.world.sharded else None
-    stepper = Stepper(job.recipe, job.parameters, replaced)
+    stepper = make_stepper(job)
     results = _go_back(run, stepper)
     if guard is not None and not guard.checks:
         _check(run, stepper, 0)

@@ -1,4 +1,4 @@
-"""Which recipes can be trained in shards."""
+"""Which recipes can be trained in shards, or with their optimizer dealt out."""
 
 import os
 
@@ -6,32 +6,33 @@ from sdo_cli.errors import EnvironmentFault
 from sdo_cli.recipe.schema import Recipe
 
 
-def check_shardable(recipe: Recipe) -> None:
-    """Accelerate's configuration asks for FSDP: does this recipe go with it?
+def check_shardable(recipe: Recipe, by: str) -> None:
+    """Accelerate's configuration asks for FSDP or DeepSpeed (``by``): does this recipe go with it?
 
     Raises:
         EnvironmentFault: it does not.
     """
     if recipe.train != "full":
         raise EnvironmentFault(
-            "accelerate's configuration asks for FSDP, and the recipe trains a LoRA: an adapter is too small to shard",
-            remedy="start with --gpus N, or choose multi-GPU in `accelerate config`; FSDP is for train=full",
+            f"accelerate's configuration asks for {by}, and the recipe trains a LoRA: an adapter is too small to shard",
+            remedy=f"start with --gpus N, or choose multi-GPU in `accelerate config`; {by} is for train=full",
         )
-    if recipe.rollout.skip_plan is not None:
+    if recipe.rollout.skip_plan is not None or recipe.rollout.drift_steps:
         raise EnvironmentFault(
-            "accelerate's configuration asks for FSDP, and a skip plan lets processes compute different blocks",
-            remedy="leave rollout.skip_plan out; rollout.num_inference_steps makes rollouts shorter here too",
+            f"accelerate's configuration asks for {by}, where all processes must make the same calls: under a skip plan "
+            "they do not, and a look at the drift wants whole gradients",
+            remedy="leave rollout.skip_plan and drift_steps out; rollout.num_inference_steps makes rollouts shorter here too",
         )
     if recipe.mixed_precision == "fp16":
         raise EnvironmentFault(
-            "accelerate's configuration asks for FSDP, which cannot be trained in fp16 here: its loss scaler looks at "
-            "one process's shards alone",
+            f"accelerate's configuration asks for {by}, which cannot be trained in fp16 here: the loss scaler looks at "
+            "one process's part alone",
             remedy="set mixed_precision=bf16 or no",
         )
     if recipe.optimizer != "adamw":
         raise EnvironmentFault(
-            f"accelerate's configuration asks for FSDP, and optimizer {recipe.optimizer} knows no shards",
-            remedy="set optimizer=adamw: its state is in shards too",
+            f"accelerate's configuration asks for {by}, and optimizer {recipe.optimizer} knows no parts",
+            remedy="set optimizer=adamw: its state is cut up too",
         )
     theirs = os.environ.get("ACCELERATE_MIXED_PRECISION") or "no"
     # "no" is also what it says when nobody chose

@@ -33,11 +33,13 @@ class Terms:
         kl_weight: of the penalty mean (ε_θ - ε_base)², per sample the mean over its live calls (DRaFT+).
         scale: what every backward pass is multiplied with, so that fp16 gradients do not vanish; parameters' gradients
             come out multiplied with it, everything else does not.
+        backward: how what is made of the network is sent back; DeepSpeed wants it by its own hands.
     """
 
     divisor: float | None = None
     kl_weight: float = 0.0
     scale: float = 1.0
+    backward: Callable[[Tensor], None] = Tensor.backward
 
 
 @dataclass

@@ -181,7 +181,7 @@ def _send_back(
     if not total.requires_grad:
         # what is optimised stands outside the network
         return
-    (terms.scale * total).backward()
+    terms.backward(terms.scale * total)
     if wants_x0 and path.x_0.grad is not None and x.grad is not None:
         _pass_on(path, part, x.grad / terms.scale)
 

@@ -28,8 +28,6 @@ REFUSED = {
     "FSDP_IGNORED_MODULES": ("fsdp_ignored_modules", "take it out: everything that is trained is sharded"),
     "ACCELERATE_USE_PARALLELISM_CONFIG": ("parallelism_config", "take it out: all processes share one set of shards"),
 }
-# they own the backward pass, of which a step here has several
-ENGINES = ("DEEPSPEED", "MEGATRON_LM")
 # read by transformers, whose models are not the ones that are sharded here
 LOADING = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
@@ -104,13 +102,11 @@ def asked_for() -> Sharding | None:
     Raises:
         EnvironmentFault: it asks for what cannot be done here.
     """
-    for engine in ENGINES:
-        if _on(f"ACCELERATE_USE_{engine}"):
-            raise EnvironmentFault(
-                f"accelerate's configuration asks for {engine}, which wants the backward pass for itself; sdo has "
-                "several in a step",
-                remedy="choose FSDP in `accelerate config` (fsdp_version: 2), which shards the same; train: full",
-            )
+    if _on("ACCELERATE_USE_MEGATRON_LM"):
+        raise EnvironmentFault(
+            "accelerate's configuration asks for MEGATRON_LM, which has models and a backward pass of its own",
+            remedy="choose FSDP in `accelerate config` (fsdp_version: 2); train: full",
+        )
     if not _on("ACCELERATE_USE_FSDP"):
         return None
     if (version := os.environ.get("FSDP_VERSION") or "1") != "2":

@@ -15,6 +15,7 @@ from sdo_cli.errors import EnvironmentFault, Stopped
 from sdo_cli.parallel.launch import tell_launcher
 from sdo_cli.parallel.peers import Peers, connect
 from sdo_cli.parallel.shards import Sharding, asked_for
+from sdo_cli.parallel.zero import Zero, zero_asked_for
 
 if TYPE_CHECKING:
     import torch
@@ -34,12 +35,14 @@ class World:
     rank: of this process, 0 for the one that writes files and talks.
     size: number of processes.
     sharding: how a model that is trained whole is cut up among them; None: each has all of it.
+    zero: how its optimizer is dealt out among them; None: each has all of it.
     """
 
     rank: int = 0
     size: int = 1
     peers: Peers = field(default_factory=Peers, compare=False)
     sharding: Sharding | None = None
+    zero: Zero | None = None
 
     @property
     def is_main(self) -> bool:
@@ -47,8 +50,18 @@ class World:
 
     @property
     def sharded(self) -> bool:
-        """Whether all must make the same network calls in the same order."""
+        """Whether the model is in shards: all must make the same network calls in the same order."""
         return self.sharding is not None
+
+    @property
+    def in_step(self) -> bool:
+        """Whether all must make the same backward passes in the same order."""
+        return self.sharded or (self.zero is not None and self.zero.stage == 2)
+
+    @property
+    def dealt_out(self) -> bool:
+        """Whether it takes all of them to put together what is trained and its optimizer."""
+        return self.sharded or self.zero is not None
 
     def rounds(self, count: int) -> Iterator[range]:
         """``count`` numbered pieces of work in rounds: in each every process has at most one, see :meth:`mine`."""
@@ -96,8 +109,11 @@ class World:
             PartialState().wait_for_everyone()
 
     def add_gradients(self, parameters: "Sequence[torch.nn.Parameter]") -> None:
-        """Every process's gradients added up, on all of them; one nobody has stays None. Of shards, each its own."""
-        if self.size == 1:
+        """Every process's gradients added up, on all of them; one nobody has stays None. Of shards, each its own.
+
+        DeepSpeed adds them up itself, in its passes or its step.
+        """
+        if self.size == 1 or self.zero is not None:
             return
         import torch
 
@@ -148,15 +164,16 @@ def joined(*, shards: bool = False) -> Iterator[World]:
     ``peers.fail`` tells them.
 
     Args:
-        shards: whether the job can work on a model in shards.
+        shards: whether the job can work on a model in shards, or with its optimizer dealt out.
 
     Raises:
         EnvironmentFault: some of the variables are missing, or accelerate's configuration asks for what cannot be done.
     """
-    sharding = asked_for()
-    if sharding is not None and not shards:
+    sharding, zero = asked_for(), zero_asked_for()
+    if (sharding or zero) and not shards:
         raise EnvironmentFault(
-            "accelerate's configuration asks for FSDP, which is for sdo finetune with train: full",
+            f"accelerate's configuration asks for {'FSDP' if sharding else 'DeepSpeed'}, which is for sdo finetune "
+            "with train: full",
             remedy="start with --gpus N, or choose multi-GPU in `accelerate config`: each process keeps a whole model",
         )
     if int(os.environ.get("WORLD_SIZE") or 1) == 1:
@@ -169,7 +186,7 @@ def joined(*, shards: bool = False) -> Iterator[World]:
             remedy="start with `sdo … --gpus N`, `accelerate launch`, torchrun, or set all of " + ", ".join(NEEDED),
         )
     tell_launcher()
-    world = _join(sharding)
+    world = _join(sharding, zero)
     try:
         yield world
     except Stopped:
@@ -186,9 +203,9 @@ def _leave(world: World) -> None:
     PartialState().destroy_process_group()
 
 
-def _join(sharding: Sharding | None) -> World:
+def _join(sharding: Sharding | None, zero: Zero | None) -> World:
     from accelerate import PartialState
 
     state = PartialState(cpu=pick_device().type == "cpu", timeout=PATIENCE)
     alone = World(state.process_index, state.num_processes)
-    return World(alone.rank, alone.size, connect(alone.rank, alone.size, alone.share), sharding)
+    return World(alone.rank, alone.size, connect(alone.rank, alone.size, alone.share), sharding, zero)
