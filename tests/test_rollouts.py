@@ -253,3 +253,17 @@ def test_the_estimate_knows_cheaper_rollouts(where):
     assert calls("rollout.skip_plan=half.json") == pytest.approx(3)
     share = unit_flops(ModelSource("embedded"), "blocks").kept(load_plan(where / "inner.json"))
     assert 0.4 < share < 0.9 and calls("rollout.skip_plan=inner.json") == pytest.approx(6 * share)
+
+
+@pytest.mark.parametrize(
+    "words", [["rollout.skip_plan=half.json"], ["rollout.num_inference_steps=3", "rollout.drift_steps=2"]]
+)
+@pytest.mark.parametrize("by", ["FSDP", "DeepSpeed"])
+def test_in_parts_it_is_refused(where, words, by):
+    from sdo_cli.errors import EnvironmentFault
+    from sdo_cli.finetune.sharding import check_shardable
+
+    recipe = load_recipe(str(where / "mine.yaml"), ["train=full", *words]).recipe
+    with pytest.raises(EnvironmentFault, match=f"asks for {by}, under which all processes make the same calls"):
+        check_shardable(recipe, by)
+    check_shardable(replace(recipe, rollout=replace(recipe.rollout, skip_plan=None, drift_steps=0)), by)
