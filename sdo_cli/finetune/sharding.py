@@ -19,8 +19,8 @@ def check_shardable(recipe: Recipe, by: str) -> None:
         )
     if recipe.rollout.skip_plan is not None or recipe.rollout.drift_steps:
         raise EnvironmentFault(
-            f"accelerate's configuration asks for {by}, under which all processes make the same calls: with a skip plan "
-            "they do not, and a look at the drift wants whole gradients",
+            f"accelerate's configuration asks for {by}, under which all processes make the same calls: in a skip "
+            "plan they do not, and a look at the drift wants whole gradients",
             remedy="leave rollout.skip_plan and drift_steps out; rollout.num_inference_steps saves time here too",
         )
     if recipe.mixed_precision == "fp16":
