@@ -78,7 +78,7 @@ def measured(folders: list[Path], prompts: int, out: Path) -> None:
     rewards = {name: build_reward(name, options, torch.device("cpu")) for name, options in MEASURES.items()}
     out.mkdir(parents=True, exist_ok=True)
     found, reporter = [], make_reporter(as_json=False, quiet=False)
-    for item in measure(setting, arms, held_out, rewards, reporter=reporter, batch_size=32, rounds=5):
+    for item in measure(setting, arms, held_out, rewards, reporter=reporter, batch_size=16, rounds=2):
         found.append(item)
         tree = record(found, setting.flops)
         tree["values"] = {each.arm.name: {k: v.tolist() for k, v in each.values.items()} for each in found}

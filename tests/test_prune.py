@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import time
 from dataclasses import replace
 
 import forked
@@ -14,7 +16,7 @@ from test_skipping import CHAIN, Bench
 from sdo_cli.drawing.draw import DrawSettings
 from sdo_cli.drawing.prompts import PromptEmbeddings
 from sdo_cli.drawing.pruned import skips_of
-from sdo_cli.estimate.units import unit_flops
+from sdo_cli.estimate.units import decode_flops, unit_flops
 from sdo_cli.models.load import ModelSource, load_family
 from sdo_cli.progress import Silent
 from sdo_cli.prune.baselines import deep_cache, every, random_gates, uniform
@@ -396,6 +398,12 @@ def test_prune_writes_plans_scores_and_figures(pruned):
     assert len(searched) == len(measured) == 3 and not set(searched) & set(measured)
     assert "dip-go 0.6" in done.stdout and "ddim-2" in done.stdout and "--skip-plan found/plan-0.40.json" in done.stdout
     assert Image.open(folder / "measures.png").width > 600
+    figures = json.loads((folder / "measures.json").read_text())
+    assert sum(unit["share"] for unit in figures["units"].values()) == pytest.approx(1, abs=0.01)
+    arm = next(arm for arm in figures["arms"] if arm["name"] == "dip-go 0.6")
+    network = arm["cost"]["kept"] * 2 * 6 * figures["call"]["gflops"]
+    # both branches of six calls, and the decoder
+    assert arm["cost"]["image_gflops"] == pytest.approx(network + decode_flops(ModelSource("embedded")) / 1e9)
 
 
 def test_other_ratios_come_from_the_same_scores(pruned):
@@ -486,6 +494,24 @@ def test_methods_without_a_search(pruned, method):
         assert found.made_for.timesteps == load_plan(where / plan).made_for.timesteps and not bool(found.runs.all())
         drawn = sdo("sample", "a tiger", "--skip-plan", "both/plan-0.30.json", "--out", "s-both", cwd=where)
         assert drawn.returncode == 0, drawn.stderr
+
+
+def test_an_interrupted_search_can_be_used(pruned):
+    where, _ = pruned
+    words = ["prune", "-p", "mine.txt", "--steps", "6", "--guidance", "3", "--num-prompts", "0", "--live-calls", "2"]
+    process = forked.Forked([*words, "--updates", "100000", "--out", "cut"], cwd=where)
+    until = time.monotonic() + 120
+    while not (where / "cut/search.jsonl").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(60)
+    assert process.returncode == 130 and "its scores so far can be used: --scores" in said
+    assert json.loads((where / "cut/manifest.json").read_text())["status"] == "interrupted"
+    assert not list((where / "cut").glob("plan-*"))
+    done = sdo(*words, "--ratio", "0.5", "--scores", "cut", "--out", "from-cut", cwd=where)
+    assert done.returncode == 0, done.stderr
+    plan = load_plan(where / "from-cut/plan-0.50.json")
+    assert plan.made_by["updates_done"] == len((where / "cut/search.jsonl").read_text().splitlines())
 
 
 BAD = {

@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sdo_cli.device import dtype_of, pick_device
@@ -99,14 +98,19 @@ def keep_scores(setting: Setting, job: PruneJob, folder: Path, reporter: Reporte
         return scores, made_by
     made_by = {"search": asdict(job.search), "prompts": len(job.prompts), "seed": job.seed}
     reporter.phase("search", job.search.updates)
-    begun, scores = time.perf_counter(), torch.empty(0)
-    for update in search(setting, job.search):
-        scores = update.scores
-        line = {"update": update.number, "distance": update.distance, "kept": update.kept}
-        append_json_line(folder / SEARCH, line | {"seconds": time.perf_counter() - begun})
-        if update.number % SAVE_EVERY == 0 or update.number == job.search.updates:
-            save_scores(folder / SCORES, scores, setting, made_by | {"updates_done": update.number})
-        reporter.advance(1, f"distance {update.distance:.4f}  kept {update.kept:.0%}")
+    begun, done = time.perf_counter(), None
+    try:
+        for done in search(setting, job.search):
+            line = {"update": done.number, "distance": done.distance, "kept": done.kept}
+            append_json_line(folder / SEARCH, line | {"seconds": time.perf_counter() - begun})
+            if done.number % SAVE_EVERY == 0:
+                save_scores(folder / SCORES, done.scores, setting, made_by | {"updates_done": done.number})
+            reporter.advance(1, f"distance {done.distance:.4f}  kept {done.kept:.0%}")
+    finally:
+        if done is not None:
+            save_scores(folder / SCORES, done.scores, setting, made_by | {"updates_done": done.number})
+    assert done is not None
+    scores = done.scores
     return scores, made_by
 
 
@@ -181,8 +185,8 @@ def measure_plans(
 
 
 def some_of(ratios: list[float]) -> list[float]:
-    """At most three, spread: controls are seven each."""
-    return ratios[:: -(-len(ratios) // 3)]
+    """At most three, spread, the highest among them: controls are seven each."""
+    return ratios[::-1][:: -(-len(ratios) // 3)][::-1]
 
 
 def _manifest(job: PruneJob, status: str) -> dict[str, Any]:
