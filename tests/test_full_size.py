@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 STEP = ROOT / "scripts" / "full_size_step.py"
@@ -31,3 +33,24 @@ def test_one_step_and_its_memory(kind, tmp_path):
     told = run("-m", "sdo_cli", "doctor", "--recipe", tmp_path / f"{kind}.yaml", "--json")
     estimate = json.loads(told)["estimate"]["peak_of_tensors"]
     assert estimate == pytest.approx(measured["peak"], rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sd15"])
+def test_a_skip_plan_on_its_network(kind, tmp_path):
+    """256 pixels, three DDIM steps with guidance: nothing skipped is the same image; what is skipped is not computed."""
+    run(STEP, "--kind", kind, "--folder", tmp_path, "--only-make")
+    (tmp_path / "prompts.txt").write_text("a lighthouse in thick fog\na red bus\n")
+    drawn = ["--model", tmp_path / kind, "--precision", "bf16", "--height", "256", "--width", "256"]
+    for ratio in ("0", "0.6"):
+        words = ["-p", tmp_path / "prompts.txt", "--method", "uniform", "--ratio", ratio, "--live-calls", "1"]
+        run("-m", "sdo_cli", "prune", *drawn, *words, "--steps", "3", "--num-prompts", "0", "--out", tmp_path / ratio)
+    plans = {"plain": ["--steps", "3"]}
+    plans |= {r: ["--skip-plan", tmp_path / r / f"plan-{float(r):.2f}.json"] for r in ("0", "0.6")}
+    for name, words in plans.items():
+        run("-m", "sdo_cli", "sample", "a red bus", *drawn, *words, "--out", tmp_path / f"drawn-{name}")
+    images = {name: (tmp_path / f"drawn-{name}/00000.png").read_bytes() for name in plans}
+    pixels = {name: Image.open(BytesIO(data)).tobytes() for name, data in images.items()}
+    assert pixels["0"] == pixels["plain"] != pixels["0.6"]
+    calls = json.loads((tmp_path / "0.6/plan-0.60.json").read_text())["runs"]
+    assert [set(row) for row in calls] == [{"1"}, {"0"}, {"0"}]
