@@ -38,7 +38,7 @@ def test_one_step_and_its_memory(kind, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sd15"])
 def test_a_skip_plan_on_its_network(kind, tmp_path):
-    """256 pixels, three DDIM steps with guidance: nothing skipped is the same image; what is skipped is not computed."""
+    """256 pixels, three DDIM steps with guidance: a plan that skips nothing draws the same image."""
     run(STEP, "--kind", kind, "--folder", tmp_path, "--only-make")
     (tmp_path / "prompts.txt").write_text("a lighthouse in thick fog\na red bus\n")
     drawn = ["--model", tmp_path / kind, "--precision", "bf16", "--height", "256", "--width", "256"]
