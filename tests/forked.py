@@ -29,6 +29,7 @@ PRELOADED = [
     "sdo_cli.cli.app",
     "sdo_cli.evaluate.run",
     "sdo_cli.finetune.run",
+    "sdo_cli.prune.run",
     "sdo_cli.models.load",
     "sdo_cli.drawing.sample",
     "sdo_cli.parallel.world",

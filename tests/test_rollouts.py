@@ -153,6 +153,7 @@ def test_drift_is_what_it_says(where):
 
 PROBLEMS = {
     "chained": (["rollout.skip_plan=half.json", "gradient.rule=full"], "full sends gradients through whole rollouts"),
+    "missing": (["rollout.skip_plan=none.json"], "rollout.skip_plan: no file none.json; it is looked for beside"),
     "eta": (["rollout.skip_plan=half.json", "eta=0.5"], "leaves calls of a solver without noise out"),
     "early": (["rollout.skip_plan=half.json", "gradient.rule=refl"], "exact is for rules that end at the final latent"),
     "nothing": (["rollout.drift_steps=5"], "training draws in full: there is nothing to drift"),
@@ -175,7 +176,6 @@ def test_problems_are_told_before_anything_loads(where, case):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["rollout.skip_plan=none.json"], "rollout.skip_plan: no file none.json"),
         (["rollout.skip_plan=mine.yaml"], "rollout.skip_plan: .*mine.yaml is not a skip plan"),
         (["rollout.skip_plan=seven.json"], "was made for 7 steps, not 6"),
         (["rollout.skip_plan=half.json", "solver=euler"], "for the solver ddim, not euler"),

@@ -7,6 +7,7 @@ from sdo_cli.drawing.draw import DrawSettings, draw_settings
 from sdo_cli.drawing.pruned import skips_of, with_plan
 from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.models.base import Family
+from sdo_cli.recipe.check import rollout_plan_places
 from sdo_cli.recipe.schema import Recipe
 from sdo_cli.skipping.skip_plan import SkipPlan, load_plan
 from sdo_cli.skipping.walking import Skips
@@ -16,15 +17,14 @@ def rollout_plan(recipe: Recipe, beside: Path | None = None) -> SkipPlan | None:
     """The recipe's skip plan, looked up beside it and as given.
 
     Raises:
-        RecipeFault: no such file, or none that can be read.
+        RecipeFault: gone since the recipe was checked, or none that can be read.
     """
     name = recipe.rollout.skip_plan
     if name is None:
         return None
-    places = [beside / name] if beside else []
-    path = next((place for place in [*places, Path(name).expanduser()] if place.is_file()), None)
+    path = next((place for place in rollout_plan_places(name, beside) if place.is_file()), None)
     if path is None:
-        raise RecipeFault([f"rollout.skip_plan: no file {name}; it is looked for beside the recipe, and here"])
+        raise RecipeFault([f"rollout.skip_plan: no file {name} any more"])
     try:
         return load_plan(path)
     except EnvironmentFault as fault:

@@ -68,7 +68,7 @@ def check_recipe(recipe: Recipe, beside: Path | None, problem: Problem) -> None:
     check_ranges(recipe, problem)
     check_rewards(recipe, problem)
     check_gradient(recipe, problem)
-    check_rollout(recipe, problem)
+    check_rollout(recipe, beside, problem)
     check_training(recipe, problem)
     if recipe.solver not in (AUTO, *SOLVERS):
         problem(("solver",), f"unknown solver {recipe.solver!r}; {suggestion(recipe.solver, [AUTO, *SOLVERS])}")
@@ -290,7 +290,7 @@ def training_steps(recipe: Recipe) -> int:
     return recipe.rollout.num_inference_steps or recipe.num_inference_steps
 
 
-def check_rollout(recipe: Recipe, problem: Problem) -> None:
+def check_rollout(recipe: Recipe, beside: Path | None, problem: Problem) -> None:
     """Cheaper rollouts, and the rules that can use them."""
     spec = recipe.rollout
     if spec.num_inference_steps > MOST_STEPS:
@@ -302,6 +302,8 @@ def check_rollout(recipe: Recipe, problem: Problem) -> None:
         problem(("rollout", "max_drift"), "is looked at every drift_steps; write for example drift_steps: 20")
     if spec.skip_plan is None:
         return
+    if not any(place.is_file() for place in rollout_plan_places(spec.skip_plan, beside)):
+        problem(("rollout", "skip_plan"), f"no file {spec.skip_plan}; it is looked for beside the recipe, and here")
     if recipe.eta > 0:
         problem(("rollout", "skip_plan"), f"leaves calls of a solver without noise out; eta is {recipe.eta}, write 0")
     info = RULES.get(recipe.gradient.rule)
@@ -311,6 +313,11 @@ def check_rollout(recipe: Recipe, problem: Problem) -> None:
     elif spec.estimator == "exact" and (ends_early(recipe) or recipe.gradient.options.get("as_epsilon")):
         why = "exact is for rules that end at the final latent, held in the network's output; write whole"
         problem(("rollout", "estimator"), why)
+
+
+def rollout_plan_places(name: str, beside: Path | None) -> list[Path]:
+    """Where a recipe's skip plan is looked up."""
+    return [*([beside / name] if beside else []), Path(name).expanduser()]
 
 
 def ends_early(recipe: Recipe) -> bool:
