@@ -23,8 +23,8 @@ from sdo_cli.prune.baselines import deep_cache, every, random_gates, uniform
 from sdo_cli.prune.gated import gated_call, gated_latents
 from sdo_cli.prune.gates import PRUNERS, straight_through
 from sdo_cli.prune.measure import measure
-from sdo_cli.prune.methods import controls, from_schedule, schedules
-from sdo_cli.prune.ratios import kept_share, runs_at
+from sdo_cli.prune.methods import METHODS, controls, from_schedule, schedules
+from sdo_cli.prune.ratios import Budget, runs_at
 from sdo_cli.prune.search import DISTANCES, SearchSettings, full_update, one_step_update, search, shortcut_update
 from sdo_cli.prune.setting import Setting
 from sdo_cli.prune.ssim import ssim
@@ -278,50 +278,68 @@ def test_a_ratio_is_met_to_within_one_unit(setting):
         scores = torch.rand(setting.calls, len(setting.wiring.units), generator=generator)
         before = None
         for ratio in (0.0, 0.2, 0.5, 0.7):
-            runs = runs_at(ratio, scores, setting.wiring, setting.shares)
-            share = kept_share(runs, setting.shares)
+            runs = runs_at(ratio, scores, setting.wiring, setting.budget)
+            share = setting.budget.kept(runs)
             assert share <= 1 - ratio + 1e-9, (seed, ratio)
             assert torch.equal(live(runs, setting.wiring), runs)
             assert before is None or share <= before + 1e-9
             before = share
     # no gate left: one call
-    assert runs_at(0.99, scores, setting.wiring, setting.shares).sum() == len(setting.wiring.units)
-    assert bool(runs_at(0.0, scores, setting.wiring, setting.shares).all())
+    assert runs_at(0.99, scores, setting.wiring, setting.budget).sum() == len(setting.wiring.units)
+    assert bool(runs_at(0.0, scores, setting.wiring, setting.budget).all())
 
 
 def test_equal_scores_meet_any_ratio_too(setting):
     scores = torch.ones(setting.calls, len(setting.wiring.units))
-    share = kept_share(runs_at(0.5, scores, setting.wiring, setting.shares), setting.shares)
-    assert 0.3 < share <= 0.5
+    share = setting.budget.kept(runs_at(0.5, scores, setting.wiring, setting.budget))
+    assert 0.3 < share <= 0.5 + 1e-9
 
 
 def test_the_best_scores_are_kept():
     scores = torch.tensor([[0.0, 0.0], [5.0, 5.0], [1.0, 1.0], [3.0, 3.0]])
-    runs = runs_at(0.5, scores, CHAIN, torch.tensor([0.5, 0.5], dtype=torch.float64))
+    runs = runs_at(0.5, scores, CHAIN, Budget(torch.tensor([0.5, 0.5], dtype=torch.float64), 0.0, False))
     assert runs.tolist() == [[True, True], [True, True], [False, False], [False, False]]
 
 
+@pytest.mark.parametrize("kind", ["sd15", "sd3"])
+@pytest.mark.parametrize("grain", ["blocks", "parts"])
+def test_the_budget_is_the_counted_cost(small, kind, grain):
+    """Also where the last layers run at every call, and a lot is outside the units."""
+    source = ModelSource(str(small(kind)))
+    family = load_family(source, dtype=torch.float32)
+    family.to(torch.device("cpu"), torch.float32)
+    settings = DrawSettings(num_inference_steps=8, guidance_scale=3.0)
+    small_setting = Setting(family, source, PromptEmbeddings(family), settings, PROMPTS, grain)
+    for ratio in (0.3, 0.6):
+        for name, make in METHODS.items():
+            plan = make(small_setting, ratio)
+            kept = small_setting.flops.kept(plan)
+            assert kept == pytest.approx(small_setting.budget.kept(plan.runs)), name
+            # one whole call and the last layers may be all there is room for
+            assert kept <= 1 - ratio + 1e-9 or plan.runs[1:].sum() == 0, name
+
+
 def test_uniform_reuse_computes_whole_calls_at_even_intervals(setting):
-    runs = uniform(0.5, setting.calls, setting.wiring, setting.shares)
+    runs = uniform(0.5, setting.calls, setting.wiring, setting.budget)
     assert runs.all(1).tolist() == runs.any(1).tolist() == every(6, 3).tolist() == [True, False] * 3
 
 
 def test_deep_cache_keeps_the_outermost_way(setting):
     names = setting.wiring.units
-    runs = deep_cache(0.4, 50, setting.wiring, setting.shares)
+    runs = deep_cache(0.4, 50, setting.wiring, setting.budget)
     between = runs[~runs.all(1)]
     assert len(between) and [names[b] for b in between[0].nonzero().flatten()] == ["down_blocks.0", "up_blocks.1"]
     assert bool((between == between[0]).all())
     # where that way alone costs too much, it is uniform reuse
     assert torch.equal(
-        deep_cache(0.8, 50, setting.wiring, setting.shares), uniform(0.8, 50, setting.wiring, setting.shares)
+        deep_cache(0.8, 50, setting.wiring, setting.budget), uniform(0.8, 50, setting.wiring, setting.budget)
     )
 
 
 def test_random_gates_are_keyed(setting):
     def drawn(seed):
         generator = torch.Generator().manual_seed(seed)
-        return random_gates(0.5, 20, setting.wiring, setting.shares, generator=generator)
+        return random_gates(0.5, 20, setting.wiring, setting.budget, generator=generator)
 
     assert torch.equal(drawn(1), drawn(1)) and not torch.equal(drawn(1), drawn(2))
 
@@ -353,7 +371,7 @@ def test_a_schedule_is_a_plan_that_skips_nothing(setting):
 
 
 def test_kept_is_counted_flops(setting):
-    plan = setting.plan(uniform(0.5, setting.calls, setting.wiring, setting.shares))
+    plan = setting.plan(uniform(0.5, setting.calls, setting.wiring, setting.budget))
     costs = unit_flops(setting.source, "blocks")
     assert costs.kept(plan) == pytest.approx(0.5)
     half = setting.plan(torch.cat([torch.ones(1, 5), torch.tensor([[1.0, 0, 0, 0, 1]]).expand(5, 5)]))

@@ -17,6 +17,7 @@ from sdo_cli.finetune.loop import accumulate, make_plan, plan_step, train
 from sdo_cli.finetune.prepare import prepare
 from sdo_cli.finetune.rollouts import flat_gradient
 from sdo_cli.prune.baselines import uniform
+from sdo_cli.prune.ratios import Budget
 from sdo_cli.recipe.load import load_recipe
 from sdo_cli.sampling.coefficients import coefficients_of
 from sdo_cli.skipping.skip_plan import MadeFor, SkipPlan, load_plan
@@ -47,9 +48,9 @@ def where(tmp_path_factory):
     job, _ = prepare(load_recipe(str(folder / "mine.yaml"), []))
     condition = job.embed(job.prompts[:1])
     wiring = wiring_of(job.family, "blocks", condition)
-    shares = torch.full((5,), 0.2, dtype=torch.float64)
+    budget = Budget(torch.full((5,), 0.2, dtype=torch.float64), 0.0, False)
     made = made_for(job.family, job.draw_settings)
-    SkipPlan(made, "blocks", wiring, uniform(0.5, 6, wiring, shares)).save(folder / "half.json")
+    SkipPlan(made, "blocks", wiring, uniform(0.5, 6, wiring, budget)).save(folder / "half.json")
     runs = torch.ones(6, 5, dtype=torch.bool)
     runs[[1, 2, 4], 1:4] = False
     runs[5] = False

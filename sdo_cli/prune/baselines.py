@@ -1,11 +1,9 @@
 """Gates that nobody learned, and the searches DiP-GO was compared with."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from sdo_cli.prune.ratios import kept_share, runs_at
+from sdo_cli.prune.ratios import Budget, runs_at
 from sdo_cli.skipping.liveness import Wiring, live
 
 
@@ -16,29 +14,29 @@ def every(calls: int, k: int) -> Tensor:
     return chosen
 
 
-def uniform(ratio: float, calls: int, wiring: Wiring, shares: Tensor) -> Tensor:
+def uniform(ratio: float, calls: int, wiring: Wiring, budget: Budget) -> Tensor:
     """Whole calls at even intervals, their output repeated in between: ``[calls, units]``."""
-    del shares
-    k = max(1, int((1 - ratio) * calls + 1e-9))
-    return live(every(calls, k)[:, None].expand(calls, len(wiring.units)), wiring)
+    return _most(ratio, calls, wiring, budget, torch.zeros(len(wiring.units), dtype=torch.bool))
 
 
-def deep_cache(ratio: float, calls: int, wiring: Wiring, shares: Tensor) -> Tensor:
+def deep_cache(ratio: float, calls: int, wiring: Wiring, budget: Budget) -> Tensor:
     """Whole calls at even intervals, between them only the units nearest to the output (DeepCache, Ma et al. 2023,
-    arXiv 2312.00858).
-
-    Fewer whole calls the higher the ratio; where the shallow units alone exceed the budget it is :func:`uniform`.
-    """
+    arXiv 2312.00858); :func:`uniform` where these alone exceed the budget."""
     shallow = torch.zeros(len(wiring.units), dtype=torch.bool)
-    shallow[_shallow(wiring, shares)] = True
-    best = uniform(ratio, calls, wiring, shares)
-    for k in range(1, calls + 1):
-        gates = every(calls, k)[:, None] | shallow[None]
-        runs = live(gates, wiring)
-        if kept_share(runs, shares) > 1 - ratio + 1e-9:
-            return best
-        best = runs
-    return best
+    shallow[_shallow(wiring, budget.shares)] = True
+    found = _most(ratio, calls, wiring, budget, shallow)
+    return found if budget.allows(found, ratio) else uniform(ratio, calls, wiring, budget)
+
+
+def _most(ratio: float, calls: int, wiring: Wiring, budget: Budget, between: Tensor) -> Tensor:
+    """As many whole calls as the budget allows, at least one, and the units ``between`` at all others."""
+    found = live(every(calls, 1)[:, None] | between[None], wiring)
+    for k in range(2, calls + 1):
+        runs = live(every(calls, k)[:, None] | between[None], wiring)
+        if not budget.allows(runs, ratio):
+            break
+        found = runs
+    return found
 
 
 def _shallow(wiring: Wiring, shares: Tensor) -> list[int]:
@@ -54,11 +52,6 @@ def _shallow(wiring: Wiring, shares: Tensor) -> list[int]:
     return way
 
 
-def random_gates(ratio: float, calls: int, wiring: Wiring, shares: Tensor, *, generator: torch.Generator) -> Tensor:
+def random_gates(ratio: float, calls: int, wiring: Wiring, budget: Budget, *, generator: torch.Generator) -> Tensor:
     """Gates by chance."""
-    return runs_at(ratio, torch.rand(calls, len(wiring.units), generator=generator), wiring, shares)
-
-
-# baseline(ratio, calls, wiring, shares) -> runs
-Baseline = Callable[[float, int, Wiring, Tensor], Tensor]
-BASELINES: dict[str, Baseline] = {"uniform": uniform, "deepcache": deep_cache}
+    return runs_at(ratio, torch.rand(calls, len(wiring.units), generator=generator), wiring, budget)

@@ -25,23 +25,23 @@ def calls_at(ratio: float, calls: int) -> int:
 
 
 def from_scores(setting: Setting, ratio: float, scores: Tensor, **made_by: object) -> SkipPlan:
-    runs = runs_at(ratio, scores, setting.wiring, setting.shares)
+    runs = runs_at(ratio, scores, setting.wiring, setting.budget)
     return setting.plan(runs, method=DIP_GO, ratio=ratio, **made_by)
 
 
 def from_uniform(setting: Setting, ratio: float) -> SkipPlan:
-    runs = uniform(ratio, setting.calls, setting.wiring, setting.shares)
+    runs = uniform(ratio, setting.calls, setting.wiring, setting.budget)
     return setting.plan(runs, method="uniform", ratio=ratio)
 
 
 def from_deep_cache(setting: Setting, ratio: float) -> SkipPlan:
-    runs = deep_cache(ratio, setting.calls, setting.wiring, setting.shares)
+    runs = deep_cache(ratio, setting.calls, setting.wiring, setting.budget)
     return setting.plan(runs, method="deepcache", ratio=ratio)
 
 
 def from_chance(setting: Setting, ratio: float) -> SkipPlan:
     generator = keyed_generator(setting.seed, "prune-random", round(1000 * ratio))
-    runs = random_gates(ratio, setting.calls, setting.wiring, setting.shares, generator=generator)
+    runs = random_gates(ratio, setting.calls, setting.wiring, setting.budget, generator=generator)
     return setting.plan(runs, method="random", ratio=ratio)
 
 

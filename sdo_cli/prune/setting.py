@@ -12,6 +12,7 @@ from sdo_cli.drawing.pruned import made_for, skips_of, wiring_of, with_plan
 from sdo_cli.estimate.units import UnitFlops, decode_flops, unit_flops
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import ModelSource
+from sdo_cli.prune.ratios import Budget
 from sdo_cli.sampling.loop import Path
 from sdo_cli.seeding import key_to_seed, keyed_generator
 from sdo_cli.skipping.liveness import Wiring, live
@@ -46,6 +47,12 @@ class Setting:
     @cached_property
     def shares(self) -> Tensor:
         return self.flops.shares(self.wiring.units)
+
+    @cached_property
+    def budget(self) -> Budget:
+        units = torch.tensor([self.flops.units[name].all for name in self.wiring.units], dtype=torch.float64)
+        call = self.flops.call.all
+        return Budget(units / call, self.flops.rest.all / call, self.wiring.inputs_reach_output)
 
     def image_flops(self, kept: float) -> float:
         """Of one image when the network computes this share of the full sampler: both branches, and the decoder."""
