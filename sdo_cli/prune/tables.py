@@ -80,7 +80,7 @@ def figure(found: list[ArmMeasures]) -> Any:
     panels = drawn.subplots(1, len(names), squeeze=False)[0]
     kinds = dict.fromkeys(_kind(item) for item in found[1:])
     for axes, name in zip(panels, names, strict=True):
-        axes.axhline(found[0].values[name].mean(), color="black", linewidth=0.8, linestyle=":")
+        axes.axhline(found[0].values[name].mean(), color="black", linewidth=0.8, linestyle=":", label=FULL)
         for kind in kinds:
             items = sorted((item for item in found[1:] if _kind(item) == kind), key=lambda item: item.kept)
             axes.plot([item.kept for item in items], [item.values[name].mean() for item in items], "o-", label=kind)
