@@ -514,6 +514,17 @@ def test_methods_without_a_search(pruned, method):
         assert drawn.returncode == 0, drawn.stderr
 
 
+def test_a_schedule_has_steps_of_its_own_and_their_solver(pruned):
+    where, _ = pruned
+    words = ("prune", "-p", "mine.txt", "--num-prompts", "0", "--guidance", "3", "--updates", "2", "--live-calls", "1")
+    done = sdo(*words, "--schedule", "found/plan-0.60.json", "--out", "no", cwd=where)
+    assert done.returncode == 2 and "found/plan-0.60.json has no steps of its own" in done.stderr
+    made = ("--method", "pairwise-steps", "--steps", "6", "--ratio", "0.5", "--out", "pairs")
+    assert sdo(*words[:7], *made, cwd=where).returncode == 0
+    done = sdo(*words, "--schedule", "pairs/plan-0.50.json", "--solver", "euler", "--out", "no", cwd=where)
+    assert done.returncode == 2 and "were chosen for the solver ddim" in done.stderr and not (where / "no").exists()
+
+
 def test_an_interrupted_search_can_be_used(pruned):
     where, _ = pruned
     words = ["prune", "-p", "mine.txt", "--steps", "6", "--guidance", "3", "--num-prompts", "0", "--live-calls", "2"]

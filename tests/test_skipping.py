@@ -358,6 +358,8 @@ DAMAGES = {
     "grain": lambda t: t.update(grain="atoms"),
     "wiring": lambda t: t["wiring"].update(output=[99]),
     "fewer": lambda t: t["wiring"]["reads"].pop(),
+    "steps": lambda t: t.update(num_inference_steps="5"),
+    "timesteps": lambda t: t.update(timesteps=[900, 500]),
     "text": lambda t: t.update(runs="0101"),
 }
 

@@ -75,7 +75,8 @@ def from_schedule(setting: Setting, schedule: Schedule, method: str, ratio: floa
         setting.made_for, num_inference_steps=len(schedule.timesteps), timesteps=tuple(schedule.timesteps)
     )
     runs = torch.ones(len(schedule.timesteps), len(setting.wiring.units), dtype=torch.bool)
-    return SkipPlan(shorter, setting.grain, setting.wiring, runs, {"method": method, "ratio": ratio})
+    made_by = {"guidance_scale": setting.settings.guidance_scale, "method": method, "ratio": ratio}
+    return SkipPlan(shorter, setting.grain, setting.wiring, runs, made_by)
 
 
 def controls(setting: Setting, ratios: list[float]) -> list[Arm]:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from sdo_cli.device import dtype_of, pick_device
+from sdo_cli.drawing.draw import DrawSettings
 from sdo_cli.drawing.prompts import PromptEmbeddings, cut_prompts
 from sdo_cli.drawing.pruned import with_plan
 from sdo_cli.errors import EnvironmentFault
@@ -22,6 +23,7 @@ from sdo_cli.prune.methods import DIP_GO, METHODS, SCHEDULES, calls_at, controls
 from sdo_cli.prune.search import search
 from sdo_cli.prune.setting import Setting
 from sdo_cli.prune.tables import record, save_figures
+from sdo_cli.sampling.solvers import AUTO
 from sdo_cli.scoring.rewards import build_reward
 from sdo_cli.skipping.skip_plan import SkipPlan, load_plan
 
@@ -60,9 +62,7 @@ def plan_file(folder: Path, ratio: float) -> Path:
 def open_setting(job: PruneJob, reporter: Reporter) -> Setting:
     """The model, with its prompts encoded and text encoders freed."""
     device, dtype = pick_device(), dtype_of(job.precision)
-    settings = job.settings
-    if job.schedule is not None:
-        settings = with_plan(settings, load_plan(job.schedule))
+    settings = job.settings if job.schedule is None else scheduled(job.settings, job.schedule)
     family = load_family(job.source, dtype=dtype)
     if job.lora is not None:
         family.load_lora(job.lora, scale=job.lora_scale)
@@ -73,6 +73,23 @@ def open_setting(job: PruneJob, reporter: Reporter) -> Setting:
     embed.prepare(every, settings.negative_prompt, device)
     family.to(device, dtype)
     return Setting(family, job.source, embed, settings, job.prompts, job.grain, job.seed)
+
+
+def scheduled(settings: DrawSettings, path: Path) -> DrawSettings:
+    """With the chosen steps of a plan, and the solver they were chosen for.
+
+    Raises:
+        EnvironmentFault: a plan without steps of its own, or for another solver than the one asked for.
+    """
+    plan = load_plan(path)
+    solver = plan.made_for.solver
+    if plan.made_for.timesteps is None:
+        raise EnvironmentFault(
+            f"{path} has no steps of its own", remedy="make one with sdo prune --method optimal-steps or pairwise-steps"
+        )
+    if settings.solver not in (AUTO, solver):
+        raise EnvironmentFault(f"the steps in {path} were chosen for the solver {solver}", remedy="leave --solver out")
+    return with_plan(replace(settings, solver=solver), plan)
 
 
 def make_plans(setting: Setting, job: PruneJob, folder: Path, reporter: Reporter) -> dict[float, SkipPlan]:

@@ -70,7 +70,8 @@ class Setting:
 
     def plan(self, runs: Tensor, **made_by: object) -> SkipPlan:
         """The plan that computes ``runs [calls, units]``."""
-        return SkipPlan(self.made_for, self.grain, self.wiring, live(runs, self.wiring), dict(made_by))
+        made_by = {"guidance_scale": self.settings.guidance_scale, **made_by}
+        return SkipPlan(self.made_for, self.grain, self.wiring, live(runs, self.wiring), made_by)
 
     def prompts_of(self, update: int, batch: int) -> list[str]:
         """The prompts of one update: each comes up once before any comes again."""

@@ -182,6 +182,9 @@ def _plan_of(tree: dict[str, Any]) -> SkipPlan:
     if tree["grain"] not in GRAINS:
         raise ValueError(f"grain must be one of {', '.join(GRAINS)}, not {tree['grain']}")
     timesteps = tree["timesteps"]
+    whole = [tree["num_inference_steps"], *(timesteps or ())]
+    if not all(type(number) is int for number in whole) or (timesteps is not None and len(timesteps) != whole[0]):
+        raise ValueError("num_inference_steps and timesteps must be whole numbers, as many of these as of those")
     made_for = MadeFor(
         tree["model"],
         tree["architecture"],
