@@ -52,6 +52,8 @@ def serve(path):
     for name in PRELOADED:
         import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    # a test run in the background of a script ignores Ctrl-C; those it starts must not
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.bind(path)
         server.listen(64)

@@ -181,7 +181,7 @@ def test_shortcut_gradients_are_those_of_the_linear_path(setting64, in_float64, 
     def value_of(moved):
         latents = x_N.clone()
         for i in chosen:
-            until = next((j for j in range(i + 1, 4) if not plan.repeats[j]), 4)
+            until = next((j for j in range(i + 1, 4) if plan.sources[j] == j), 4)
             latents = latents + sum(w[i:until]) * (output(i, moved) - output(i, gates.detach()))
         return 3 / 2 * DISTANCES["l2"](setting64.family.decode(latents), full).mean().item()
 
@@ -358,6 +358,18 @@ def test_controls_have_as_much_computation_at_most(setting):
     assert all(item.kept <= 0.5 + 1e-9 and item.speed_up[0] > 0 for name, item in found.items() if name != "full")
     assert found["ddim-3"].kept == pytest.approx(0.5)
     assert all(len(item.values["ssim"]) == 3 and item.values["ssim"].max() <= 1 for item in found.values())
+
+
+def test_controls_of_chosen_steps_and_of_a_solver_with_an_extra_call(setting):
+    schedule = schedules(setting, "pairwise-steps", 4)[4]
+    chosen = replace(setting, settings=replace(setting.settings, num_inference_steps=4, timesteps=schedule.timesteps))
+    pndm = replace(setting, settings=replace(setting.settings, solver="pndm"))
+    for other in (chosen, pndm):
+        arms = controls(other, [0.4])
+        found = list(measure(other, arms, other.prompts, {}, reporter=Silent(), rounds=1))
+        assert all(item.kept <= 0.6 + 1e-9 for item in found[1:])
+    # pndm makes a call more than steps
+    assert "pndm-3" in [arm.name for arm in controls(pndm, [0.4])]
 
 
 def test_a_schedule_is_a_plan_that_skips_nothing(setting):
@@ -548,6 +560,12 @@ BAD = {
     "unknown file": (["-p", "none.txt"], "--prompts: no file none.txt"),
     "method": (["-p", "mine.txt", "--method", "magic"], "--method: 'magic' is not one of dip-go"),
     "ratio": (["-p", "mine.txt", "--ratio", "1"], "--ratio: must be at least 0 and below 1, not 1"),
+    "decimals": (["-p", "mine.txt", "--ratio", "0.875"], "--ratio: 0.875 has more than two decimals"),
+    "others": (["-p", "mine.txt", "--method", "uniform", "--scores", "found"], "--method uniform makes none"),
+    "searched on": (
+        ["-p", "mine.txt", "--steps", "6", "--scores", "found", "--measure-on", "searched.txt"],
+        "2 of the prompts to measure on were searched on",
+    ),
     "nan": (["-p", "mine.txt", "--ratio", "nan"], "--ratio: must be at least 0 and below 1"),
     "steps": (["-p", "mine.txt", "--steps", "1", "--live-calls", "1"], "--steps: there is nothing to skip in 1"),
     "live": (["-p", "mine.txt", "--steps", "4", "--live-calls", "4"], "--live-calls: 4 of 4 steps"),
@@ -564,6 +582,8 @@ BAD = {
 def test_bad_input_is_one_sentence_and_code_2(pruned, case):
     where, _ = pruned
     (where / "one.txt").write_text("a tiger\n")
+    searched = json.loads((where / "found/manifest.json").read_text())["job"]["prompts"]
+    (where / "searched.txt").write_text("\n".join(searched[:2]) + "\n")
     words, said = BAD[case]
     done = sdo("prune", *words, cwd=where)
     assert done.returncode == 2 and said in done.stderr, done.stderr

@@ -158,6 +158,11 @@ PROBLEMS = {
     "eta": (["rollout.skip_plan=half.json", "eta=0.5"], "leaves calls of a solver without noise out"),
     "early": (["rollout.skip_plan=half.json", "gradient.rule=refl"], "exact is for rules that end at the final latent"),
     "nothing": (["rollout.drift_steps=5"], "training draws in full: there is nothing to drift"),
+    "fixed": (
+        ["rollout.skip_plan=half.json", "gradient.options={step_choice: fixed, step: 1}"],
+        "step is a call of the whole solver",
+    ),
+    "noise": (["rollout.num_inference_steps=3", "rollout.drift_steps=2", "eta=0.5"], "of the same noise; with eta"),
     "limit": (["rollout.max_drift=0.1"], "is looked at every drift_steps"),
     "negative": (["rollout.num_inference_steps=-1"], "must not be negative"),
     "options": (
@@ -192,8 +197,9 @@ def test_a_plan_that_does_not_fit_is_refused(where, overrides, said):
         prepared(where, *overrides)
 
 
-def test_rules_that_end_early_run_the_whole_network_again(where):
-    overrides = ("rollout.skip_plan=half.json", "rollout.estimator=whole", "gradient.rule=refl", "max_train_steps=1")
+@pytest.mark.parametrize("rule", ["refl", "draft-lv", "drtune"])
+def test_rules_that_end_early_run_the_whole_network_again(where, rule):
+    overrides = ("rollout.skip_plan=half.json", "rollout.estimator=whole", f"gradient.rule={rule}", "max_train_steps=1")
     (result,) = train(prepared(where, *overrides))
     assert result.grad_norm > 0
 

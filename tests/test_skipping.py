@@ -476,7 +476,10 @@ def one_graph_of_the_pruned_sampler(bench, plan, live_rows):
     def call(i, x, t):
         nonlocal e
         now[0] = i
-        if not plan.repeats[i]:
+        if plan.sources[i] != i:
+            if not plan.repeats[i]:
+                path.denoise(x.detach(), t, path.rows)
+        else:
             fresh = path.denoise(x.detach(), t, path.rows)
             factor = live_rows[i].view(-1, 1, 1, 1)
             e = fresh.detach() + factor * (fresh - fresh.detach())
@@ -499,7 +502,7 @@ def test_the_exact_estimator_is_one_graph_of_the_pruned_sampler(exact_bench, see
     generator = torch.Generator().manual_seed(seed)
     for row in range(2):
         for i in range(bench.calls):
-            if not plan.repeats[i] and torch.rand((), generator=generator) < 0.7:
+            if plan.sources[i] == i and torch.rand((), generator=generator) < 0.7:
                 mode[i, row], weight[i, row] = Mode.WEIGHTS, 1 + i
     pruned = bench.path(plan, exact=True)
     outcome = three_stage(pruned, Plan(mode, weight), loss_of, micro=MicroBatches(micro, micro, micro))
@@ -511,11 +514,73 @@ def test_the_exact_estimator_is_one_graph_of_the_pruned_sampler(exact_bench, see
     assert all((a - b).abs().max() <= 1e-9 * size for a, b in zip(found, wanted, strict=True))
 
 
+def test_an_output_that_is_handed_on_belongs_to_the_call_that_made_it(exact_bench):
+    """A call may compute units for later readers alone; its output is the one before, and so is its gradient."""
+    bench = exact_bench
+    runs = torch.ones(bench.calls, len(bench.wiring.units), dtype=torch.bool)
+    runs[2, 1:] = False
+    runs[3, :2] = False
+    plan = SkipPlan(made_for(bench.family, bench.settings), "blocks", bench.wiring, runs)
+    assert not plan.repeats[2] and plan.sources[2] == 1 and plan.sources[3] == 3
+    c = coefficients_of(bench.path().route)
+    merged = c.merged(plan.sources)
+    assert merged.w[1] == pytest.approx(c.w[1] + c.w[2]) and merged.w[2] == 0
+    # one graph in which the output unit's stored output keeps its graph
+    path, stored, now = bench.path(), {}, [0]
+    numbers, last = {name: number for number, name in enumerate(bench.wiring.units)}, bench.wiring.units[-1]
+
+    def hook_of(name):
+        def hook(module, inputs, output):
+            if not runs[now[0], numbers[name]]:
+                return stored[name]
+            tree = torch.utils._pytree.tree_map
+            stored[name] = output if name == last else tree(lambda part: part.detach(), output)
+            return output
+
+        return hook
+
+    handles = [module.register_forward_hook(hook_of(name)) for name, module in bench.modules.items()]
+
+    def call(i, x, t):
+        now[0] = i
+        return path.denoise(x.detach(), t, path.rows)
+
+    x_N = denoise_path(path, call)
+    for handle in handles:
+        handle.remove()
+    (loss_of(x_N, path.rows).losses.sum() / 2).backward()
+    wanted = gradients(bench)
+    mode = torch.zeros(bench.calls, 2, dtype=torch.long)
+    mode[[i for i in range(bench.calls) if plan.sources[i] == i]] = Mode.WEIGHTS
+    three_stage(bench.path(plan, exact=True), Plan(mode, (mode > 0).double()), loss_of)
+    found = gradients(bench)
+    size = max(part.abs().max() for part in wanted)
+    assert all((a - b).abs().max() <= 1e-9 * size for a, b in zip(found, wanted, strict=True))
+
+
+def test_a_transformer_that_makes_outputs_of_stored_ones_has_no_exact_gradients(benches):
+    bench = benches("sd3", "blocks")
+    gates = torch.ones(bench.calls, len(bench.wiring.units))
+    gates[2] = 0
+    plan = bench.plan(gates)
+    mode = torch.zeros(bench.calls, 2, dtype=torch.long)
+    mode[1] = Mode.WEIGHTS
+    with pytest.raises(ValueError, match="exact gradients would miss them"):
+        three_stage(bench.path(plan, exact=True), Plan(mode, (mode > 0).double()), loss_of)
+    assert plan.loses_gradients and not bench.plan(torch.ones_like(gates)).loses_gradients
+
+
+def test_noise_and_a_plan_are_refused(benches, plan):
+    bench = benches("sd15", "blocks")
+    with pytest.raises(EnvironmentFault, match="for a solver without noise"):
+        skips_of(plan, bench.family, replace(bench.settings, eta=0.5))
+
+
 def test_with_recomputed_blocks_the_same_units_are_skipped(exact_bench):
     bench = exact_bench
     plan = bench.plan(bench.random_gates(1, 0.35))
     mode = torch.zeros(bench.calls, 2, dtype=torch.long)
-    mode[[i for i in range(bench.calls) if not plan.repeats[i]]] = Mode.WEIGHTS
+    mode[[i for i in range(bench.calls) if plan.sources[i] == i]] = Mode.WEIGHTS
     three_stage(bench.path(plan, exact=True), Plan(mode, (mode > 0).double()), loss_of)
     wanted = gradients(bench)
     bench.family.denoiser.enable_gradient_checkpointing()
@@ -562,7 +627,7 @@ def test_draws_among_computed_calls_sum_to_all_of_them(exact_bench):
     bench = exact_bench
     plan = bench.plan(bench.random_gates(3, 0.35))
     c = coefficients_of(bench.path().route)
-    computed = [i for i in range(bench.calls) if not plan.repeats[i]]
+    computed = [i for i in range(bench.calls) if plan.sources[i] == i]
 
     def drawn(k, seed):
         generator = torch.Generator().manual_seed(seed)
@@ -574,7 +639,7 @@ def test_draws_among_computed_calls_sum_to_all_of_them(exact_bench):
     assert every.live.nonzero()[:, 0].unique().tolist() == computed
     assert torch.equal(every.weight[computed], torch.ones(len(computed), 2, dtype=torch.float64))
     ones = torch.stack([drawn(1, seed).weight for seed in range(400)])
-    assert not bool((ones > 0)[:, [i for i in range(bench.calls) if plan.repeats[i]]].any())
+    assert not bool((ones > 0)[:, [i for i in range(bench.calls) if plan.sources[i] != i]].any())
     assert ones.mean((0, 2))[computed].sub(1).abs().max() < 0.35
 
 
@@ -592,7 +657,7 @@ def test_merged_weights_are_what_repeating_gives(exact_bench):
     x_N = walk(path.route, x_0, lambda i, x, t: outputs[plan.sources[i]])
     rebuilt = merged.A * x_0 + sum(w * outputs[i] for i, w in enumerate(merged.w))
     assert torch.allclose(x_N, rebuilt, atol=1e-9)
-    assert [i for i, w in enumerate(merged.w) if w] == [i for i in range(bench.calls) if not plan.repeats[i]]
+    assert [i for i, w in enumerate(merged.w) if w] == [i for i in range(bench.calls) if plan.sources[i] == i]
 
 
 def test_what_cannot_be_is_refused(exact_bench):

@@ -168,7 +168,10 @@ def with_plans(paths: list[Path], asked: Recipe, fixed: bool, wrong: list[str]) 
             continue
         found[str(path)] = plan.fingerprint
         steps = plan.made_for.num_inference_steps
-        if plan.made_for.timesteps is not None or steps == asked.num_inference_steps:
+        if plan.made_for.timesteps is not None:
+            continue
+        if steps == asked.num_inference_steps:
+            fixed = True
             continue
         if fixed:
             wrong.append(f"--skip-plan {path}: was made for {steps} steps, not {asked.num_inference_steps}")

@@ -108,6 +108,8 @@ def prune(
         for n, path in (("scores", scores), ("schedule", schedule))
         if path and not path.exists()
     ]
+    if scores is not None and method != "dip-go":
+        wrong.append(f"--scores: are of a search; --method {method} makes none")
     specs = reward_specs(reward or [], model, wrong)
     prompts = search_prompts(prompts_file, wrong)
     measured, kept = measured_prompts(prompts, measure_on, num_prompts, wrong)

@@ -48,6 +48,7 @@ def problems(
     ]
     wrong = [f"--{name}: {given!r} is not one of {', '.join(of)}" for name, given, of in choices if given not in of]
     wrong += [f"--ratio: must be at least 0 and below 1, not {r:g}" for r in ratios if not 0 <= r < 1]
+    wrong += [f"--ratio: {r:g} has more than two decimals" for r in ratios if 0 <= r < 1 and round(r, 2) != r]
     wrong += [f"--{name}: must be at least 1, not {number}" for name, number in numbers.items() if number < 1]
     if numbers["live-calls"] >= max(2, steps):
         wrong.append(f"--live-calls: {numbers['live-calls']} of {steps} steps; the first is always whole, so fewer")

@@ -60,6 +60,8 @@ def skips_of(plan: SkipPlan, family: Family, settings: DrawSettings, *, exact: b
     """
     mine, theirs = made_for(family, settings), plan.made_for
     remedy = "make one for this with sdo prune"
+    if settings.eta > 0:
+        raise EnvironmentFault("a skip plan is for a solver without noise", remedy="write eta 0")
     if mine.architecture != theirs.architecture:
         raise EnvironmentFault(
             f"the skip plan was made for {theirs.model}, whose denoiser is built otherwise than that of {mine.model}",

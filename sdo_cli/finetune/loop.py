@@ -169,12 +169,15 @@ def make_plan(job: Job, generator: torch.Generator) -> Plan:
     def drawn(calls: int, c: Coefficients) -> Plan:
         return rule(calls, job.global_batch, c, generator, **spec.options)
 
-    if rollouts.skips is not None and rollouts.skips.exact:
-        return plan_among_computed(drawn, c, rollouts.skips.plan.sources)
-    if info.function is None:
+    def over_calls() -> Plan:
+        if rollouts.skips is not None and rollouts.skips.exact:
+            return plan_among_computed(drawn, c, rollouts.skips.plan.sources)
         return drawn(c.calls, c)
+
+    if info.function is None:
+        return over_calls()
     try:
-        plan = rule(c.calls, job.global_batch, c, generator, **spec.options)
+        plan = over_calls()
     # it may raise anything
     except Exception as fault:
         text = f"the plug-in's rule {spec.rule} failed: {type(fault).__name__}: {fault}"

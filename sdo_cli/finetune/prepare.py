@@ -77,6 +77,11 @@ def cheap_rollouts(loaded: LoadedRecipe, family: Family) -> Rollouts | None:
         return None
     settings = rollout_settings(recipe, plan)
     skips = rollout_skips(recipe, plan, family, settings)
+    if skips is not None and skips.exact and skips.plan.loses_gradients:
+        text = (
+            f"rollout.estimator: exact misses the gradients of calls that {recipe.model} makes of stored outputs alone"
+        )
+        raise RecipeFault([f"{text}; write whole"])
     if skips is not None and skips.exact and not skips.plan.is_whole and not recipe.gradient.negative_gradient:
         text = "gradient.negative_gradient: false runs both branches apart, which stored outputs are not; write true"
         raise RecipeFault([f"{text}, or rollout.estimator: whole"])

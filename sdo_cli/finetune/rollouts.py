@@ -29,8 +29,8 @@ class Drift:
 
     Attributes:
         distance: of the final latents, root mean square, as a share of the full ones' spread.
-        cosine: of the step's gradient to the one of full rollouts; both draw their live calls at random, so that even
-            full rollouts drawn twice are not at 1.
+        cosine: of the step's gradient to the one of full rollouts, whose live calls are drawn by the same key, but
+        among other calls.
     """
 
     distance: float

@@ -31,4 +31,4 @@ def repeated(path: Path, plan: Plan, x_N: Tensor) -> Iterator[tuple[Path, Plan]]
             endpoint=torch.zeros(plan.batch, dtype=torch.long),
             as_epsilon=plan.as_epsilon,
         )
-        yield replace(path, route=route, x_0=renoised, injected=None), again
+        yield replace(path, route=route, x_0=renoised, injected=None, skips=None), again

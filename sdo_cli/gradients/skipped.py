@@ -48,7 +48,10 @@ def check_skips(skips: Skips | None, plan: Plan, *, steered: bool) -> list[int] 
         raise ValueError("a pruned rollout serves weights, not latents, noise or guidance")
     if not skips.exact:
         return None
-    if bool(plan.live[torch.tensor(skips.plan.repeats)].any()):
+    if skips.plan.loses_gradients:
+        raise ValueError("this network makes outputs of stored ones alone: exact gradients would miss them, take whole")
+    repeated = torch.tensor([source != i for i, source in enumerate(skips.plan.sources)])
+    if bool(plan.live[repeated].any()):
         raise ValueError("a live call repeats the output of another: draw among the computed ones")
     return list(skips.plan.sources)
 

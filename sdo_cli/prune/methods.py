@@ -12,7 +12,7 @@ from sdo_cli.prune.measure import Arm
 from sdo_cli.prune.ratios import runs_at
 from sdo_cli.prune.schedules import Schedule, optimal_stepsize, pairwise
 from sdo_cli.prune.setting import Setting
-from sdo_cli.sampling.solvers import is_flow
+from sdo_cli.sampling.solvers import calls_of, is_flow
 from sdo_cli.seeding import key_to_seed, keyed_generator
 from sdo_cli.skipping.skip_plan import SkipPlan
 
@@ -85,12 +85,10 @@ def controls(setting: Setting, ratios: list[float]) -> list[Arm]:
     found_schedules = {name: _schedules_or_none(setting, name, ratios) for name in SCHEDULES}
     for ratio in ratios:
         k = calls_at(ratio, setting.calls)
-        found.append(
-            Arm(f"{setting.made_for.solver}-{k}", replace(setting.settings, num_inference_steps=k), None, ratio)
-        )
-        if not is_flow(setting.family.scheduler_config) and setting.made_for.solver != "dpm++2m":
-            other = replace(setting.settings, solver="dpm++2m", num_inference_steps=k)
-            found.append(Arm(f"dpm++2m-{k}", other, None, ratio))
+        for solver in _plain_solvers(setting):
+            steps = max(1, k - (calls_of(solver, k) - k))
+            shorter = replace(setting.settings, solver=solver, num_inference_steps=steps, timesteps=None)
+            found.append(Arm(f"{solver}-{steps}", shorter, None, ratio))
         for name, table in found_schedules.items():
             if table is not None:
                 plan = from_schedule(setting, table[k], name, ratio)
@@ -98,6 +96,12 @@ def controls(setting: Setting, ratios: list[float]) -> list[Arm]:
         for name, make in METHODS.items():
             found.append(Arm(f"{name} {ratio:g}", setting.settings, make(setting, ratio), ratio))
     return found
+
+
+def _plain_solvers(setting: Setting) -> list[str]:
+    """The full sampler's own, and a better one of second order."""
+    own = setting.made_for.solver
+    return [own] if is_flow(setting.family.scheduler_config) else list(dict.fromkeys((own, "dpm++2m")))
 
 
 def _schedules_or_none(setting: Setting, method: str, ratios: list[float]) -> dict[int, Schedule] | None:

@@ -1,7 +1,9 @@
 """`sdo prune` from a job to a folder: keep-scores, a plan per ratio, figures."""
 
+import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -110,10 +112,15 @@ def make_plans(setting: Setting, job: PruneJob, folder: Path, reporter: Reporter
 def keep_scores(setting: Setting, job: PruneJob, folder: Path, reporter: Reporter) -> tuple[Tensor, dict[str, Any]]:
     """``[calls, units]``, trained or of an earlier search, and what they were made with."""
     if job.scores is not None:
-        scores, made_by = load_scores(job.scores, setting)
+        scores, made_by = load_scores(job.scores, setting, job.measure.prompts)
         save_scores(folder / SCORES, scores, setting, made_by)
         return scores, made_by
-    made_by = {"search": asdict(job.search), "prompts": len(job.prompts), "seed": job.seed}
+    made_by = {
+        "search": asdict(job.search),
+        "prompts": len(job.prompts),
+        "seed": job.seed,
+        "guidance_scale": setting.settings.guidance_scale,
+    }
     reporter.phase("search", job.search.updates)
     begun, done = time.perf_counter(), None
     try:
@@ -134,16 +141,21 @@ def keep_scores(setting: Setting, job: PruneJob, folder: Path, reporter: Reporte
 def save_scores(path: Path, scores: Tensor, setting: Setting, made_by: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
-    about = {"made_for": asdict(setting.made_for), "grain": setting.grain, "units": setting.wiring.units}
+    about: dict[str, Any] = {
+        "made_for": asdict(setting.made_for),
+        "grain": setting.grain,
+        "units": setting.wiring.units,
+    }
+    about["searched_on"] = sorted(map(_short, setting.prompts))
     told = {"about": json.dumps(about), "made_by": json.dumps(made_by)}
     write_atomic(path, lambda temporary: save_file({"scores": scores.contiguous()}, temporary, metadata=told))
 
 
-def load_scores(folder: Path, setting: Setting) -> tuple[Tensor, dict[str, Any]]:
+def load_scores(folder: Path, setting: Setting, measured_on: Sequence[str] = ()) -> tuple[Tensor, dict[str, Any]]:
     """Those of an earlier search.
 
     Raises:
-        EnvironmentFault: none there, or of another model, solver or grain.
+        EnvironmentFault: none there, of another model, solver or grain, or searched on what is to be measured on.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -161,15 +173,22 @@ def load_scores(folder: Path, setting: Setting) -> tuple[Tensor, dict[str, Any]]
     mine = {"made_for": asdict(setting.made_for), "grain": setting.grain, "units": setting.wiring.units}
     wanted = json.loads(json.dumps(mine))
     wrong = [key for key in ("grain", "units") if about.get(key) != wanted[key]]
-    wrong += [
-        key for key in wanted["made_for"] if key != "model" and about["made_for"].get(key) != wanted["made_for"][key]
-    ]
+    wrong += [key for key in wanted["made_for"] if about["made_for"].get(key) != wanted["made_for"][key]]
     if wrong:
         raise EnvironmentFault(
             f"the scores in {path} are of another {', '.join(wrong)}",
             remedy="give the options of that search, or search again",
         )
+    if both := set(about.get("searched_on", ())).intersection(map(_short, measured_on)):
+        raise EnvironmentFault(
+            f"{len(both)} of the prompts to measure on were searched on with the scores in {path}",
+            remedy="name others with --measure-on, or write --num-prompts 0",
+        )
     return scores, made_by
+
+
+def _short(prompt: str) -> str:
+    return hashlib.sha256(prompt.encode()).hexdigest()[:16]
 
 
 def measure_plans(

@@ -140,7 +140,7 @@ def shortcut_update(setting: Setting, wanted: SearchSettings, number: int, gates
     w, factor = coefficients_of(path.route).w, (setting.calls - 1) / wanted.live_calls
     for i in chosen:
         # an output made here is handed out until the next call that makes one
-        until = next((j for j in range(i + 1, setting.calls) if not plan.repeats[j]), setting.calls)
+        until = next((j for j in range(i + 1, setting.calls) if plan.sources[j] == j), setting.calls)
         e = _gated(setting, path, kept[i], gates, i)
         (factor * sum(w[i:until]) * (g * e).sum()).backward()
     return distance.item()

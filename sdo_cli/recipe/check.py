@@ -300,8 +300,14 @@ def check_rollout(recipe: Recipe, beside: Path | None, problem: Problem) -> None
         problem(("rollout", "drift_steps"), "training draws in full: there is nothing to drift; give a skip_plan")
     if spec.max_drift and not spec.drift_steps:
         problem(("rollout", "max_drift"), "is looked at every drift_steps; write for example drift_steps: 20")
+    if spec.drift_steps and (recipe.eta > 0 or (ends_early(recipe) and spec.num_inference_steps)):
+        why = "compares final latents of the same noise; with eta, or a rule that ends early, there are none"
+        problem(("rollout", "drift_steps"), why)
     if spec.skip_plan is None:
         return
+    if spec.estimator == "exact" and recipe.gradient.options.get("step") is not None:
+        why = "step is a call of the whole solver, and exact draws among the computed ones; write whole"
+        problem(("rollout", "estimator"), why)
     if not any(place.is_file() for place in rollout_plan_places(spec.skip_plan, beside)):
         problem(("rollout", "skip_plan"), f"no file {spec.skip_plan}; it is looked for beside the recipe, and here")
     if recipe.eta > 0:

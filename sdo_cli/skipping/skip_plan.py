@@ -71,11 +71,18 @@ class SkipPlan:
 
     @cached_property
     def sources(self) -> tuple[int, ...]:
-        """Per call the one whose output it has."""
-        found = list[int]()
-        for i, repeated in enumerate(self.repeats):
-            found.append(found[-1] if repeated else i)
+        """Per call the one whose output it has: a call may compute units for later readers alone."""
+        found, output = list[int](), sorted(self.wiring.output)
+        for i, row in enumerate(self.runs):
+            own = self.wiring.inputs_reach_output or bool(row[output].any())
+            found.append(i if own else found[-1])
         return tuple(found)
+
+    @property
+    def loses_gradients(self) -> bool:
+        """An output is made anew of stored ones alone, which are data: a live call there has no gradient."""
+        output = sorted(self.wiring.output)
+        return self.wiring.inputs_reach_output and not bool(self.runs[:, output].any(1).all())
 
     @cached_property
     def reads(self) -> list[frozenset[int]]:
