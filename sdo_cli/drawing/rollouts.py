@@ -7,7 +7,7 @@ from sdo_cli.drawing.draw import DrawSettings, draw_settings
 from sdo_cli.drawing.pruned import skips_of, with_plan
 from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.models.base import Family
-from sdo_cli.recipe.check import rollout_plan_places
+from sdo_cli.recipe.rollout_check import rollout_plan_places
 from sdo_cli.recipe.schema import Recipe
 from sdo_cli.skipping.skip_plan import SkipPlan, load_plan
 from sdo_cli.skipping.walking import Skips
