@@ -5,7 +5,6 @@ from dataclasses import replace
 import torch
 
 from sdo_cli.drawing.draw import DrawSettings, make_route, solver_of
-from sdo_cli.drawing.prompts import PromptEmbeddings
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.models.base import Family
 from sdo_cli.sampling.guidance import Condition
@@ -36,10 +35,6 @@ def wiring_of(family: Family, grain: str, condition: Condition) -> Wiring:
     x = torch.zeros(1, *family.latent_shape(), device=family.device)
     t = torch.zeros(1, dtype=torch.long, device=family.device)
     return observe(family.skippable(grain), (x, t, *one.values()), lambda: family.network(x, t, one))
-
-
-def any_condition(embed: PromptEmbeddings, prompt: str = "") -> Condition:
-    return embed([prompt])
 
 
 def with_plan(settings: DrawSettings, plan: SkipPlan) -> DrawSettings:

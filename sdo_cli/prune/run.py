@@ -15,7 +15,7 @@ from sdo_cli.drawing.draw import DrawSettings
 from sdo_cli.drawing.prompts import PromptEmbeddings, cut_prompts
 from sdo_cli.drawing.pruned import with_plan
 from sdo_cli.errors import EnvironmentFault
-from sdo_cli.files import append_json_line, read_json, write_atomic, write_json
+from sdo_cli.files import append_json_line, write_atomic, write_json
 from sdo_cli.models.load import load_family
 from sdo_cli.progress import Reporter
 from sdo_cli.provenance import command, machine, now, versions
@@ -232,8 +232,3 @@ def _manifest(job: PruneJob, status: str) -> dict[str, Any]:
         path = getattr(job, name)
         tree[name] = None if path is None else str(path)
     return {"status": status, "command": command(), "written": now(), "versions": versions(), "job": tree}
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = read_json(folder / MANIFEST)
-    return found
