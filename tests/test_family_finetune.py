@@ -319,6 +319,16 @@ def test_tiles_of_the_decoder_let_gradients_through(small):
     assert torch.allclose(*found, rtol=1e-9)
 
 
+@pytest.mark.parametrize(("trained", "tile"), [(1024, 512), (512, 512), (256, 256)])
+def test_tiles_are_no_larger_than_512_pixels(small, trained, tile):
+    """Those of SDXL would be the whole image: nothing is saved by that."""
+    family = load_family(str(small("sdxl")))
+    family.vae.tile_sample_min_size, family.vae.tile_latent_min_size = trained, trained // family.vae_factor
+    family.tile_vae()
+    assert family.vae.use_tiling
+    assert (family.vae.tile_sample_min_size, family.vae.tile_latent_min_size) == (tile, tile // family.vae_factor)
+
+
 def test_tiling_reaches_the_decoder_from_the_recipe(small, tmp_path):
     job = prepared(tmp_path, small("sd15"), "vae_tiling=true", "vae_checkpointing=true")
     assert job.family.vae.use_tiling

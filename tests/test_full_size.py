@@ -54,3 +54,27 @@ def test_a_skip_plan_on_its_network(kind, tmp_path):
     assert pixels["0"] == pixels["plain"] != pixels["0.6"]
     calls = json.loads((tmp_path / "0.6/plan-0.60.json").read_text())["runs"]
     assert [set(row) for row in calls] == [{"1"}, {"0"}, {"0"}]
+
+
+SDXL = ("model=stabilityai/stable-diffusion-xl-base-1.0", "variant=fp16", "height=1024", "width=1024")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "gpu"),
+    [
+        (("low-memory", "height=512", "width=512"), "12GB"),
+        (("low-memory", *SDXL), "24GB"),
+        (("low-memory-sdxl",), "12GB"),
+    ],
+)
+def test_low_memory_fits(words, gpu):
+    """By the estimate, as no weights are here: doctor's exit code speaks of weights and disk too."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sdo_cli", "doctor", "--recipe", *words, "--gpu-memory", gpu, "--json"],
+        capture_output=True,
+        text=True,
+    )
+    told = json.loads(done.stdout)
+    assert told["fits"] is True and told["estimate"]["needed"] <= told["device"]["memory"]
+    assert {stage["stage"] for stage in told["estimate"]["stages"]} >= {"rollout", "score", "shortcut"}

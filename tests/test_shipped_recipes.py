@@ -15,7 +15,7 @@ from sdo_cli.weights.needs import needs_of
 
 REAL = [name for name in shipped_recipes() if name not in ("quickstart", "bench", "guarded")]
 KIND = {"sd15": "sd15", "sdxl": "sdxl", "sd35-medium": "sd35"}
-PROMISED = {"aesthetic", "hps", "clip", "pickscore", "mixed", "sdxl-hps", "sd35-hps", "low-memory"}
+PROMISED = {"aesthetic", "hps", "clip", "pickscore", "mixed", "sdxl-hps", "sd35-hps", "low-memory", "low-memory-sdxl"}
 
 
 def test_the_promised_recipes_ship():

@@ -66,7 +66,7 @@ class ScoreSetup:
 def _decoder(setup: ScoreSetup) -> Family:
     family = meta_family(setup.source, dtype_of(setup.precision))
     if setup.vae_tiling:
-        family.vae.enable_tiling()
+        family.tile_vae()
     if setup.vae_checkpointing:
         family.checkpoint_vae()
     return family

@@ -122,7 +122,7 @@ def _save_memory(family: Family, recipe: Recipe) -> None:
     if recipe.gradient_checkpointing or recipe.gradient.checkpointing == "blocks":
         family.denoiser.enable_gradient_checkpointing()
     if recipe.vae_tiling:
-        family.vae.enable_tiling()
+        family.tile_vae()
     if recipe.vae_checkpointing:
         family.checkpoint_vae()
 

@@ -110,6 +110,10 @@ class Family(Protocol):
         """Convolutions' weights, and with them what passes through, in the layout tensor cores work in."""
         ...
 
+    def tile_vae(self) -> None:
+        """Decode in overlapping tiles of at most 512 pixels, which costs memory of one."""
+        ...
+
     def checkpoint_vae(self) -> None:
         """Recompute the decoder's blocks (with tiling: each tile) in its backward pass."""
         ...

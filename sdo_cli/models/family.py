@@ -17,6 +17,9 @@ from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.models.lora_files import NAME, as_diffusers
 from sdo_cli.sampling.guidance import Condition
 
+# pixels along the side of what is decoded at a time
+TILE = 512
+
 
 class DiffusersFamily:
     """Base of every family (see :class:`sdo_cli.models.base.Family`).
@@ -94,6 +97,12 @@ class DiffusersFamily:
     def lay_out_channels_last(self) -> None:
         for part in (self.denoiser, self.vae):
             part.to(memory_format=torch.channels_last)
+
+    def tile_vae(self) -> None:
+        self.vae.enable_tiling()
+        # diffusers' tiles are as large as the images the VAE was trained on, which for SDXL is the whole image
+        if self.vae.tile_sample_min_size > TILE:
+            self.vae.tile_sample_min_size, self.vae.tile_latent_min_size = TILE, TILE // self.vae_factor
 
     def checkpoint_vae(self) -> None:
         if self.vae.use_tiling:
