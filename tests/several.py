@@ -15,6 +15,7 @@ from torch import nn
 from sdo_cli.finetune import loop
 from sdo_cli.finetune.batches import PromptOrder
 from sdo_cli.finetune.prepare import prepare
+from sdo_cli.parallel import adding
 from sdo_cli.parallel.world import World, joined
 from sdo_cli.recipe.load import load_recipe
 
@@ -69,6 +70,37 @@ def add(world: World, out: Path, words: list[str]) -> None:
     assert world.largest(7 - world.rank) == 7
     assert world.share(lambda: f"of {world.rank}") == "of 0"
     (out / f"added-{world.rank}").write_text("well")
+
+
+def overlap(world: World, out: Path, words: list[str]) -> None:
+    """What is sent before the last backward pass is over; a pass that misses a parameter here and another there."""
+    adding.SMALLEST = 1
+    names = ("first", "second", "third", "fourth")
+
+    def step(*used: str) -> tuple[list[int], list[list[float]]]:
+        parameters = {name: nn.Parameter(torch.ones(3)) for name in names}
+        for parameter in parameters.values():
+            # of an earlier pass
+            parameter.grad = torch.full((3,), 10.0)
+        together, sent, x = world.adding(list(parameters.values())), [], torch.ones(3)
+        for name in used:
+            x = x * parameters[name]
+            x.register_hook(lambda g: sent.append(len(together._sent)))
+        together.backward((world.rank + 1) * x.sum())
+        sent.append(len(together._sent))
+        together.finish()
+        return sent, [p.grad.tolist() for p in parameters.values()]
+
+    sent, sums = step(*names)
+    # hooks fire from the last parameter to the first, each after those behind it were sent
+    assert sent == [0, 1, 2, 3, 4], sent
+    assert sums == [[10.0 * world.size + sum(range(1, world.size + 1))] * 3] * 4
+    mine = [name for name in names if name != names[1 + world.rank]]
+    sent, sums = step(*mine)
+    assert sent[-1] == 2 - world.rank, sent
+    shares = [sum(rank + 1 for rank in range(world.size) if names[1 + rank] != name) for name in names]
+    assert sums == [[10.0 * world.size + share] * 3 for share in shares]
+    (out / f"overlapped-{world.rank}").write_text("well")
 
 
 def shards(world: World, out: Path, words: list[str]) -> None:
@@ -146,6 +178,5 @@ def steep():
 
 def main():
     with joined(shards=True) as world:
-        {"draws": draws, "add": add, "shards": shards, "dealt": dealt}[sys.argv[1]](
-            world, Path(sys.argv[2]), sys.argv[3:]
-        )
+        calls = {"draws": draws, "add": add, "overlap": overlap, "shards": shards, "dealt": dealt}
+        calls[sys.argv[1]](world, Path(sys.argv[2]), sys.argv[3:])

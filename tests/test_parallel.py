@@ -206,6 +206,12 @@ def test_gradients_are_added_up_and_objects_gathered(tmp_path):
     assert len(list(tmp_path.glob("added-*"))) == 3
 
 
+def test_gradients_are_sent_while_the_last_backward_pass_still_runs(tmp_path):
+    codes, _, errs = finish(start(2, ["overlap", tmp_path], call="several:main"))
+    assert not any(codes), errs
+    assert len(list(tmp_path.glob("overlapped-*"))) == 2
+
+
 def test_one_process_is_the_usual_case():
     world = World()
     assert world.is_main and world.gather(3) == [3] and world.share(lambda: 4) == 4 and world.largest(5) == 5

@@ -1,7 +1,9 @@
 """Draws images: each from its own generator, so that any one can be made again alone or by plain diffusers."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -89,8 +91,15 @@ def make_route(family: Family, settings: DrawSettings) -> Route:
     solver = solver_of(family, settings)
     if settings.eta > 0 and solver not in STOCHASTIC:
         raise RecipeFault([f"eta: solver {solver} of {family.source} takes no noise; write 0"], what="settings")
-    scheduler = make_scheduler(solver, family.scheduler_config, settings.num_inference_steps, settings.timesteps)
-    return Route(scheduler, settings.num_inference_steps, eta=settings.eta, timesteps=settings.timesteps)
+    config = json.dumps(dict(family.scheduler_config), sort_keys=True)
+    return _route(solver, config, settings.num_inference_steps, settings.eta, settings.timesteps)
+
+
+@lru_cache(maxsize=64)
+def _route(solver: str, config: str, steps: int, eta: float, timesteps: tuple[int, ...] | None) -> Route:
+    """Made once: every step of training asks for it several times."""
+    scheduler = make_scheduler(solver, json.loads(config), steps, timesteps)
+    return Route(scheduler, steps, eta=eta, timesteps=timesteps)
 
 
 def make_path(

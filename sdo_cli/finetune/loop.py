@@ -119,9 +119,19 @@ def train(
     order = PromptOrder(job.prompts, recipe.seed)
     for step in range(start, recipe.max_train_steps):
         drift = look_at_drift(job, order, step, stepper.scale)
-        outcomes = accumulate(job, order, step, scale=stepper.scale, backward=stepper.backward, change_g=change_g)
+        adding = job.world.adding(job.parameters)
+        outcomes = accumulate(
+            job,
+            order,
+            step,
+            scale=stepper.scale,
+            backward=stepper.backward,
+            last_backward=adding.backward,
+            change_g=change_g,
+        )
+        # before anything else that all processes do together: buckets may be on their way
+        adding.finish()
         slices, seconds = gather_slices(job, outcomes)
-        job.world.add_gradients(job.parameters)
         result = _summarise(step + 1, slices, seconds, stepper.step(step + 1, bad_reward(slices)))
         yield replace(result, drift=drift, cheap_rollouts=job.rollouts is not None and job.rollouts.on)
     stepper.finish()
@@ -200,6 +210,7 @@ def accumulate(
     plan: Plan | None = None,
     scale: float = 1.0,
     backward: Callable[[Tensor], None] = Tensor.backward,
+    last_backward: Callable[[Tensor], None] | None = None,
     change_g: Callable[[Tensor, int], Tensor] | None = None,
 ) -> list[Outcome]:
     """Gradients of this process's part of the global batch of one step, slice by slice, added into the parameters.
@@ -207,11 +218,15 @@ def accumulate(
     Args:
         plan: instead of the one the recipe's rule draws for this step; the noise and prompts stay the step's.
         scale: gradients come out multiplied with it (the loss scaler of fp16).
-        backward: see :class:`Terms`.
+        backward, last_backward: see :class:`Terms`.
     """
     plan = plan or plan_step(job, step)
-    terms = Terms(job.global_batch, job.recipe.kl_weight, scale, backward)
-    return [_pass(job, order, step, part=part, plan=plan, terms=terms, change_g=change_g) for part in slices_of(job)]
+    terms, parts = Terms(job.global_batch, job.recipe.kl_weight, scale, backward), slices_of(job)
+    last = replace(terms, last_backward=last_backward)
+    return [
+        _pass(job, order, step, part=part, plan=plan, terms=last if part == parts[-1] else terms, change_g=change_g)
+        for part in parts
+    ]
 
 
 def slices_of(job: Job) -> range:

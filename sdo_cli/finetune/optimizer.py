@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sdo_cli.errors import EnvironmentFault, TrainingFault
-from sdo_cli.parallel.shards import as_laid_out, whole
+from sdo_cli.parallel.shards import as_laid_out, in_shards, whole
 from sdo_cli.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -20,18 +20,23 @@ if TYPE_CHECKING:
 FIRST_SCALE = 2.0**12
 
 
-def make_adamw(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def make_adamw(recipe: Recipe, parameters: list[nn.Parameter], *, fused: bool = True) -> torch.optim.Optimizer:
     """AdamW, its state in fp32 or in 8 bits.
+
+    Args:
+        fused: one kernel for all tensors.
 
     Raises:
         EnvironmentFault: ``adamw8bit`` without bitsandbytes.
     """
+    options = {"fused": True} if fused and recipe.optimizer == "adamw" else {}
     return _adamw_class(recipe.optimizer)(
         parameters,
         lr=recipe.learning_rate,
         betas=(recipe.adam_beta1, recipe.adam_beta2),
         eps=recipe.adam_epsilon,
         weight_decay=recipe.adam_weight_decay,
+        **options,
     )
 
 
@@ -83,7 +88,8 @@ class Stepper:
         from diffusers.optimization import get_scheduler
 
         self.recipe, self.parameters, self._replaced = recipe, parameters, replaced
-        self.optimizer = make_adamw(recipe, parameters)
+        # parts of tensors are left to kernels that every torch has for them
+        self.optimizer = make_adamw(recipe, parameters, fused=deal is None and not any(map(in_shards, parameters)))
         self.dealt = None if deal is None else deal(parameters=parameters, adamw=self.optimizer)
         self.rate = get_scheduler(
             "constant_with_warmup" if recipe.lr_scheduler == "constant" else recipe.lr_scheduler,

@@ -16,7 +16,7 @@ from sdo_cli.finetune.loop import global_batch
 from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.progress import Reporter
 from sdo_cli.recipe.load import LoadedRecipe
-from sdo_cli.recipe.schema import PromptSource
+from sdo_cli.recipe.schema import PromptSource, Recipe
 
 # how a step's samples are dealt out; their number may not change
 SPLIT = ("train_batch_size", "gradient_accumulation_steps")
@@ -52,6 +52,13 @@ def identity(loaded: LoadedRecipe, processes: int = 1) -> dict[str, Any]:
     return {key: value for key, value in _flat(tree, "") if key not in MAY_CHANGE}
 
 
+def _defaults() -> dict[str, Any]:
+    """Keys of a recipe that have a default, as :func:`identity` writes them."""
+    tree = asdict(Recipe("", [], PromptSource()))
+    kept = {key: value for key, value in _flat(tree, "") if key.split(".")[0] not in ("model", "rewards", "prompts")}
+    return {key: value for key, value in kept.items() if key not in MAY_CHANGE and ".prompts." not in key}
+
+
 def _digest(prompts: list[str]) -> str:
     return f"{len(prompts)} prompts, {hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:12]}"
 
@@ -80,11 +87,13 @@ def find(loaded: LoadedRecipe, folder: Path, reporter: Reporter, world: World = 
         reporter.note(f"{folder}/ holds no checkpoint yet: from the beginning")
         return None
     now = json.loads(json.dumps(identity(loaded, world.size)))
-    changed = [key for key in dict.fromkeys([*found.run, *now]) if found.run.get(key) != now.get(key)]
+    # a run of an older sdo had what was not there yet as it is by default
+    there = {**_defaults(), **found.run}
+    changed = [key for key in dict.fromkeys([*there, *now]) if there.get(key) != now.get(key)]
     if changed:
         notes = {"global_batch": " (train_batch_size × gradient_accumulation_steps × processes)"}
         lines = [
-            f"{key}: {json.dumps(found.run.get(key))} there, {json.dumps(now.get(key))} here{notes.get(key, '')}"
+            f"{key}: {json.dumps(there.get(key))} there, {json.dumps(now.get(key))} here{notes.get(key, '')}"
             for key in changed
         ]
         allowed = ", ".join(MAY_CHANGE)

@@ -23,6 +23,11 @@ def check_shardable(recipe: Recipe, by: str) -> None:
             "plan they do not, and a look at the drift wants whole gradients",
             remedy="leave rollout.skip_plan and drift_steps out; rollout.num_inference_steps saves time here too",
         )
+    if recipe.compile != "none":
+        raise EnvironmentFault(
+            f"accelerate's configuration asks for {by}, under which compiled network calls were never tried",
+            remedy="set compile=none",
+        )
     if recipe.mixed_precision == "fp16":
         raise EnvironmentFault(
             f"accelerate's configuration asks for {by}, which cannot be trained in fp16 here: the loss scaler looks at "

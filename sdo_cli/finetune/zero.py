@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sdo_cli.errors import EnvironmentFault
-from sdo_cli.parallel.world import BUCKET, World
+from sdo_cli.parallel.world import World
 from sdo_cli.recipe.schema import Recipe
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -193,8 +193,8 @@ def settings(recipe: Recipe, world: World) -> dict[str, Any]:
         "zero_optimization": {
             "stage": world.zero.stage,
             "overlap_comm": False,
-            # DeepSpeed's own would take 2 GB
-            "reduce_bucket_size": BUCKET,
+            # elements; its own default would take 2 GB
+            "reduce_bucket_size": 2**26,
             **world.zero.carried,
         },
         "gradient_allreduce_op": "sum",

@@ -80,7 +80,7 @@ def one_graph(
         if call.penalties is not None:
             total = total + terms.kl_weight * call.penalties.sum() / divisor
     with watch.stage("backward"):
-        terms.backward(terms.scale * total)
+        terms.closing(terms.scale * total)
     g = x_N.grad / terms.scale if x_N.grad is not None else torch.zeros_like(x_N)
     for leaf in path.outside if terms.scale != 1 else ():
         if leaf.grad is not None:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,12 +35,18 @@ class Terms:
         scale: what every backward pass is multiplied with, so that fp16 gradients do not vanish; parameters' gradients
             come out multiplied with it, everything else does not.
         backward: how what is made of the network is sent back; DeepSpeed wants it by its own hands.
+        last_backward: the same for the very last pass of a step, during which gradients become final.
     """
 
     divisor: float | None = None
     kl_weight: float = 0.0
     scale: float = 1.0
     backward: Callable[[Tensor], None] = Tensor.backward
+    last_backward: Callable[[Tensor], None] | None = None
+
+    @property
+    def closing(self) -> Callable[[Tensor], None]:
+        return self.last_backward or self.backward
 
 
 @dataclass
@@ -64,19 +71,34 @@ class Outcome:
 
 
 class Stopwatch:
-    """Wall-clock per stage; waits for the GPU so that a stage owns its own work."""
+    """Wall-clock per stage; on a GPU between events in its queue, so a stage owns its own work and nobody waits."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: dict[str, float] = {}
+        self.on_gpu = device.type == "cuda"
+        self._marks: list[tuple[str, Any, Any]] = []
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start = self._now()
         yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self._marks.append((name, start, self._now()))
+
+    def _now(self) -> Any:
+        if not self.on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By stage; waits for the last one."""
+        if self.on_gpu and self._marks:
+            self._marks[-1][2].synchronize()
+        return added([{name: self._between(start, end)} for name, start, end in self._marks])
+
+    def _between(self, start: Any, end: Any) -> float:
+        return start.elapsed_time(end) / 1000 if self.on_gpu else end - start
 
 
 def added(parts: Sequence[dict[str, float]]) -> dict[str, float]:

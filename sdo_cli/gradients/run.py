@@ -50,8 +50,10 @@ def with_repeats(engine: Engine, path: Path, plan: Plan, objective: Objective, t
     """The plan and its repeats, averaged. ``x_N``, g and rewards are the first pass's; losses are means."""
     count = 1 if plan.repeats is None else 1 + len(plan.repeats)
     shared = replace(terms, divisor=count * (terms.divisor or plan.batch))
-    first = engine(path, plan, objective, shared)
-    again = [engine(p, q, objective, shared) for p, q in repeated(path, plan, first.x_N)]
+    kept = replace(shared, last_backward=None)
+    first = engine(path, plan, objective, shared if count == 1 else kept)
+    others = enumerate(repeated(path, plan, first.x_N), start=2)
+    again = [engine(p, q, objective, shared if number == count else kept) for number, (p, q) in others]
     if not again:
         return first
     parts = [first, *again]

@@ -10,7 +10,7 @@ network call, and does not grow with the number of steps.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -75,10 +75,8 @@ def rollout(path: Path, plan: Plan, linear: LinearPath, *, micro: int | None = N
     wants_scales = path.steered is not None and path.steered.scale.requires_grad
     live, followed, share = plan.live, plan.mode == Mode.THROUGH, 1 / plan.live.sum(0).clamp(min=1)
     exact = path.skips is not None and path.skips.exact
-    for rows in micro_batches(path.rows, micro):
-        mine = rows.cpu()
-
-        run = path.begin()
+    for mine in micro_batches(torch.arange(plan.batch), micro):
+        rows, run = mine.to(path.x_0.device), path.begin()
 
         def call(i: int, x: Tensor, t: Tensor, rows: Tensor = rows, mine: Tensor = mine, run: RunCall = run) -> Tensor:
             parts = run(i, lambda: path.split(x, t, rows))
@@ -151,10 +149,11 @@ def shortcut(path: Path, pieces: list[list[LiveCall]], g: Tensor, terms: Terms) 
     # scales have their whole gradient by then
     denoise = path.steered.held() if path.steered else path.denoise
     penalties = torch.zeros(len(g), device=g.device) if terms.kl_weight else None
-    for part in pieces:
+    for number, part in enumerate(pieces):
+        backward = terms.closing if number == len(pieces) - 1 else terms.backward
         # with its backward pass: blocks that are recomputed skip the same units
         with _as_it_was(path, part):
-            _send_back(path, denoise, part, g, terms=terms, penalties=penalties)
+            _send_back(path, denoise, part, g, terms=replace(terms, backward=backward), penalties=penalties)
     return penalties
 
 

@@ -106,6 +106,10 @@ class Family(Protocol):
         """Fingerprint of the denoiser's config: models with the same one take each other's skip plans."""
         ...
 
+    def lay_out_channels_last(self) -> None:
+        """Convolutions' weights, and with them what passes through, in the layout tensor cores work in."""
+        ...
+
     def checkpoint_vae(self) -> None:
         """Recompute the decoder's blocks (with tiling: each tile) in its backward pass."""
         ...

@@ -91,6 +91,10 @@ class DiffusersFamily:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    def lay_out_channels_last(self) -> None:
+        for part in (self.denoiser, self.vae):
+            part.to(memory_format=torch.channels_last)
+
     def checkpoint_vae(self) -> None:
         if self.vae.use_tiling:
             # block inputs of all tiles would add up to what tiling saves: recompute each tile as a whole

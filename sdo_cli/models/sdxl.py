@@ -1,5 +1,7 @@
 """Stable Diffusion XL: two text encoders, a pooled text embedding, image size as a condition."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -36,10 +38,16 @@ class StableDiffusionXL(DiffusersFamily):
     def _call(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         height, width = (side * self.vae_factor for side in x.shape[-2:])
         # original size, crop at the corner, target size: what the pipeline gives when nothing else is asked for
-        time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=x.dtype, device=x.device)
+        time_ids = self._size(height, width, x.dtype, x.device)
         added = {"text_embeds": condition["text_embeds"], "time_ids": time_ids.expand(len(x), -1)}
         hidden = condition["encoder_hidden_states"]
         return self.denoiser(x, t, encoder_hidden_states=hidden, added_cond_kwargs=added, return_dict=False)[0]
+
+    @staticmethod
+    @lru_cache(maxsize=16)
+    def _size(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Made once: a copy to a device waits for everything that was asked of it before."""
+        return torch.tensor([[height, width, 0, 0, height, width]], dtype=dtype, device=device)
 
     def _to_vae_scale(self, latents: Tensor) -> Tensor:
         mean, std = self._statistics(latents)

@@ -139,14 +139,14 @@ def _on(variable: str) -> bool:
     return os.environ.get(variable, "").lower() in ("true", "1", "yes")
 
 
-def _in_shards(tensor: "Tensor") -> bool:
+def in_shards(tensor: "Tensor") -> bool:
     # DTensor's module takes a second to import, which a single process need not pay
     return hasattr(tensor, "full_tensor")
 
 
 def whole(tensor: "Tensor") -> "Tensor":
     """A tensor that may be in shards, put together; then all processes call it."""
-    if not _in_shards(tensor):
+    if not in_shards(tensor):
         return tensor
     full: Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
     return full
@@ -154,7 +154,7 @@ def whole(tensor: "Tensor") -> "Tensor":
 
 def as_laid_out(tensor: "Tensor", like: "Tensor") -> "Tensor":
     """A whole tensor, which every process has, in the shards of ``like`` if that is in shards."""
-    if not _in_shards(like) or _in_shards(tensor):
+    if not in_shards(like) or in_shards(tensor):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 

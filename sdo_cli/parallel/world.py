@@ -20,12 +20,12 @@ from sdo_cli.parallel.zero import Zero, zero_asked_for
 if TYPE_CHECKING:
     import torch
 
+    from sdo_cli.parallel.adding import AddedElsewhere, Adding
+
 T = TypeVar("T")
 
 # how long a process waits for the others where all must meet; those that died are noticed at once
 PATIENCE = timedelta(hours=6)
-# elements sent at a time: every adapter fits in one piece, all weights of a model do not
-BUCKET = 2**26
 NEEDED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -108,30 +108,17 @@ class World:
 
             PartialState().wait_for_everyone()
 
-    def add_gradients(self, parameters: "Sequence[torch.nn.Parameter]") -> None:
-        """Every process's gradients added up, on all of them; one nobody has stays None. Of shards, each its own.
+    def adding(self, parameters: "Sequence[torch.nn.Parameter]") -> "Adding | AddedElsewhere":
+        """What adds up every process's gradients, on all of them; DeepSpeed does so itself, in passes or step."""
+        from sdo_cli.parallel.adding import AddedElsewhere, Adding, of_shards
 
-        DeepSpeed adds them up itself, in its passes or its step.
-        """
         if self.size == 1 or self.zero is not None:
-            return
-        import torch
+            return AddedElsewhere()
+        return of_shards(parameters, self.size) if self.sharded else Adding(parameters)
 
-        if self.sharded:
-            # added up already, as their mean
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    parameter.grad *= self.size
-            return
-        for few in _buckets(parameters):
-            # a gradient that is missing here counts as zero where another process has one
-            flags = few[0].new_tensor([float(p.grad is not None) for p in few])
-            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in few]
-            flat = torch.cat([*(g.flatten() for g in grads), flags])
-            torch.distributed.all_reduce(flat)
-            *sums, flags = flat.split([*(g.numel() for g in grads), len(few)])
-            for parameter, total, flag in zip(few, sums, flags.tolist(), strict=True):
-                parameter.grad = total.view_as(parameter).clone() if flag else None
+    def add_gradients(self, parameters: "Sequence[torch.nn.Parameter]") -> None:
+        """Every process's gradients added up, on all of them; one nobody has stays None. Of shards, each its own."""
+        self.adding(parameters).finish()
 
     def make_same(self, parameters: "Sequence[torch.nn.Parameter]") -> None:
         """The first process's values everywhere; shards are of weights that all read from the same files."""
@@ -143,17 +130,6 @@ class World:
 
 
 SINGLE = World()
-
-
-def _buckets(parameters: "Sequence[torch.nn.Parameter]") -> "Iterator[list[torch.nn.Parameter]]":
-    few: list[Any] = []
-    for parameter in parameters:
-        if few and (sum(p.numel() for p in few) + parameter.numel() > BUCKET or parameter.dtype != few[0].dtype):
-            yield few
-            few = []
-        few.append(parameter)
-    if few:
-        yield few
 
 
 @contextmanager

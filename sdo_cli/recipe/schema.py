@@ -126,7 +126,8 @@ class Recipe:
     and fully trained weights stay in fp32), ``reward_precision`` the same for the rewards. ``checkpointing_steps`` 0
     keeps no checkpoints, ``checkpoints_total_limit`` 0 all of them. A step whose reward or
     gradient is not finite changes nothing; ``max_skipped_steps`` of them in a row end the run. ``train_batch_size`` is
-    per process. ``trackers`` are accelerate's (tensorboard, wandb, …), beside ``metrics.jsonl``.
+    per process. ``trackers`` are accelerate's (tensorboard, wandb, …), beside ``metrics.jsonl``. ``compile`` is torch's
+    mode for the network calls of training's rollouts; ``channels_last`` lays UNet and decoder out as GPUs like it.
     """
 
     model: str
@@ -166,6 +167,8 @@ class Recipe:
     vae_checkpointing: bool = False
     vae_tiling: bool = False
     reward_checkpointing: bool = False
+    compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = "none"
+    channels_last: bool = False
 
     solver: str = "auto"
     eta: float = 0.0

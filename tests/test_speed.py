@@ -1,0 +1,143 @@
+"""What makes an iteration quicker changes nothing but the rounding: compiled calls, layout, one kernel."""
+
+import forked
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_checkpoints import TINY, command
+from test_rollouts import prepared, where  # noqa: F401
+
+from sdo_cli.errors import EnvironmentFault
+from sdo_cli.finetune.loop import train
+from sdo_cli.finetune.optimizer import make_adamw
+from sdo_cli.finetune.prepare import prepare
+from sdo_cli.finetune.sharding import check_shardable
+from sdo_cli.models import compiling
+from sdo_cli.recipe.load import load_recipe
+from sdo_cli.skipping.skip_plan import load_plan
+
+COMPILE = torch.compile
+
+
+class Compiled:
+    """In torch.compile's place, with a backend that needs no C++ compiler; keeps how many samples each call had."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, function, *, mode, dynamic):
+        assert mode == "default" and dynamic is False
+        run = COMPILE(function, backend="eager", dynamic=False)
+
+        def compiled(*args, **options):
+            self.calls.append(len(args[0] if args else options["hidden_states"]))
+            return run(*args, **options)
+
+        return compiled
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    torch.compiler.reset()
+    watch = Compiled()
+    monkeypatch.setattr(compiling.torch, "compile", watch)
+    return watch
+
+
+def losses(*words):
+    """Of a few steps, and the trained weights."""
+    tiny = [word for word in TINY if "validation" not in word]
+    job, _ = prepare(load_recipe("quickstart", [*tiny, "max_train_steps=2", *words]))
+    return [result.loss for result in train(job)], torch.cat([p.detach().flatten() for p in job.parameters])
+
+
+def near(one, other, tolerance=1e-4):
+    """Losses and weights of two short runs; Adam makes much of small differences."""
+    assert one[0] == pytest.approx(other[0], abs=tolerance)
+    assert (one[1] - other[1]).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize(
+    ("words", "rows", "pieces"),
+    [((), 2, 1), (("guidance_scale=3", "gradient.rollout_micro_batch=1"), 2, 2)],
+)
+def test_rollouts_are_compiled_with_the_adapter_on(compiled, words, rows, pieces):
+    plain = losses(*words)
+    near(losses(*words, "compile=default"), plain)
+    # three calls a piece, two steps; live calls have a graph and stay as they are
+    assert compiled.calls == [rows] * (3 * pieces * 2)
+
+
+def test_units_of_a_skip_plan_are_compiled_one_by_one(compiled, where):  # noqa: F811
+    def outcomes(*words):
+        job = prepared(where, "rollout.skip_plan=inner.json", "max_train_steps=2", *words)
+        return [result.loss for result in train(job)], torch.cat([p.detach().flatten() for p in job.parameters])
+
+    plain = outcomes()
+    near(outcomes("compile=default"), plain)
+    plan = load_plan(where / "inner.json")
+    assert len(compiled.calls) == 2 * int(plan.runs.sum())
+
+
+def test_what_cannot_be_compiled_is_said_in_a_sentence(monkeypatch):
+    from torch._inductor import config
+
+    torch.compiler.reset()
+    monkeypatch.setattr(config.cpp, "cxx", (None, "/nowhere/g++"))
+    monkeypatch.setattr(config, "fx_graph_cache", False)
+    module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.GELU())
+    compiling.compile_modules([module], "default", 2)
+    with torch.no_grad(), pytest.raises(EnvironmentFault, match="C\\+\\+ compiler") as found:
+        module(torch.randn(2, 3))
+    assert "compile: none" in found.value.remedy
+    # other shapes and calls with a graph are nobody's business
+    assert module(torch.randn(2, 3)).requires_grad
+    with torch.no_grad():
+        assert len(module(torch.randn(5, 3))) == 5
+
+
+def test_a_mode_that_torch_does_not_have_is_refused(tmp_path):
+    done = forked.run(command(tmp_path / "run", "compile=fast"))
+    assert done.returncode == 2 and "compile" in done.stderr and "reduce-overhead" in done.stderr
+
+
+def test_no_compiled_calls_in_shards():
+    recipe = load_recipe("quickstart", ["train=full", "compile=default"]).recipe
+    with pytest.raises(EnvironmentFault, match="compiled"):
+        check_shardable(recipe, "FSDP")
+
+
+def test_channels_last_draws_and_trains_the_same():
+    plain, other = losses(), losses("channels_last=true")
+    near(other, plain)
+    job, _ = prepare(
+        load_recipe("quickstart", [word for word in TINY if "validation" not in word] + ["channels_last=true"])
+    )
+    kernels = [p for part in (job.family.denoiser, job.family.vae) for p in part.parameters() if p.dim() == 4]
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+
+
+def test_one_kernel_steps_as_adamw_does():
+    recipe = load_recipe("quickstart", ["adam_weight_decay=0.1"]).recipe
+    parameters = [[torch.nn.Parameter(torch.linspace(-1, 1, n)) for n in (7, 64)] for _ in range(2)]
+    for fused, mine in zip((True, False), parameters, strict=True):
+        optimizer = make_adamw(recipe, mine, fused=fused)
+        assert optimizer.defaults["fused"] is (True if fused else None)
+        for step in range(5):
+            for p in mine:
+                p.grad = torch.cos(p.detach() * (step + 1))
+            optimizer.step()
+    for one, other in zip(*parameters, strict=True):
+        assert (one - other).abs().max() <= 1e-6
+
+
+@pytest.mark.slow
+def test_compiled_for_real_by_the_command(tmp_path):
+    """Through the command line with torch's own compiler; the weights are those of a run without it, to rounding."""
+    weights = {}
+    for mode in ("none", "default"):
+        done = forked.run(command(tmp_path / mode, f"compile={mode}", "validation.num_prompts=1"), timeout=900)
+        assert done.returncode == 0, done.stderr
+        weights[mode] = load_file(tmp_path / mode / "pytorch_lora_weights.safetensors")
+    for name, value in weights["none"].items():
+        assert (value - weights["default"][name]).abs().max() <= 1e-4
