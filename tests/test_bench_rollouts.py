@@ -142,6 +142,13 @@ def test_what_does_not_go_together_is_one_sentence(rule, text, plans):
     assert text in str(fault.value)
 
 
+def test_a_compiled_network_is_not_shared_with_a_skip_plan(plans):
+    rule = f"sdo:rollout.skip_plan={plans['whole']}"
+    with pytest.raises(RecipeFault, match="compile: all rules share one network"):
+        load_variants("bench", [*SMALL, "compile=default"], ["sdo", rule])
+    assert len(load_variants("bench", [*SMALL, "compile=default"], [rule])) == 1
+
+
 def test_more_live_steps_than_computed_calls_are_refused_for_that_arm(plans):
     rule = f"sdo:steps_per_sample=4,rollout.skip_plan={plans['whole']}"
     with pytest.raises(RecipeFault) as fault:

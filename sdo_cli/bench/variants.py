@@ -133,4 +133,14 @@ def load_variants(recipe: str, overrides: Iterable[str], names: Iterable[str]) -
         if loaded[variant].recipe.rollout.drift_steps:
             text = "rollout.drift_steps: the bench counts every step alike, and a look at drift is two; write 0"
             raise RecipeFault([text], what=f"recipe with --rule {variant.name}")
+    _check_compile(loaded)
     return loaded
+
+
+def _check_compile(loaded: dict[Variant, LoadedRecipe]) -> None:
+    """Raises RecipeFault when blocks of one compiled network would be switched for some rules and not for others."""
+    pruned = [variant.name for variant, item in loaded.items() if item.recipe.rollout.skip_plan is not None]
+    plans = {item.recipe.rollout.skip_plan for item in loaded.values()}
+    if pruned and len(plans) > 1 and next(iter(loaded.values())).recipe.compile != "none":
+        text = f"compile: all rules share one network, and the skip plan of {pruned[0]} switches its blocks"
+        raise RecipeFault([f"{text}; write compile=none, or give this --rule alone"])
