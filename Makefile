@@ -2,7 +2,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: help setup demo test test-slow check
+.PHONY: help setup demo test test-slow check gpu-check
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,9 @@ test: setup  ## all tests but the slow ones
 
 test-slow: setup  ## what takes minutes: the gain on held-out prompts and its controls, the built wheel
 	$(BIN)/python -m pytest -q -m slow
+
+gpu-check: setup  ## on a GPU: its tests, speed, memory, targets; 10 minutes, random weights, ends with a table
+	$(BIN)/python scripts/gpu_check.py --out gpu-check.json
 
 check: setup  ## format, lint, types, layers
 	$(BIN)/ruff format --check .

@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,46 +35,58 @@ lora: {{rank: 8}}
 """
 
 
-def make_weights(kind: str, folder: Path) -> None:
-    """A pipeline of the shipped full-size configs with random weights in bf16, and a random CLIP ViT-L/14."""
+def make_weights(kind: str, folder: Path, device: str = "cpu") -> None:
+    """A pipeline of the shipped full-size configs with random weights in bf16, and a random CLIP ViT-L/14.
+
+    Args:
+        device: where they are drawn; a GPU does it in a second.
+    """
     import diffusers
-    import open_clip
-    import transformers
-    from safetensors.torch import save_file
 
     from sdo_cli.models.single_file import config_folder
 
     if not (folder / "clip-l14.safetensors").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        net = open_clip.create_model("ViT-L-14-quickgelu", pretrained=None)
-        save_file({k: v.contiguous() for k, v in net.state_dict().items()}, folder / "clip-l14.safetensors")
-        del net
+        make_clip(folder / "clip-l14.safetensors", device)
     if (folder / kind / "model_index.json").exists():
         return
     configs = config_folder(kind)
     index = json.loads((configs / "model_index.json").read_text())
     torch.set_default_dtype(torch.bfloat16)
-    parts = {}
-    for name, value in index.items():
-        if not isinstance(value, list):
-            continue
-        library, cls = value
-        if library is None:
-            parts[name] = None
-        elif "Tokenizer" in cls or "Scheduler" in cls:
-            module = transformers if "Tokenizer" in cls else diffusers
-            parts[name] = getattr(module, cls).from_pretrained(str(configs / name))
-        elif library == "diffusers":
-            config = json.loads((configs / name / "config.json").read_text())
-            parts[name] = getattr(diffusers, cls).from_config(config)
-        else:
-            config = json.loads((configs / name / "config.json").read_text())
-            settings = {k: v for k, v in config.items() if k not in ("architectures", "model_type")}
-            parts[name] = getattr(transformers, cls)(transformers.CLIPTextConfig(**settings))
-    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device(device):
+            parts = {name: make_part(configs / name, *v) for name, v in index.items() if isinstance(v, list)}
+    finally:
+        torch.set_default_dtype(torch.float32)
     if "requires_safety_checker" in index:
         parts["requires_safety_checker"] = False
     getattr(diffusers, index["_class_name"])(**parts).save_pretrained(folder / kind)
+
+
+def make_clip(path: Path, device: str) -> None:
+    import open_clip
+    from safetensors.torch import save_file
+
+    net = open_clip.create_model("ViT-L-14-quickgelu", pretrained=None, device=device)
+    save_file({k: v.cpu().contiguous() for k, v in net.state_dict().items()}, path)
+
+
+def make_part(folder: Path, library: str | None, cls: str) -> Any:
+    """One part of a pipeline; tokenizers and schedulers have no weights."""
+    import diffusers
+    import transformers
+
+    if library is None:
+        return None
+    if "Tokenizer" in cls or "Scheduler" in cls:
+        module = transformers if "Tokenizer" in cls else diffusers
+        with torch.device("cpu"):
+            return getattr(module, cls).from_pretrained(str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    if library == "diffusers":
+        return getattr(diffusers, cls).from_config(config)
+    settings = {k: v for k, v in config.items() if k not in ("architectures", "model_type")}
+    return getattr(transformers, cls)(transformers.CLIPTextConfig(**settings))
 
 
 def resident(field: str) -> int:

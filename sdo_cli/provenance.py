@@ -16,7 +16,15 @@ def now() -> str:
 
 def versions() -> dict[str, str]:
     """Of the packages a result depends on, and of Python."""
-    return {"python": sys.version.split()[0], **{name: metadata.version(name) for name in PACKAGES}}
+    return {"python": sys.version.split()[0], **{name: _version(name) for name in PACKAGES}}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        # sdo itself, run from a checkout
+        return "not installed"
 
 
 def command() -> str:

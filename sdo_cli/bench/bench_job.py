@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from sdo_cli.bench.variants import Variant
-from sdo_cli.errors import EnvironmentFault
+from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.finetune.batches import PromptOrder
 from sdo_cli.finetune.loop import Job, accumulate
 from sdo_cli.finetune.lora import ADAPTER, add_lora
-from sdo_cli.finetune.prepare import prepare
+from sdo_cli.finetune.prepare import cheap_rollouts, check_plan, prepare
 from sdo_cli.finetune.validate import Validation
 from sdo_cli.gradients.outcome import Outcome
 from sdo_cli.gradients.plan import Plan
@@ -76,11 +76,25 @@ def set_block_checkpointing(job: Job, variant: Variant) -> None:
 
 
 def open_workbench(loaded: Mapping[Variant, LoadedRecipe]) -> Workbench:
-    """Load models and rewards once, for the first variant, and hand them to all."""
+    """Load models and rewards once, for the first variant, and hand them to all.
+
+    Raises:
+        RecipeFault: a variant's skip plan does not fit the model, or its rule cannot draw from the plan's calls.
+    """
     first = next(iter(loaded.values()))
     job, validation = prepare(first)
-    jobs = {variant: replace(job, recipe=item.recipe) for variant, item in loaded.items()}
+    jobs = {variant: _job_of(variant, item, job) for variant, item in loaded.items()}
     return Workbench(jobs, validation, PromptOrder(job.prompts, first.recipe.seed))
+
+
+def _job_of(variant: Variant, loaded: LoadedRecipe, shared: Job) -> Job:
+    """Rollouts are a variant's own."""
+    try:
+        job = replace(shared, recipe=loaded.recipe, rollouts=cheap_rollouts(loaded, shared.family))
+        check_plan(job)
+    except RecipeFault as fault:
+        raise RecipeFault(fault.problems, what=f"recipe with --rule {variant.name}") from fault
+    return job
 
 
 def new_adapter(bench: Workbench, seed: int, *, moved: float = 0.0) -> None:

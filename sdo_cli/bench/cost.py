@@ -145,7 +145,7 @@ def _where_it_fits(
 def _one_round(bench: Workbench, table: CostTable, parts: Parts, variant: Variant, number: int) -> None:
     """One iteration, and its bare parts right after it: a shared machine changes its pace by the minute."""
     cost, device, keep = table.variants[variant], bench.any_job.family.device, number > 0
-    _one_iteration(bench, variant, cost, step=number, keep=keep, device=device)
+    one_iteration(bench, variant, cost, step=number, keep=keep)
     bare_counts = without_recomputation(_counts(bench.jobs[variant], variant, number))
     bare = {name: _mean_seconds(parts.run[name], device) for name in bare_counts}
     if keep:
@@ -154,10 +154,12 @@ def _one_round(bench: Workbench, table: CostTable, parts: Parts, variant: Varian
         cost.bare_seconds.append(total(bare_counts, bare))
 
 
-def _one_iteration(
-    bench: Workbench, variant: Variant, cost: Cost, *, step: int, keep: bool, device: torch.device
-) -> None:
-    """Everything from noise to the optimizer's step (with learning rate 0, so that all variants see one adapter)."""
+def one_iteration(bench: Workbench, variant: Variant, cost: Cost, *, step: int, keep: bool = True) -> None:
+    """Everything from noise to the optimizer's step (with learning rate 0, so that all variants see one adapter).
+
+    Args:
+        keep: note seconds and calls in ``cost``; False for a warm-up.
+    """
     optimizer = torch.optim.AdamW(bench.parameters, lr=0.0, weight_decay=0.0)
     outcomes = []
 
@@ -167,7 +169,7 @@ def _one_iteration(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    seconds = timed(iteration, device)
+    seconds = timed(iteration, bench.any_job.family.device)
     if not keep:
         return
     cost.seconds.append(seconds)

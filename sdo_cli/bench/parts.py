@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sdo_cli.bench.bench_job import Workbench
 from sdo_cli.drawing.draw import draw_noise, encode_pair, make_path
+from sdo_cli.estimate.units import call_shares
 from sdo_cli.finetune.loop import Job
 from sdo_cli.finetune.objective import RewardObjective
 from sdo_cli.gradients.counts import LIVE
@@ -77,8 +78,18 @@ def _live(bench: Workbench, path: Path, x: Tensor, t: Tensor, through: bool, che
 
 
 def counts(job: Job, plan: Plan, checkpointing: str) -> dict[str, float]:
-    """How often each part runs in one step of a job (see :mod:`sdo_cli.gradients.counts`)."""
-    return part_counts(job.recipe, plan, checkpointing)
+    """How often each part runs in one step of a job (see :mod:`sdo_cli.gradients.counts`).
+
+    Calls that a skip plan leaves parts of out count as the share that is computed.
+    """
+    skips = job.drawn_now.skips
+    if skips is None:
+        return part_counts(job.recipe, plan, checkpointing)
+    shares = call_shares(job.recipe, skips.plan)
+    # run again as they were, or whole
+    live = float(shares[plan.live.nonzero()[:, 0]].mean()) if skips.exact else 1.0
+    rollout = float(shares[: plan.calls_run].mean())
+    return part_counts(job.recipe, plan, checkpointing, rollout_share=rollout, live_share=live)
 
 
 def total(count: dict[str, float], of_part: dict[str, float]) -> float:

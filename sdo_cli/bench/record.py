@@ -21,8 +21,9 @@ def number(estimate: Estimate) -> dict[str, float | int | None]:
 
 
 def full_costs(table: CostTable) -> dict[str, Cost]:
-    """Full backpropagation by what it recomputes: what every ratio is against."""
-    return {cost.recomputed: cost for variant, cost in table.variants.items() if variant.rule == "full"}
+    """Full backpropagation by what it recomputes, with the recipe's own rollouts: what every ratio is against."""
+    full = [(variant, cost) for variant, cost in table.variants.items() if variant.rule == "full"]
+    return {cost.recomputed: cost for variant, cost in full if not variant.own_rollouts}
 
 
 def cost_record(table: CostTable, memory: dict[Variant, Memory]) -> dict[str, Any]:

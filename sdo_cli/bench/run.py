@@ -16,7 +16,7 @@ from sdo_cli.bench.memory import Memory, measure_memory
 from sdo_cli.bench.nearness import Nearness, measure_nearness
 from sdo_cli.bench.record import cost_record, nearness_record, training_record, training_scores
 from sdo_cli.bench.training import Comparison, compare_training
-from sdo_cli.bench.variants import Variant
+from sdo_cli.bench.variants import Variant, plain_full
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.files import write_json
 from sdo_cli.progress import Reporter
@@ -72,7 +72,8 @@ def run_bench(
         result.memory = measure_memory(bench, loaded, settings.recipe, list(settings.overrides), reporter)
         _write(settings, bench, result, folder, started)
     if "nearness" in settings.parts:
-        full = next((variant for variant in loaded if variant.rule == "full"), None)
+        name = plain_full(variant.name for variant in loaded)
+        full = next((variant for variant in loaded if variant.name == name), None)
         if full is None:
             raise EnvironmentFault("full did not fit: there is nothing to compare with", remedy="choose --part cost")
         result.nearness = measure_nearness(

@@ -1,4 +1,7 @@
-"""What is compared: gradient rules with options, written ``rule`` or ``rule:option=value,…``."""
+"""What is compared: gradient rules with options, written ``rule`` or ``rule:option=value,…``.
+
+An option that begins with ``rollout.`` is the recipe's: how training draws.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,6 +31,7 @@ STANDARD_RULES = (
     "sdo:step_choice=weight-proportional",
     "sdo:step_choice=late-biased",
 )
+ROLLOUT = "rollout."
 QUICK_RULES = ("full:checkpointing=blocks", "draft-k:k=1", "refl", "drtune", "sdo", "sdo:steps_per_sample=2")
 
 
@@ -54,10 +58,18 @@ class Variant:
         return "blocks" if recipe.gradient_checkpointing else "none"
 
     @property
+    def own_rollouts(self) -> bool:
+        """Whether it draws otherwise than the recipe that all variants share."""
+        return any(word.startswith(ROLLOUT) for word in self.options)
+
+    @property
+    def options(self) -> list[str]:
+        return [word for word in self.name.partition(":")[2].split(",") if word]
+
+    @property
     def plan_name(self) -> str:
         """The name without what does not change the gradient."""
-        rule, _, options = self.name.partition(":")
-        kept = [word for word in options.split(",") if word and not word.startswith("checkpointing=")]
+        rule, kept = self.rule, [word for word in self.options if not word.startswith("checkpointing=")]
         return f"{rule}:{','.join(kept)}" if kept else rule
 
 
@@ -83,9 +95,21 @@ def parse_variant(text: str) -> Variant:
             raise RecipeFault(
                 [f"--rule {text}: {word!r} is not option=value; write for example sdo:steps_per_sample=2"]
             )
-        where = "gradient" if key == "checkpointing" else "gradient.options"
-        overrides.append(f"{where}.{key}={value}")
+        overrides.append(f"{_place(key)}={value}")
     return Variant(text, tuple(overrides))
+
+
+def _place(option: str) -> str:
+    """Where a variant's option stands in the recipe."""
+    if option.startswith(ROLLOUT):
+        return option
+    return f"gradient.{option}" if option == "checkpointing" else f"gradient.options.{option}"
+
+
+def plain_full(names: Iterable[str]) -> str | None:
+    """The first ``full`` among them that draws as the recipe does: what gradients are compared with."""
+    variants = (Variant(name, ()) for name in names)
+    return next((variant.name for variant in variants if variant.rule == "full" and not variant.own_rollouts), None)
 
 
 def load_variants(recipe: str, overrides: Iterable[str], names: Iterable[str]) -> dict[Variant, LoadedRecipe]:
@@ -106,4 +130,17 @@ def load_variants(recipe: str, overrides: Iterable[str], names: Iterable[str]) -
             raise RecipeFault(fault.problems, what=f"recipe with --rule {variant.name}") from fault
         if loaded[variant].recipe.train != "lora":
             raise RecipeFault(["train: the bench gives every rule a fresh adapter; write lora"])
+        if loaded[variant].recipe.rollout.drift_steps:
+            text = "rollout.drift_steps: the bench counts every step alike, and a look at drift is two; write 0"
+            raise RecipeFault([text], what=f"recipe with --rule {variant.name}")
+    _check_compile(loaded)
     return loaded
+
+
+def _check_compile(loaded: dict[Variant, LoadedRecipe]) -> None:
+    """Raises RecipeFault when blocks of one compiled network would be switched for some rules and not for others."""
+    pruned = [variant.name for variant, item in loaded.items() if item.recipe.rollout.skip_plan is not None]
+    plans = {item.recipe.rollout.skip_plan for item in loaded.values()}
+    if pruned and len(plans) > 1 and next(iter(loaded.values())).recipe.compile != "none":
+        text = f"compile: all rules share one network, and the skip plan of {pruned[0]} switches its blocks"
+        raise RecipeFault([f"{text}; write compile=none, or give this --rule alone"])

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sdo_cli.bench.variants import QUICK_RULES, STANDARD_RULES, load_variants
+from sdo_cli.bench.variants import QUICK_RULES, STANDARD_RULES, load_variants, plain_full
 from sdo_cli.cli.output import make_reporter
 from sdo_cli.errors import Interrupted, RecipeFault
 from sdo_cli.plugins import load_plugins
@@ -23,7 +23,8 @@ def bench(
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="The job: a recipe file or shipped name.")] = "bench",
     model: Annotated[str | None, typer.Option("--model", "-m", help="Instead of the recipe's model.")] = None,
     rule: Annotated[
-        list[str] | None, typer.Option(help="A rule, with options: sdo:steps_per_sample=2. Again for more.")
+        list[str] | None,
+        typer.Option(help="A rule, with options: sdo:steps_per_sample=2, sdo:rollout.skip_plan=FILE. Again for more."),
     ] = None,
     part: Annotated[list[str] | None, typer.Option(help=f"{', '.join(PARTS)}; default all. Again for more.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="10 steps, batch 2, six rules, no training: minutes.")] = False,
@@ -76,7 +77,7 @@ def check(numbers: dict[str, int], parts: tuple[str, ...], names: tuple[str, ...
     wrong = [f"--{name}: must be at least 1, not {value}" for name, value in numbers.items() if value < 1]
     unknown = [word for word in parts if word not in PARTS]
     wrong += [f"--part {word}: there is no such part; choose from {', '.join(PARTS)}" for word in unknown]
-    if "nearness" in parts and not any(name.partition(":")[0] == "full" for name in names):
+    if "nearness" in parts and plain_full(names) is None:
         wrong.append("--part nearness compares with full: add --rule full, or choose --part cost")
     if wrong:
         raise RecipeFault(wrong, what="command line")

@@ -14,7 +14,7 @@ from sdo_cli.estimate.network import Recompute
 from sdo_cli.estimate.pipelines import plain_family
 from sdo_cli.estimate.scoring import RewardSetup
 from sdo_cli.estimate.stages import LiveCalls, Workload
-from sdo_cli.estimate.units import unit_flops
+from sdo_cli.estimate.units import call_shares
 from sdo_cli.gradients.counts import LIVE, counts, held_at_once
 from sdo_cli.gradients.plan import Plan
 from sdo_cli.gradients.rules import RULES, find_rule
@@ -43,7 +43,8 @@ def workload_of(loaded: LoadedRecipe, *, on_cpu: bool) -> Workload:
     family = plain_family(source_of(recipe), dtype_of(recipe.mixed_precision))
     skipping = rollout_plan(recipe, loaded.folder)
     plans = draw_plans(recipe, family, skipping)
-    recompute, share = _checkpointing(recipe), _rollout_share(recipe, skipping)
+    recompute = _checkpointing(recipe)
+    share = 1.0 if skipping is None else float(call_shares(recipe, skipping).mean())
     drawn = [counts(recipe, plan, recompute, rollout_share=share) for plan in plans]
     usual = {name: mean(count.get(name, 0.0) for count in drawn) for name in ("call", "score", *LIVE.values())}
     shape = family.latent_shape(recipe.height, recipe.width)
@@ -83,12 +84,6 @@ def draw_plans(recipe: Recipe, family: Family, skipping: SkipPlan | None = None)
         return [drawn(keyed_generator(recipe.seed, "plan", step)) for step in range(PLANS)]
     except ValueError as fault:
         raise RecipeFault([f"gradient: {fault}"]) from fault
-
-
-def _rollout_share(recipe: Recipe, skipping: SkipPlan | None) -> float:
-    if skipping is None:
-        return 1.0
-    return unit_flops(source_of(recipe), skipping.grain, recipe.height, recipe.width).kept(skipping)
 
 
 def _checkpointing(recipe: Recipe) -> str:

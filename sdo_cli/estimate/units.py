@@ -11,7 +11,8 @@ from sdo_cli.device import dtype_of
 from sdo_cli.estimate.cost import META, Split, count, count_parts
 from sdo_cli.estimate.network import encoded
 from sdo_cli.estimate.pipelines import plain_family
-from sdo_cli.models.load import ModelSource
+from sdo_cli.models.load import ModelSource, source_of
+from sdo_cli.recipe.schema import Recipe
 from sdo_cli.skipping.skip_plan import SkipPlan
 from sdo_cli.skipping.supernet import wrapped
 
@@ -69,9 +70,15 @@ class UnitFlops:
         per_unit = zip(plan.wiring.units, plan.runs.sum(0).tolist(), strict=True)
         return sum((self.units[name].times(count) for name, count in per_unit), self.rest.times(called))
 
+    def of_calls(self, plan: SkipPlan) -> torch.Tensor:
+        """``[calls]`` float64: the share of one whole call's FLOPs that each call computes."""
+        units = torch.tensor([self.units[name].all for name in plan.wiring.units], dtype=torch.float64)
+        called = torch.tensor([not repeated for repeated in plan.repeats])
+        return (plan.runs.double() @ units + self.rest.all * called) / self.call.all
+
     def kept(self, plan: SkipPlan) -> float:
         """The share of the network's FLOPs that a plan computes, 0 … 1."""
-        return self.of_plan(plan).all / (plan.calls * self.call.all)
+        return float(self.of_calls(plan).mean())
 
 
 @lru_cache(maxsize=8)
@@ -97,6 +104,15 @@ def unit_flops(source: ModelSource, grain: str, height: int | None = None, width
     cost, parts = count_parts(run)
     units = {name: Flops(*pair) for name, pair in parts.items()}
     return UnitFlops(units, Flops(cost.flops, cost.attention) - sum(units.values(), NOTHING))
+
+
+def call_shares(recipe: Recipe, plan: SkipPlan) -> torch.Tensor:
+    """``[calls]``: the share of a whole network call that each call of a recipe's rollouts computes under a plan.
+
+    Raises:
+        EnvironmentFault: the model's architecture is not known on this machine.
+    """
+    return unit_flops(source_of(recipe), plan.grain, recipe.height, recipe.width).of_calls(plan)
 
 
 @lru_cache(maxsize=8)

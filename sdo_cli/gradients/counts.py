@@ -14,19 +14,23 @@ LIVE = {
 }
 
 
-def counts(recipe: Recipe, plan: Plan, checkpointing: str, *, rollout_share: float = 1.0) -> dict[str, float]:
+def counts(
+    recipe: Recipe, plan: Plan, checkpointing: str, *, rollout_share: float = 1.0, live_share: float = 1.0
+) -> dict[str, float]:
     """How often each part runs in one step of a recipe, slice by slice of its global batch.
 
     Three stages run every call without a graph and the live ones again with one; one graph runs each call once.
 
     Args:
-        rollout_share: of the network that rollouts compute, under a skip plan.
+        rollout_share, live_share: of the network that rollouts, and live calls, compute under a skip plan.
     """
     size, found = recipe.train_batch_size, dict.fromkeys(("call", "score", *LIVE.values()), 0.0)
     for part in range(recipe.gradient_accumulation_steps):
         for name, number in _slice_counts(plan.rows(slice(part * size, (part + 1) * size)), checkpointing).items():
             found[name] += number
     found["call"] *= rollout_share
+    for name in LIVE.values():
+        found[name] *= live_share
     # the regulariser asks the base network once for every live call
     if recipe.kl_weight:
         found["call"] += sum(found[name] for name in LIVE.values())

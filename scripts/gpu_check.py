@@ -1,0 +1,292 @@
+"""Everything that has to be measured on a GPU, in one call: tests, seconds, memory, stages, bounds; targets met or not.
+
+    python scripts/gpu_check.py --out check.json                 on a GPU; 10 minutes, random weights, no network
+    python scripts/gpu_check.py --count                          FLOPs of every arm, without GPU and weights
+    python scripts/gpu_check.py --tiny --only sd --only sdxl     the script itself, tried on the CPU
+
+Arms (gradient rules) take turns in every round; ratios are medians over rounds. What there is no time for is left out,
+the least important first, and said. The table comes last; FILE holds every round and is written after every part.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+if TYPE_CHECKING:
+    from gpu_check_arms import Cell
+    from gpu_check_count import Counted
+    from gpu_check_measure import Measured, Stand
+
+NEEDED = ("torch", "diffusers", "transformers", "peft", "accelerate", "open_clip", "omegaconf", "typer", "safetensors")
+PARTS = ("tests", "sd", "sdxl", "compile")
+# seconds: for saying what was found, for making and loading SDXL, for compiling
+RESERVE, SDXL_START, COMPILE = 10, 90, 120
+TESTS_AT_MOST = 180
+
+
+def missing() -> list[str]:
+    return [name for name in NEEDED if importlib.util.find_spec(name) is None]
+
+
+class Check:
+    """One run: parts in order of importance, what they found, how much time is left."""
+
+    def __init__(self, given: argparse.Namespace, folder: Path) -> None:
+        from gpu_check_arms import FULL_SIZE, TINY
+        from gpu_check_measure import Clock
+
+        from sdo_cli.device import pick_device
+
+        self.given, self.folder, self.device = given, folder, pick_device()
+        self.clock: Clock = Clock(given.minutes - RESERVE / 60)
+        self.cells: tuple[Cell, ...] = TINY if given.tiny else FULL_SIZE
+        self.measured: list[Measured] = []
+        self.record = self._head()
+        for cell in self.cells if given.tiny else ():
+            make_model(cell, folder, "cpu")
+        self.counting = _start_counting(given, folder)
+
+    def _head(self) -> dict[str, Any]:
+        from sdo_cli.provenance import machine, now, versions
+
+        return {
+            "command": shlex.join(["python", "scripts/gpu_check.py", *sys.argv[1:]]),
+            "date": now(),
+            "machine": machine(),
+            "versions": versions(),
+            "rounds": self.given.rounds,
+            "tests": None,
+            "speed": None,
+            "cells": [],
+            "compile": None,
+            "left_out": [],
+            "targets": [],
+        }
+
+    def run(self) -> None:
+        if "tests" in self.given.only:
+            say("GPU tests")
+            self.record["tests"] = gpu_tests(min(TESTS_AT_MOST, self.clock.left / 3))
+        self._speed()
+        stand = self._sd()
+        if "sdxl" in self.given.only:
+            self._sdxl()
+        if "compile" in self.given.only and stand is not None:
+            self._compile(stand)
+        self.record["seconds"] = self.clock.spent
+        self.save()
+
+    def save(self) -> None:
+        """What there is so far: a run that is cut off leaves its figures."""
+        from gpu_check_report import cell_record, targets_of
+
+        from sdo_cli.files import write_json
+
+        products = self.record["speed"]["products"]
+        self.record["cells"] = [
+            cell_record(found, self.counted[found.cell.name], products[found.cell.precision]) for found in self.measured
+        ]
+        first = self.record["cells"][0] if "sd" in self.given.only and self.record["cells"] else None
+        self.record["targets"] = targets_of(first, self.record["compile"])
+        write_json(self.given.out, self.record)
+
+    @property
+    def counted(self) -> "dict[str, Counted]":
+        if self.counting.wait() != 0:
+            raise SystemExit("gpu_check: counting FLOPs failed; see above")
+        return json.loads((self.folder / "counted.json").read_text())
+
+    def _speed(self) -> None:
+        from dataclasses import asdict
+
+        from sdo_cli.estimate.speed import measure_speed
+
+        precisions = tuple(dict.fromkeys(("no", *(cell.precision for cell in self.cells))))
+        self.record["speed"] = asdict(measure_speed(self.device, precisions))
+
+    def _sd(self) -> "Stand | None":
+        """Both batches, of one model that is loaded once."""
+        if not {"sd", "compile"} & set(self.given.only):
+            return None
+        stand = self._open(self.cells[0])
+        if "sd" in self.given.only:
+            self._measure(stand, 0.5 * self.clock.left)
+            self._measure(stand.with_cell(self.cells[1]), 0.3 * self.clock.left)
+        return stand
+
+    def _sdxl(self) -> None:
+        kept = COMPILE if "compile" in self.given.only and not self.given.tiny else 0
+        if self.clock.left - kept < SDXL_START and not self.given.tiny:
+            self.record["left_out"].append(f"{self.cells[2].name}: no time")
+            return
+        self._measure(self._open(self.cells[2]), self.clock.left - kept)
+
+    def _open(self, cell: "Cell") -> "Stand":
+        from gpu_check_measure import open_stand
+
+        say(f"weights of {cell.kind}")
+        make_model(cell, self.folder, self.device.type)
+        return open_stand(cell, self.folder)
+
+    def _measure(self, stand: "Stand", seconds: float) -> None:
+        from gpu_check_measure import measure_cell
+
+        # SDXL's weights are made in this time too
+        seconds = min(seconds, self.clock.left)
+        self.measured.append(
+            measure_cell(stand, self.clock, seconds=seconds, rounds=self.given.rounds, reporter=Lines())
+        )
+        self.save()
+
+    def _compile(self, stand: "Stand") -> None:
+        from gpu_check_measure import can_compile, measure_compiled
+        from gpu_check_report import compile_record
+
+        if not can_compile():
+            self.record["left_out"].append("compile: not available, this sdo has no recipe key `compile`")
+            return
+        # at tiny size the way through the script is tried, not the compiler
+        mode = "none" if self.given.tiny else "default"
+        found = measure_compiled(stand, self.folder, mode, self.clock, rounds=self.given.rounds, reporter=Lines())
+        self.record["compile"] = compile_record(found)
+
+
+def make_model(cell: "Cell", folder: Path, device: str) -> None:
+    """Random weights in the real file format."""
+    if cell.tiny and (folder / cell.kind).exists():
+        return
+    if cell.tiny:
+        sys.path.append(str(ROOT / "tests"))
+        from small_models import make_small
+
+        make_small(cell.kind, folder)
+        return
+    from full_size_step import make_weights
+
+    make_weights(cell.kind, folder, device)
+
+
+def _start_counting(given: argparse.Namespace, folder: Path) -> "subprocess.Popen[bytes]":
+    """FLOPs are counted on the CPU while the GPU is busy."""
+    command = [sys.executable, __file__, "--count", "--folder", str(folder), "--out", str(folder / "counted.json")]
+    words = ["--tiny"] if given.tiny else []
+    words += [word for part in given.only if part in ("sd", "sdxl") for word in ("--only", part)]
+    return subprocess.Popen([*command, *words], stdout=subprocess.DEVNULL)
+
+
+def gpu_tests(seconds: float) -> dict[str, Any]:
+    """The project's tests that need a GPU; the last lines of what they say are kept when some fail."""
+    if importlib.util.find_spec("pytest") is None:
+        return {"summary": "not run: pytest is not installed", "code": None, "seconds": 0.0}
+    # the project's tests hide GPUs unless they are asked for
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0")}
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/test_gpu.py"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return {"summary": f"not finished in {seconds:.0f} s", "code": None, "seconds": seconds}
+    lines = [line for line in done.stdout.splitlines() if line.strip()]
+    took = re.search(r"in ([0-9.]+)s", lines[-1] if lines else "")
+    found = {"summary": lines[-1] if lines else done.stderr.strip()[-200:], "code": done.returncode}
+    return found | {"seconds": float(took[1]) if took else None, "tail": lines[-60:] if done.returncode else []}
+
+
+class Lines:
+    """Progress as lines on stderr."""
+
+    def phase(self, name: str, total: int) -> None:
+        del total
+        say(name)
+
+    def advance(self, count: int = 1, text: str = "") -> None:
+        del count
+        say(f"  {text}")
+
+    def note(self, text: str) -> None:
+        say(text)
+
+    def close(self) -> None:
+        pass
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def count(given: argparse.Namespace, folder: Path) -> None:
+    """The tables of FLOPs; figures go into ``--out``, where it is given."""
+    from gpu_check_arms import FULL_SIZE, TINY
+    from gpu_check_count import count_cells, count_table
+
+    from sdo_cli.files import write_json
+
+    cells = TINY if given.tiny else FULL_SIZE
+    wanted = [cell for cell in cells if ("sdxl" if cell.kind == "sdxl" else "sd") in given.only]
+    for cell in wanted:
+        if cell.tiny:
+            make_model(cell, folder, "cpu")
+    found = count_cells(tuple(wanted), folder)
+    print("\n\n".join(f"{name}\n\n{count_table(counted)}" for name, counted in found.items()))
+    if given.out:
+        write_json(given.out, found)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="JSON; gpu-check.json by default")
+    parser.add_argument("--minutes", type=float, default=10, help="it is over by then; 10")
+    parser.add_argument("--rounds", type=int, help="timed rounds at most; 5, with --tiny 2")
+    parser.add_argument("--only", action="append", choices=PARTS, help="a part; again for more; all by default")
+    parser.add_argument("--folder", type=Path, help="keep the random weights here, or take those that are")
+    parser.add_argument("--tiny", action="store_true", help="small models on the CPU: a test of this script")
+    parser.add_argument("--count", action="store_true", help="count FLOPs only")
+    given = parser.parse_args()
+    given.only = given.only or list(PARTS)
+    given.rounds = given.rounds or (2 if given.tiny else 5)
+    return given
+
+
+def main() -> None:
+    given = parse()
+    if lacking := missing():
+        raise SystemExit(f"gpu_check: {', '.join(lacking)} not installed here; pip install them, or `make setup`")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if given.tiny:
+        os.environ["ACCELERATE_USE_CPU"] = "1"
+    with ExitStack() as stack:
+        folder = given.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        count(given, folder.resolve()) if given.count else check(given, folder.resolve())
+
+
+def check(given: argparse.Namespace, folder: Path) -> None:
+    import torch
+    from gpu_check_report import report
+
+    if not given.tiny and not torch.cuda.is_available():
+        raise SystemExit("gpu_check: no CUDA GPU here; --tiny tries this script on the CPU, --count counts FLOPs")
+    given.out = given.out or Path("gpu-check.json")
+    run = Check(given, folder)
+    try:
+        run.run()
+    finally:
+        run.counting.kill()
+    print(report(run.record))
+    if (run.record["tests"] or {}).get("code"):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

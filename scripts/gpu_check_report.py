@@ -1,0 +1,172 @@
+"""What gpu_check.py says: figures as JSON, targets met or not, a short table."""
+
+from statistics import median
+from typing import Any
+
+from gpu_check_arms import REFERENCE
+from gpu_check_count import Counted
+from gpu_check_measure import Compiled, Measured
+
+from sdo_cli.bench.cost import Cost
+from sdo_cli.bench.memory import Memory
+from sdo_cli.reports.markdown import markdown
+
+SDO, PRUNED = "SDO", "SDO, pruned rollouts"
+Record = dict[str, Any]
+
+
+def cell_record(measured: Measured, counted: Counted, products: float) -> Record:
+    """A cell's raw rounds with ratios beside them.
+
+    Args:
+        products: FLOP per second of matrix products in the cell's precision, measured on this device.
+    """
+    cell, against = measured.cell, measured.arms.get(REFERENCE)
+    arms = {
+        arm: arm_record(cost, memory, counted[arm], products, against[0] if against else None)
+        for arm, (cost, memory) in measured.arms.items()
+    }
+    settings = {key: getattr(cell, key) for key in ("kind", "pixels", "batch", "steps", "computed", "precision")}
+    return {"name": cell.name, **settings, "arms": arms, "left_out": measured.left_out}
+
+
+def arm_record(cost: Cost, memory: Memory, flops: dict[str, float], products: float, full: Cost | None) -> Record:
+    """One arm. Seconds, bytes and FLOPs are of one iteration; a bound is FLOPs over the speed of matrix products."""
+    total = sum(flops.values())
+    stages = {name: stage_record(seconds, flops.get(name), products) for name, seconds in cost.stages.items()}
+    return {
+        "seconds": cost.seconds,
+        "median_seconds": cost.median_seconds,
+        "against_full": None if full is None else cost.ratio(full),
+        "seconds_by_stage": cost.by_stage,
+        "stages": stages,
+        "calls": cost.calls,
+        # of a CPU the process's resident memory is noise at tiny size
+        "peak_bytes": memory.tensors,
+        "flops": flops,
+        "bound_seconds": total / products,
+        "fraction_of_bound": total / products / cost.median_seconds,
+    }
+
+
+def stage_record(seconds: float, flops: float | None, products: float) -> Record:
+    """A stage of one-graph rules has no FLOPs of its own: they are counted for the whole graph."""
+    fraction = flops / products / seconds if flops and seconds else None
+    return {"median_seconds": seconds, "flops": flops, "fraction_of_bound": fraction}
+
+
+def compile_record(found: Compiled) -> Record:
+    pairs = zip(found.on.seconds, found.off.seconds, strict=True)
+    return {
+        "arm": found.arm,
+        "mode": found.mode,
+        "first_seconds": found.first,
+        "seconds_off": found.off.seconds,
+        "seconds_on": found.on.seconds,
+        "on_against_off": median(on / off for on, off in pairs),
+        "stages_off": found.off.stages,
+        "stages_on": found.on.stages,
+        "peak_bytes_on": found.peak_on.tensors if found.peak_on else None,
+    }
+
+
+# targets
+
+
+def targets_of(cell: Record | None, compiled: Record | None) -> list[Record]:
+    """The project's targets, of the first cell; ``met`` is None where there is nothing to judge by."""
+    arms = cell["arms"] if cell else {}
+    sdo, full, pruned = (arms.get(name) for name in (SDO, REFERENCE, PRUNED))
+    return [
+        target("SDO's time over checkpointed full's", "at most", 0.40, _get(sdo, "against_full")),
+        target("SDO's peak memory above weights over checkpointed full's", "at most", 1.0, _peaks(sdo, full)),
+        target("stage 1's fraction of its bound", "at least", 0.70, _fraction(sdo)),
+        target(
+            "SDO's time with pruned rollouts over checkpointed full's", "at most", 0.15, _get(pruned, "against_full")
+        ),
+        # no figure was set: it has to be worth it
+        target("SDO's time compiled over not compiled", "at most", 1.0, _get(compiled, "on_against_off")),
+    ]
+
+
+def target(text: str, way: str, limit: float, value: float | None) -> Record:
+    met = None if value is None else value <= limit if way == "at most" else value >= limit
+    return {"target": text, "way": way, "limit": limit, "value": value, "met": met}
+
+
+def _get(record: Record | None, key: str) -> float | None:
+    return None if record is None else record.get(key)
+
+
+def _peaks(sdo: Record | None, full: Record | None) -> float | None:
+    return sdo["peak_bytes"] / full["peak_bytes"] if sdo and full and full["peak_bytes"] else None
+
+
+def _fraction(sdo: Record | None) -> float | None:
+    return sdo["stages"]["rollout"]["fraction_of_bound"] if sdo else None
+
+
+# text
+
+
+def report(record: Record) -> str:
+    """Short: a table per cell, the targets, what was left out."""
+    parts = [f"{_machine(record)}, {record['date']}"]
+    if record["tests"] is not None:
+        parts.append(f"GPU tests: {record['tests']['summary']}")
+    parts += [cell_table(cell) for cell in record["cells"]]
+    if isinstance(record["compile"], dict):
+        parts.append(compile_line(record["compile"]))
+    parts += [f"left out: {text}" for text in record["left_out"]]
+    return "\n\n".join([*parts, target_table(record["targets"])])
+
+
+def _machine(record: Record) -> str:
+    speed = record["speed"]
+    products = ", ".join(f"{name} {flops / 1e12:.3g}" for name, flops in speed["products"].items())
+    return f"{speed['name']}: TFLOP/s of matrix products {products}"
+
+
+def cell_table(cell: Record) -> str:
+    header = [cell["name"], "seconds", "/ full", "peak GB", "TFLOP", "of bound", "stages: seconds (of bound)"]
+    rows = [
+        [
+            arm,
+            f"{found['median_seconds']:.3f}",
+            "" if found["against_full"] is None else f"{found['against_full']:.3f}",
+            f"{found['peak_bytes'] / 1e9:.3g}",
+            f"{sum(found['flops'].values()) / 1e12:.3g}",
+            f"{found['fraction_of_bound']:.0%}",
+            ", ".join(_stage(name, stage) for name, stage in found["stages"].items()),
+        ]
+        for arm, found in cell["arms"].items()
+    ]
+    rounds = max((len(found["seconds"]) for found in cell["arms"].values()), default=0)
+    missing = "".join(f"; {arm}: {why}" for arm, why in cell["left_out"].items())
+    return f"{markdown(header, rows)}\n\nmedians of {rounds} rounds; peak above weights{missing}"
+
+
+def _stage(name: str, stage: Record) -> str:
+    fraction = stage["fraction_of_bound"]
+    return f"{name} {stage['median_seconds']:.3f}" + (f" ({fraction:.0%})" if fraction else "")
+
+
+def compile_line(found: Record) -> str:
+    return (
+        f"{found['arm']} with compile={found['mode']}: {median(found['seconds_on']):.3f} s instead of"
+        f" {median(found['seconds_off']):.3f}, {found['on_against_off']:.2f} of it; the first iteration took"
+        f" {found['first_seconds']:.0f} s"
+    )
+
+
+def target_table(targets: list[Record]) -> str:
+    said = {True: "met", False: "NOT met", None: "not measured"}
+    rows = [
+        [item["target"], f"{item['way']} {item['limit']:.2f}", _figure(item["value"]), said[item["met"]]]
+        for item in targets
+    ]
+    return markdown(["target", "", "measured", ""], rows)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

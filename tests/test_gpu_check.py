@@ -1,0 +1,188 @@
+"""scripts/gpu_check.py at tiny size on the CPU: every arm is there, ratios and targets are what the rounds say."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+import pytest
+from gpu_check_arms import ARMS, FULL_SIZE, TINY
+from gpu_check_count import count_table
+from gpu_check_measure import Clock, Measured, can_compile
+from gpu_check_report import arm_record, report, target, targets_of
+
+from sdo_cli.bench.cost import Cost
+from sdo_cli.bench.memory import Memory
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "scripts" / "gpu_check.py"
+
+
+def run(*words, **environment):
+    there = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)} | environment
+    command = [sys.executable, str(SCRIPT), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, env=there, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    out = tmp_path_factory.mktemp("check") / "check.json"
+    result = run("--tiny", "--only", "sd", "--only", "sdxl", "--only", "compile", "--out", out)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(out.read_text()), result.stdout
+
+
+def test_every_arm_is_measured_and_counted(done):
+    record, _ = done
+    assert [cell["name"] for cell in record["cells"]] == [cell.name for cell in TINY]
+    for cell in record["cells"]:
+        assert list(cell["arms"]) == list(ARMS) and cell["left_out"] == {}
+        for arm, found in cell["arms"].items():
+            assert len(found["seconds"]) == len(found["seconds_by_stage"]) == 2 and found["peak_bytes"] > 0
+            assert sum(found["flops"].values()) > 0 and found["bound_seconds"] > 0, arm
+    calls = {arm: found["calls"]["no_grad"] for arm, found in record["cells"][0]["arms"].items()}
+    assert (calls["SDO"], calls["SDO, pruned rollouts"], calls["full"]) == (4, 1, 0)
+    assert "gpu_check.py" in record["command"] and record["versions"]["torch"] and record["machine"]["threads"]
+
+
+def test_ratios_are_of_the_same_round(done):
+    record, _ = done
+    for cell in record["cells"]:
+        full = cell["arms"]["full"]["seconds"]
+        for found in cell["arms"].values():
+            pairs = zip(found["seconds"], full, strict=True)
+            assert found["against_full"] == pytest.approx(median(mine / theirs for mine, theirs in pairs))
+            assert found["median_seconds"] == median(found["seconds"])
+
+
+def test_fractions_are_of_what_was_counted_and_measured(done):
+    record, _ = done
+    products = record["speed"]["products"]["no"]
+    found = record["cells"][0]["arms"]["SDO"]
+    assert set(found["stages"]) == set(found["flops"]) == {"rollout", "score", "shortcut"}
+    for name, stage in found["stages"].items():
+        seconds = median(stages[name] for stages in found["seconds_by_stage"])
+        assert stage["fraction_of_bound"] == pytest.approx(found["flops"][name] / products / seconds)
+    total = sum(found["flops"].values()) / products
+    assert found["fraction_of_bound"] == pytest.approx(total / found["median_seconds"])
+    # on one graph there are no stages to count
+    assert all(s["fraction_of_bound"] is None for s in record["cells"][0]["arms"]["full"]["stages"].values())
+    one, two = (cell["arms"]["SDO"]["flops"]["rollout"] for cell in record["cells"][1::-1])
+    assert two == pytest.approx(2 * one)
+
+
+def test_targets_are_judged_by_the_first_cell(done):
+    record, said = done
+    arms = record["cells"][0]["arms"]
+    values = [item["value"] for item in record["targets"]]
+    assert values[0] == arms["SDO"]["against_full"] and values[3] == arms["SDO, pruned rollouts"]["against_full"]
+    assert values[1] == arms["SDO"]["peak_bytes"] / arms["full"]["peak_bytes"]
+    assert values[2] == arms["SDO"]["stages"]["rollout"]["fraction_of_bound"]
+    for item in record["targets"][:4]:
+        better = item["value"] <= item["limit"] if item["way"] == "at most" else item["value"] >= item["limit"]
+        assert item["met"] is better
+    # the table comes last
+    assert said.strip().splitlines()[-1].startswith("| SDO's time compiled")
+    if can_compile():
+        assert record["compile"]["on_against_off"] > 0
+    else:
+        assert record["targets"][4]["met"] is None and "compile: not available" in record["left_out"][0]
+
+
+def test_a_target_is_met_at_its_limit_and_unknown_without_a_figure():
+    assert target("a", "at most", 0.4, 0.4)["met"] is True and target("a", "at most", 0.4, 0.41)["met"] is False
+    assert target("b", "at least", 0.7, 0.69)["met"] is False and target("b", "at least", 0.7, 0.7)["met"] is True
+    assert [item["met"] for item in targets_of(None, None)] == [None] * 5
+
+
+def test_without_full_there_is_no_ratio_but_everything_else():
+    cost = Cost(seconds=[2.0, 4.0, 3.0], by_stage=[{"rollout": 1.0}, {"rollout": 2.0}, {"rollout": 2.0}])
+    found = arm_record(cost, Memory(5, 5), {"rollout": 8.0, "score": 4.0}, 8.0, None)
+    assert found["against_full"] is None and found["median_seconds"] == 3.0
+    assert found["fraction_of_bound"] == 0.5 and found["stages"]["rollout"]["fraction_of_bound"] == 0.5
+    cell = {"name": "x", "arms": {"SDO": found}, "left_out": {"full": "no time"}}
+    record = {"speed": {"name": "it", "products": {"no": 1e12}}, "date": "d", "tests": None, "cells": [cell]}
+    text = report({**record, "compile": None, "left_out": ["y: no time"], "targets": targets_of(cell, None)})
+    assert "full: no time" in text and "left out: y: no time" in text and "not measured" in text
+
+
+def test_arms_there_is_no_time_for_are_left_out_from_the_end(monkeypatch):
+    import gpu_check_measure as measuring
+
+    clock, stand = Clock(10), FakeStand()
+    monkeypatch.setattr(measuring.time, "monotonic", lambda: clock.start + stand.now)
+    monkeypatch.setattr(measuring, "measure_here", lambda bench, variant: stand.spend(variant))
+    monkeypatch.setattr(measuring, "timed", lambda run, device: (run(), 10.0)[1])
+
+    def iteration(bench, variant, cost, *, step):
+        cost.seconds.append(10.0)
+        stand.spend(variant)
+
+    monkeypatch.setattr(measuring, "one_iteration", iteration)
+    found: Measured = measuring.measure_cell(stand, clock, seconds=150, rounds=9, reporter=Silently())
+    # six warm-ups, then one round of five arms; a second would not be over by 150
+    assert list(found.arms) == list("abcde") and found.left_out == dict.fromkeys("fgh", "no time")
+    assert all(cost.seconds == [10.0] for cost, _ in found.arms.values()) and stand.now == 110
+
+
+class Silently:
+    phase = advance = note = close = lambda *given: None
+
+
+class FakeStand:
+    """Every iteration takes ten seconds."""
+
+    cell = TINY[0]
+
+    def __init__(self):
+        self.now, self.arms, self.bench = 0.0, {name: FakeVariant() for name in "abcdefgh"}, FakeBench()
+
+    def spend(self, variant):
+        self.now += 10.0
+        return Memory(1, 1)
+
+
+class FakeVariant:
+    def checkpointing(self, recipe):
+        return "none"
+
+
+class FakeBench:
+    class any_job:
+        class family:
+            device = None
+
+    class jobs:
+        recipe = None
+
+        def __class_getitem__(cls, variant):
+            return cls
+
+
+def test_counting_alone_prints_the_ratios(tmp_path):
+    done = run("--count", "--tiny", "--only", "sd", "--out", tmp_path / "c.json")
+    assert done.returncode == 0, done.stderr[-2000:]
+    counted = json.loads((tmp_path / "c.json").read_text())
+    assert list(counted) == [cell.name for cell in TINY[:2]]
+    first = counted[TINY[0].name]
+    assert count_table(first) in done.stdout and list(first) == list(ARMS)
+    assert sum(first["SDO"].values()) < sum(first["full"].values())
+
+
+def test_it_says_in_one_sentence_what_is_missing(tmp_path):
+    """Packages, or the GPU."""
+    done = run("--out", tmp_path / "c.json", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 1 and done.stderr.strip().startswith("gpu_check: no CUDA GPU here")
+    code = f"import sys; sys.argv = ['gpu_check.py']; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import gpu_check\n"
+    code += "gpu_check.NEEDED = (*gpu_check.NEEDED, 'no_such_package'); gpu_check.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and "gpu_check: no_such_package not installed here" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_full_size_is_what_the_targets_are_about():
+    first = FULL_SIZE[0]
+    assert (first.kind, first.pixels, first.batch, first.steps, first.precision) == ("sd15", 512, 8, 50, "bf16")
+    assert first.computed / first.steps == 0.2
