@@ -21,6 +21,7 @@ ARMS = {
     "SDO": "sdo",
     "full": "full",
     "SDO, pruned rollouts": "sdo:rollout.skip_plan={plan}",
+    "SDO, scored and sent back one by one": "sdo:score_micro_batch=1,shortcut_micro_batch=1",
     "DRaFT-1": "draft-k:k=1",
     "SDO, K = 2": "sdo:steps_per_sample=2",
     "SDO, K = 4": "sdo:steps_per_sample=4",

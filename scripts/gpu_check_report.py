@@ -11,7 +11,7 @@ from sdo_cli.bench.cost import Cost
 from sdo_cli.bench.memory import Memory
 from sdo_cli.reports.markdown import markdown
 
-SDO, PRUNED = "SDO", "SDO, pruned rollouts"
+SDO, PRUNED, ONE_BY_ONE = "SDO", "SDO, pruned rollouts", "SDO, scored and sent back one by one"
 Record = dict[str, Any]
 
 
@@ -76,10 +76,11 @@ def compile_record(found: Compiled) -> Record:
 def targets_of(cell: Record | None, compiled: Record | None) -> list[Record]:
     """The project's targets, of the first cell; ``met`` is None where there is nothing to judge by."""
     arms = cell["arms"] if cell else {}
-    sdo, full, pruned = (arms.get(name) for name in (SDO, REFERENCE, PRUNED))
+    sdo, full, pruned, single = (arms.get(name) for name in (SDO, REFERENCE, PRUNED, ONE_BY_ONE))
     return [
         target("SDO's time over checkpointed full's", "at most", 0.40, _get(sdo, "against_full")),
         target("SDO's peak memory above weights over checkpointed full's", "at most", 1.0, _peaks(sdo, full)),
+        target("the same, scored and sent back one by one", "at most", 1.0, _peaks(single, full)),
         target("stage 1's fraction of its bound", "at least", 0.70, _fraction(sdo)),
         target(
             "SDO's time with pruned rollouts over checkpointed full's", "at most", 0.15, _get(pruned, "against_full")

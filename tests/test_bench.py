@@ -244,6 +244,13 @@ def test_variants_that_only_recompute_train_once():
     assert len({v.plan_name for v in variants}) == len(kept) and kept[0].name == "full:checkpointing=none"
 
 
+def test_micro_batches_are_no_other_gradient():
+    variant = parse_variant("sdo:score_micro_batch=1,steps_per_sample=2,shortcut_micro_batch=1")
+    assert {"gradient.score_micro_batch=1", "gradient.options.steps_per_sample=2"} < set(variant.overrides)
+    assert variant.plan_name == "sdo:steps_per_sample=2"
+    assert len(distinct([parse_variant("sdo"), parse_variant("sdo:score_micro_batch=1")])) == 1
+
+
 def command(*arguments, cwd=None):
     return forked.run(["bench", *arguments], cwd=cwd, timeout=900)
 

@@ -69,7 +69,7 @@ class Variant:
     @property
     def plan_name(self) -> str:
         """The name without what does not change the gradient."""
-        rule, kept = self.rule, [word for word in self.options if not word.startswith("checkpointing=")]
+        rule, kept = self.rule, [word for word in self.options if not _only_cost(word.partition("=")[0])]
         return f"{rule}:{','.join(kept)}" if kept else rule
 
 
@@ -103,7 +103,12 @@ def _place(option: str) -> str:
     """Where a variant's option stands in the recipe."""
     if option.startswith(ROLLOUT):
         return option
-    return f"gradient.{option}" if option == "checkpointing" else f"gradient.options.{option}"
+    return f"gradient.{option}" if _only_cost(option) else f"gradient.options.{option}"
+
+
+def _only_cost(option: str) -> bool:
+    """Whether it changes time and memory and not the gradient."""
+    return option == "checkpointing" or option.endswith("_micro_batch")
 
 
 def plain_full(names: Iterable[str]) -> str | None:
