@@ -2,9 +2,11 @@
 
     OMP_NUM_THREADS=1 python scripts/iteration_profile.py                       (the embedded model, a few settings)
     python scripts/iteration_profile.py --recipe my.yaml train_batch_size=4
+    python scripts/iteration_profile.py --against compile=default --against channels_last=true
 
 Calls and backward passes are timed where they are made, on a GPU waiting for it at both ends; what is left of the whole
 iteration, optimizer included, is everything else. Prints a Markdown table: seconds, and shares of the iteration.
+With --against it takes turns, iteration by iteration, with the same recipe changed, and prints the ratio of times.
 """
 
 import argparse
@@ -16,7 +18,7 @@ from typing import Any
 
 import torch
 
-from sdo_cli.finetune.loop import Job, train
+from sdo_cli.finetune.loop import Job, StepResult, train
 from sdo_cli.finetune.prepare import prepare
 from sdo_cli.recipe.load import load_recipe
 
@@ -82,12 +84,38 @@ def measure(recipe: str, overrides: list[str], iterations: int) -> dict[str, flo
     return {name: median(found.get(name, 0.0) for found in rounds) for name in (*PARTS, "all", "else")}
 
 
+def compare(recipe: str, overrides: list[str], changes: list[str], iterations: int) -> None:
+    """Ratios of the seconds of an iteration, the rollout's too, of each change to the recipe without it; in turns."""
+    every = {"": [], **{change: [change] for change in changes}}
+    runs = {}
+    for name, change in every.items():
+        words = [*overrides, *change, f"max_train_steps={iterations + 1}"]
+        runs[name] = train(prepare(load_recipe(recipe, words))[0])
+        start = time.perf_counter()
+        next(runs[name])
+        print(f"first iteration {name or 'as it is'}: {time.perf_counter() - start:.0f} s", flush=True)
+    rounds = [{name: next(run) for name, run in runs.items()} for _ in range(iterations)]
+    for name in changes:
+        for stage in ("rollout", "all"):
+            pairs = [(_seconds(found[name], stage), _seconds(found[""], stage)) for found in rounds]
+            ratios = sorted(changed / plain for changed, plain in pairs)
+            print(f"{name}, {stage}: {median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) of {iterations} rounds")
+
+
+def _seconds(result: StepResult, stage: str) -> float:
+    return sum(result.seconds.values()) if stage == "all" else result.seconds[stage]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="quickstart")
     parser.add_argument("--iterations", type=int, default=9)
+    parser.add_argument("--against", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_args()
+    if given.against:
+        compare(given.recipe, given.overrides, given.against, given.iterations)
+        return
     plain = given.recipe == "quickstart" and not given.overrides
     print(f"| setting | s | {' | '.join(PARTS)} | everything else |")
     print("|---|---|" + "---|" * (len(PARTS) + 1))
