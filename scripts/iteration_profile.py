@@ -12,7 +12,7 @@ With --against it takes turns, iteration by iteration, with the same recipe chan
 import argparse
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
 
@@ -94,16 +94,18 @@ def compare(recipe: str, overrides: list[str], changes: list[str], iterations: i
         start = time.perf_counter()
         next(runs[name])
         print(f"first iteration {name or 'as it is'}: {time.perf_counter() - start:.0f} s", flush=True)
-    rounds = [{name: next(run) for name, run in runs.items()} for _ in range(iterations)]
+    rounds = [{name: _timed(run) for name, run in runs.items()} for _ in range(iterations)]
     for name in changes:
-        for stage in ("rollout", "all"):
-            pairs = [(_seconds(found[name], stage), _seconds(found[""], stage)) for found in rounds]
-            ratios = sorted(changed / plain for changed, plain in pairs)
+        for stage in [stage for stage in ("rollout", "all") if stage in rounds[0][name]]:
+            ratios = sorted(found[name][stage] / found[""][stage] for found in rounds)
             print(f"{name}, {stage}: {median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) of {iterations} rounds")
 
 
-def _seconds(result: StepResult, stage: str) -> float:
-    return sum(result.seconds.values()) if stage == "all" else result.seconds[stage]
+def _timed(run: Iterator[StepResult]) -> dict[str, float]:
+    """Seconds by stage, and of everything; the result was waited for."""
+    start = time.perf_counter()
+    result = next(run)
+    return {**result.seconds, "all": time.perf_counter() - start}
 
 
 def main() -> None:

@@ -43,11 +43,12 @@ def environment() -> dict[str, str]:
 
 def rates(commands: list[list[str]], out: Path, processes: int) -> float:
     """Samples per second of all commands, run at the same time."""
-    running = [subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE) for command in commands]
-    for process in running:
-        _, said = process.communicate()
-        if process.returncode:
-            sys.exit(said.decode())
+    with (out / "said").open("w+") as said:
+        running = [subprocess.Popen(command, env=environment(), stderr=said) for command in commands]
+        codes = [process.wait() for process in running]
+        if any(codes):
+            said.seek(0)
+            sys.exit(said.read())
     found = [json.loads(path.read_text()) for path in out.glob("*.json")]
     assert len(found) == 2 and all(one["processes"] == processes for one in found), found
     return sum(one["rate"] for one in found)

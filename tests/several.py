@@ -85,9 +85,9 @@ def overlap(world: World, out: Path, words: list[str]) -> None:
         together, sent, x = world.adding(list(parameters.values())), [], torch.ones(3)
         for name in used:
             x = x * parameters[name]
-            x.register_hook(lambda g: sent.append(len(together._sent)))
+            x.register_hook(lambda g: sent.append(together._begun))
         together.backward((world.rank + 1) * x.sum())
-        sent.append(len(together._sent))
+        sent.append(together._begun)
         together.finish()
         return sent, [p.grad.tolist() for p in parameters.values()]
 
@@ -100,6 +100,13 @@ def overlap(world: World, out: Path, words: list[str]) -> None:
     assert sent[-1] == 2 - world.rank, sent
     shares = [sum(rank + 1 for rank in range(world.size) if names[1 + rank] != name) for name in names]
     assert sums == [[10.0 * world.size + share] * 3 for share in shares]
+    kernel = nn.Parameter(torch.arange(54.0).view(2, 3, 3, 3).to(memory_format=torch.channels_last))
+    together = world.adding([kernel])
+    together.backward((kernel * kernel.detach()).sum())
+    together.finish()
+    # one kernel steps through memory in order, so gradients lie as their parameters do; nothing is kept
+    assert kernel.grad.stride() == kernel.stride() and not together._sent
+    assert torch.equal(kernel.grad, world.size * kernel.detach())
     (out / f"overlapped-{world.rank}").write_text("well")
 
 

@@ -6,13 +6,16 @@ import torch
 from safetensors.torch import load_file
 from test_checkpoints import TINY, command
 from test_rollouts import prepared, where  # noqa: F401
+from torch.utils._pytree import tree_map
 
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.finetune.loop import train
-from sdo_cli.finetune.optimizer import make_adamw
+from sdo_cli.finetune.lora import in_call_order, train_everything, trainable
+from sdo_cli.finetune.optimizer import Stepper, make_adamw
 from sdo_cli.finetune.prepare import prepare
 from sdo_cli.finetune.sharding import check_shardable
 from sdo_cli.models import compiling
+from sdo_cli.models.load import ModelSource, load_family
 from sdo_cli.recipe.load import load_recipe
 from sdo_cli.skipping.skip_plan import load_plan
 
@@ -101,8 +104,9 @@ def test_a_mode_that_torch_does_not_have_is_refused(tmp_path):
     assert done.returncode == 2 and "compile" in done.stderr and "reduce-overhead" in done.stderr
 
 
-def test_no_compiled_calls_in_shards():
-    recipe = load_recipe("quickstart", ["train=full", "compile=default"]).recipe
+@pytest.mark.parametrize("word", ["compile=default", "channels_last=true"])
+def test_neither_compiled_nor_laid_out_in_shards(word):
+    recipe = load_recipe("quickstart", ["train=full", word]).recipe
     with pytest.raises(EnvironmentFault, match="compiled"):
         check_shardable(recipe, "FSDP")
 
@@ -115,6 +119,46 @@ def test_channels_last_draws_and_trains_the_same():
     )
     kernels = [p for part in (job.family.denoiser, job.family.vae) for p in part.parameters() if p.dim() == 4]
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+
+
+@pytest.mark.parametrize("precision", ["no", "fp16"])
+def test_a_state_from_a_file_goes_on_in_any_layout_and_with_any_kernel(precision):
+    """Files hold moments row by row, and those of an older sdo were stepped by other kernels."""
+    recipe = load_recipe("quickstart", [f"mixed_precision={precision}"]).recipe
+    start = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+
+    def stepper():
+        return Stepper(recipe, [torch.nn.Parameter(start.clone().to(memory_format=torch.channels_last))])
+
+    def step(one, number):
+        (kernel,) = one.parameters
+        kernel.grad = one.scale * torch.cos(number + 3 * kernel.detach())
+        one.step(number)
+
+    straight, other = stepper(), stepper()
+    for number in (1, 2):
+        step(straight, number)
+    state = tree_map(lambda leaf: leaf.contiguous().clone() if torch.is_tensor(leaf) else leaf, straight.state())
+    state["optimizer"]["param_groups"][0] |= {"fused": None, "foreach": None}
+    other.load_state(state)
+    for one in (straight, other):
+        step(one, 3)
+    assert torch.equal(straight.parameters[0], other.parameters[0])
+    assert other.optimizer.param_groups[0]["fused"] is True
+
+
+@pytest.mark.parametrize(("kind", "moved"), [("sd15", True), ("sd3", False)])
+def test_gradients_are_sent_in_the_order_of_calls(small, kind, moved):
+    family = load_family(ModelSource(str(small(kind))))
+    train_everything(family)
+    parameters = trainable(family)
+    ordered, names = in_call_order(family, parameters), {id(p): n for n, p in family.denoiser.named_parameters()}
+    assert sorted(map(id, ordered)) == sorted(map(id, parameters))
+    assert ([id(p) for p in ordered] != [id(p) for p in parameters]) is moved
+    if moved:
+        blocks = [names[id(p)].split(".")[0] for p in ordered]
+        wanted = ["down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out"]
+        assert [b for b in dict.fromkeys(blocks) if b in wanted] == wanted
 
 
 def test_one_kernel_steps_as_adamw_does():

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from toy import CONFIGS, toy_path
@@ -19,6 +20,21 @@ from sdo_cli.seeding import keyed_generator
 META = torch.device("meta")
 
 
+class Made(TorchFunctionMode):
+    """Tensors that are made on the device of Python's numbers, which the dispatcher does not show."""
+
+    def __init__(self, names):
+        super().__init__()
+        self.names = names
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        del types
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor) and result.device == META:
+            self.names.append(func.__name__)
+        return result
+
+
 class Crossings(TorchDispatchMode):
     """Counts copies between the CPU and the device: each makes the host wait for everything asked for before.
 
@@ -28,6 +44,15 @@ class Crossings(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.names = []
+        self.made = Made(self.names)
+
+    def __enter__(self):
+        self.made.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *fault):
+        super().__exit__(*fault)
+        self.made.__exit__(*fault)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         del types

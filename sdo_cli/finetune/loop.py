@@ -11,6 +11,7 @@ from sdo_cli.drawing.draw import DrawSettings, draw_noise, draw_settings, encode
 from sdo_cli.drawing.prompts import PromptEmbeddings
 from sdo_cli.errors import PluginFault
 from sdo_cli.finetune.batches import PromptOrder
+from sdo_cli.finetune.lora import in_call_order
 from sdo_cli.finetune.objective import RewardObjective, WeightedReward
 from sdo_cli.finetune.optimizer import Step, Stepper
 from sdo_cli.finetune.rollouts import Drift, Rollouts, cosine, distance_of, flat_gradient
@@ -119,7 +120,7 @@ def train(
     order = PromptOrder(job.prompts, recipe.seed)
     for step in range(start, recipe.max_train_steps):
         drift = look_at_drift(job, order, step, stepper.scale)
-        adding = job.world.adding(job.parameters)
+        adding = job.world.adding(in_call_order(job.family, job.parameters))
         outcomes = accumulate(
             job,
             order,

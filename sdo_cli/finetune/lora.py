@@ -80,6 +80,19 @@ def train_everything(family: Family) -> None:
     family.denoiser.requires_grad_(True)
 
 
+def in_call_order(family: Family, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+    """As calls come to them: encoders first; a UNet names its middle after its last blocks."""
+    parts = ("down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out", "norm_out", "proj_out")
+    place = {
+        id(p): 1 + next((number for number, part in enumerate(parts, start=1) if name.startswith(part)), 0)
+        for name, p in family.denoiser.named_parameters()
+    }
+    if not any(name.startswith("down_blocks") for name, _ in family.denoiser.named_parameters()):
+        # a transformer names its parts in order
+        place = dict.fromkeys(place, 1)
+    return sorted(parameters, key=lambda p: place.get(id(p), 0))
+
+
 def trainable(family: Family) -> list[nn.Parameter]:
     """Every parameter with a gradient, denoiser first."""
     parts = (family.denoiser, *family.text_encoders.values())

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from sdo_cli.finetune.zero import ZeroAdamW
 
 FIRST_SCALE = 2.0**12
+# settings of an optimizer that say how it computes and not what
+KERNELS = ("fused", "foreach", "capturable")
 
 
 def make_adamw(recipe: Recipe, parameters: list[nn.Parameter], *, fused: bool = True) -> torch.optim.Optimizer:
@@ -199,7 +201,8 @@ class Stepper:
         shapes = [tuple(p.shape) for p in self.parameters]
         if [tuple(tensor.shape) for tensor in kept] != shapes:
             raise ValueError(f"it holds {len(kept)} trained tensors, this run has {len(shapes)}, or of other shapes")
-        (self.dealt or self.optimizer).load_state_dict(self._laid_out(state["optimizer"]))
+        (self.dealt or self.optimizer).load_state_dict(self._with_own_kernel(self._laid_out(state["optimizer"])))
+        self._lay_out_moments()
         # after the optimizer: DeepSpeed makes a step to have moments
         self._put(kept)
         if self.dealt is not None:
@@ -225,6 +228,22 @@ class Stepper:
             for index, of_one in state["state"].items()
         }
         return {**state, "state": found}
+
+    def _with_own_kernel(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Which kernel steps is this optimizer's affair, not the one's that wrote the state."""
+        own = {key: self.optimizer.defaults[key] for key in KERNELS if key in self.optimizer.defaults}
+        return {**state, "param_groups": [{**group, **own} for group in state["param_groups"]]}
+
+    def _lay_out_moments(self) -> None:
+        """Files hold them row by row; one kernel for all of them goes through memory in the parameter's order."""
+        for parameter, of_one in self.optimizer.state.items():
+            for name, value in of_one.items():
+                if (
+                    isinstance(value, Tensor)
+                    and value.shape == parameter.shape
+                    and value.stride() != parameter.stride()
+                ):
+                    of_one[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
     def _put(self, values: Sequence[Tensor]) -> None:
         for parameter, value in zip(self.parameters, values, strict=True):

@@ -23,10 +23,11 @@ def check_shardable(recipe: Recipe, by: str) -> None:
             "plan they do not, and a look at the drift wants whole gradients",
             remedy="leave rollout.skip_plan and drift_steps out; rollout.num_inference_steps saves time here too",
         )
-    if recipe.compile != "none":
+    if recipe.compile != "none" or recipe.channels_last:
         raise EnvironmentFault(
-            f"accelerate's configuration asks for {by}, under which compiled network calls were never tried",
-            remedy="set compile=none",
+            f"accelerate's configuration asks for {by}, which lays weights out in its own way: they stay as they are, "
+            "and network calls are not compiled",
+            remedy="set compile=none and channels_last=false",
         )
     if recipe.mixed_precision == "fp16":
         raise EnvironmentFault(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sdo_cli.errors import EnvironmentFault
+from sdo_cli.finetune.optimizer import KERNELS
 from sdo_cli.parallel.world import World
 from sdo_cli.recipe.schema import Recipe
 
@@ -147,7 +148,8 @@ class ZeroAdamW:
         for mine in self.adamw.state.values():
             mine["step"].copy_(max(of_one["step"] for of_one in state["state"].values()))
         (group,) = self.adamw.param_groups
-        group.update({key: value for key, value in state["param_groups"][0].items() if key != "params"})
+        ours = ("params", *KERNELS)
+        group.update({key: value for key, value in state["param_groups"][0].items() if key not in ours})
 
     def take_weights(self) -> None:
         """The parameters were given other values: steps go on from these."""

@@ -21,6 +21,10 @@ def compile_modules(modules: Iterable[nn.Module], mode: str, rows: int) -> None:
     Args:
         mode: torch's: ``default``, ``reduce-overhead``, ``max-autotune``.
     """
+    modules = list(modules)
+    # torch counts what it compiled by lines of code, and units of one class share theirs; it gives up at eight
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, 4 * len(modules))
     for module in modules:
         module.forward = _where_it_pays(module.forward, mode, rows)
 

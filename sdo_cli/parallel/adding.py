@@ -26,13 +26,17 @@ class _Sent:
 
 
 class Adding:
-    """One optimizer step's sum over the processes; every process makes one, and calls ``finish``."""
+    """One optimizer step's sum over the processes; every process makes one, and calls ``finish``.
+
+    Args:
+        parameters: in the order in which calls come to them.
+    """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._buckets = list(_buckets(parameters))
         self._missing = [set(map(id, few)) for few in self._buckets]
         self._of = {id(p): number for number, few in enumerate(self._buckets) for p in few}
-        self._sent: list[_Sent] = []
+        self._begun, self._sent = 0, list[_Sent]()
 
     def backward(self, loss: Tensor, run: Callable[[Tensor], None] = Tensor.backward) -> None:
         """The last backward pass of this step: what becomes final in it is sent at once."""
@@ -50,26 +54,35 @@ class Adding:
 
     def _is_final(self, parameter: nn.Parameter) -> None:
         self._missing[self._of[id(parameter)]].discard(id(parameter))
-        while len(self._sent) < len(self._buckets) and not self._missing[len(self._sent)]:
+        while self._begun < len(self._buckets) and not self._missing[self._begun]:
             self._send()
 
     def _send(self) -> None:
-        few = self._buckets[len(self._sent)]
-        # a gradient that is missing here counts as zero where another process has one
-        flags = few[0].new_tensor([float(p.grad is not None) for p in few])
+        few = self._buckets[self._begun]
+        flags = torch.ones(len(few), dtype=few[0].dtype, device=few[0].device)
+        for number, parameter in enumerate(few):
+            # a gradient that is missing here counts as zero where another process has one
+            if parameter.grad is None:
+                flags[number] = 0
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in few]
         flat = torch.cat([*(g.flatten() for g in grads), flags])
+        for parameter in few:
+            parameter.grad = None
         self._sent.append(_Sent(few, flat, torch.distributed.all_reduce(flat, async_op=True)))
+        self._begun += 1
 
     def finish(self) -> None:
         """Send the rest, wait for all, and put the sums where the gradients were; one nobody has stays None."""
-        while len(self._sent) < len(self._buckets):
+        while self._begun < len(self._buckets):
             self._send()
-        for sent in self._sent:
+        while self._sent:
+            # not kept: for all weights of a model it is as much again
+            sent = self._sent.pop(0)
             sent.work.wait()
             *sums, flags = sent.flat.split([*(p.numel() for p in sent.parameters), len(sent.parameters)])
             for parameter, total, flag in zip(sent.parameters, sums, flags.tolist(), strict=True):
-                parameter.grad = total.view_as(parameter).clone() if flag else None
+                # laid out as the parameter is: one kernel for all of them goes through memory in its order
+                parameter.grad = torch.empty_like(parameter).copy_(total.view_as(parameter)) if flag else None
 
 
 class AddedElsewhere:
