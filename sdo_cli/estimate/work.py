@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -139,7 +140,8 @@ def _numbers(tensor: Tensor) -> tuple[Any, ...]:
 
 def _size(tensor: Tensor) -> int:
     """What is expanded is read once."""
-    return min(tensor.nbytes, tensor.untyped_storage().nbytes())
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return tensor.element_size() * prod(length if step else 1 for length, step in steps)
 
 
 def _changed(func: Any, args: Any, kwargs: dict[str, Any]) -> dict[Any, int]:
