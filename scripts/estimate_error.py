@@ -26,6 +26,7 @@ from full_size_step import RECIPE  # noqa: E402
 
 from sdo_cli.doctor.advice import estimate_recipe  # noqa: E402
 from sdo_cli.doctor.target import find_target, measured  # noqa: E402
+from sdo_cli.estimate import speed  # noqa: E402
 from sdo_cli.estimate.cost import META, count  # noqa: E402
 from sdo_cli.estimate.gpus import find_gpu  # noqa: E402
 from sdo_cli.estimate.network import encoded  # noqa: E402
@@ -70,10 +71,10 @@ def compare(name: str, loaded: LoadedRecipe, rounds: int) -> None:
     real: list[dict[str, float]] = []
     told: list[dict[str, float]] = []
     for _ in range(rounds):
-        speed = measured(target, loaded.recipe).speed
-        assert speed is not None
+        pace = measured(target, loaded.recipe).speed
+        assert pace is not None
         real.append(next(steps))
-        told.append({stage.name: stage.work.seconds(speed) for stage in found.stages if stage.each_step})
+        told.append({stage.name: stage.work.seconds(pace) for stage in found.stages if stage.each_step})
     show(name, found, real, told)
 
 
@@ -143,8 +144,8 @@ def main() -> None:
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     given = parser.parse_args()
     if given.clock == "cpu":
-        # the engines' stopwatch reads it
-        outcome.time = SimpleNamespace(perf_counter=time.process_time)  # type: ignore[assignment]
+        # the engines' stopwatch and the measuring of speed read the same
+        outcome.time = speed.time = SimpleNamespace(perf_counter=time.process_time)  # type: ignore[assignment]
     if given.what == "published":
         return published()
     print("| job | stage | measured s | estimated s | estimated / measured | rounds |\n|---|---|---|---|---|---|")

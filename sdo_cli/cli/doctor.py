@@ -152,7 +152,8 @@ def origin(speed: "Speed") -> str:
     from sdo_cli.estimate.gpus import BANDWIDTH_SHARE, PRODUCT_SHARE
 
     if not speed.measured:
-        return f"from the maker's figures × {PRODUCT_SHARE} for products, × {BANDWIDTH_SHARE} for bandwidth (assumed)"
+        shares = f"× {PRODUCT_SHARE} for products, × {BANDWIDTH_SHARE} for bandwidth"
+        return f"from the maker's figures {shares}, assumed; published runs of SD 1.5 took 1 to 3 times as long"
     fastest = ", ".join(
         f"{'fp32' if name == 'no' else name} {rate / 1e9:,.1f}" for name, rate in speed.products.items()
     )
