@@ -14,6 +14,7 @@ from sdo_cli.recipe.load import LoadedRecipe, load_recipe
 if TYPE_CHECKING:
     from sdo_cli.doctor.examine import Examination
     from sdo_cli.doctor.target import Target
+    from sdo_cli.estimate.speed import Speed
     from sdo_cli.estimate.stages import Estimate
 
 GB = 1e9
@@ -22,46 +23,58 @@ GB = 1e9
 def doctor(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe overrides.")] = None,
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="A recipe file, or the name of a shipped one.")] = "",
+    gpu: Annotated[str | None, typer.Option(help="Fit and time a GPU by its name, like 4090 or a100-80gb.")] = None,
     gpu_memory: Annotated[str | None, typer.Option(help="Fit a GPU of this memory, like 12GB or 24GiB.")] = None,
     plugin: Annotated[list[Path] | None, typer.Option(help="A Python file with gradient rules of your own.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """Check packages, weights, disk and GPU, and estimate FLOPs and memory; runs nothing, needs no weights."""
+    """Check packages, weights, disk and GPU, and estimate FLOPs, memory and time; runs nothing, needs no weights."""
     if not recipe:
         raise RecipeFault(["--recipe is missing; `sdo recipe list` shows the shipped ones"], what="command line")
     load_plugins(plugin or ())
     loaded = load_recipe(recipe, overrides)
     from sdo_cli.doctor.examine import examine
-    from sdo_cli.doctor.target import find_target
+    from sdo_cli.doctor.target import find_target, measured
 
-    result = examine(loaded, find_target(gpu_memory))
-    typer.echo(json.dumps(as_record(result)) if as_json else as_text(loaded, result))
+    target = find_target(gpu_memory, gpu)
+    here = gpu is None and gpu_memory is None
+    result = examine(loaded, measured(target, loaded.recipe) if here else target)
+    typer.echo(json.dumps(as_record(result, loaded.recipe.max_train_steps)) if as_json else as_text(loaded, result))
     if result.problems:
         raise typer.Exit(EXIT_BAD_INPUT)
 
 
-def as_record(result: "Examination") -> dict[str, Any]:
+def as_record(result: "Examination", steps: int) -> dict[str, Any]:
     from dataclasses import asdict
 
-    target, estimate, advice = result.target, result.estimate, result.advice
+    target, estimate, speed = result.target, result.estimate, result.speed
     return {
         "findings": [asdict(finding) for finding in result.findings],
-        "device": {"name": target.name, "memory": target.memory},
-        "estimate": None if estimate is None else estimate_record(estimate, target),
+        "device": {"name": target.name, "memory": target.memory, "speed": speed_record(target.speed)},
+        "estimate": None if estimate is None else estimate_record(estimate, target, speed, steps),
         "why_no_estimate": result.why_not,
         "fits": result.fits,
-        "advice": None
-        if advice is None
-        else {"overrides": advice.overrides, "fits": advice.fits, **estimate_record(advice.estimate, target)},
+        "advice": advice_record(result, steps),
     }
 
 
-def estimate_record(estimate: "Estimate", target: "Target") -> dict[str, Any]:
-    """Bytes and FLOPs."""
+def advice_record(result: "Examination", steps: int) -> dict[str, Any] | None:
+    advice, speed = result.advice, result.target.speed
+    if advice is None:
+        return None
+    # with fp16 for bf16, as advised, the speed may be known only now
+    known = speed if speed is not None and advice.estimate.is_known(speed) else None
+    after = estimate_record(advice.estimate, result.target, known, steps)
+    return {"overrides": advice.overrides, "fits": advice.fits, **after}
+
+
+def estimate_record(estimate: "Estimate", target: "Target", speed: "Speed | None", steps: int) -> dict[str, Any]:
+    """Bytes, FLOPs and seconds, which are None where the speed is not known."""
     stages = [
         {
             "stage": stage.name,
             "flops": stage.flops,
+            "seconds": None if speed is None else stage.work.seconds(speed),
             "each_step": stage.each_step,
             "resident": stage.resident,
             "working": stage.working,
@@ -73,7 +86,22 @@ def estimate_record(estimate: "Estimate", target: "Target") -> dict[str, Any]:
         "peak_of_tensors": estimate.peak,
         "needed": target.needed(estimate.peak),
         "flops_per_step": estimate.flops,
+        "seconds_per_step": None if speed is None else estimate.step_seconds(speed),
+        "seconds_per_run": None if speed is None else estimate.run_seconds(speed, steps),
+        "seconds_per_run_by_flops_alone": None if speed is None else estimate.run_bound(speed, steps),
         "trained_parameters": estimate.trained,
+    }
+
+
+def speed_record(speed: "Speed | None") -> dict[str, Any] | None:
+    """FLOP and bytes per second."""
+    if speed is None:
+        return None
+    return {
+        "products": speed.products,
+        "bandwidth": speed.bandwidth,
+        "seconds_per_launch": speed.launch,
+        "measured_here": speed.measured,
     }
 
 
@@ -88,17 +116,54 @@ def as_text(loaded: LoadedRecipe, result: "Examination") -> str:
     if result.estimate is None:
         return "\n".join([*lines, "", f"! no estimate: {result.why_not}"])
     steps = loaded.recipe.max_train_steps
-    lines += ["", *table(result.estimate), "", *totals(result.estimate, steps), "", *verdict(loaded, result)]
+    lines += ["", *table(result.estimate, result.speed), "", *totals(result.estimate, steps)]
+    lines += [*pace(result, steps), "", *verdict(loaded, result)]
     return "\n".join(lines)
 
 
-def table(estimate: "Estimate") -> list[str]:
+def table(estimate: "Estimate", speed: "Speed | None") -> list[str]:
     """A line for each stage."""
-    lines = [f"{'stage':<12}{'TFLOP':>12}  {'resident':>9}  {'working':>9}  {'peak':>9}"]
+    lines = [f"{'stage':<12}{'TFLOP':>12}  {'seconds':>9}  {'resident':>9}  {'working':>9}  {'peak':>9}"]
     for stage in estimate.stages:
         sizes = "  ".join(f"{size / GB:6.2f} GB" for size in (stage.resident, stage.working, stage.peak))
-        lines.append(f"{stage.name:<12}{stage.flops / 1e12:12,.2f}  {sizes}{'' if stage.each_step else '   per run'}")
+        seconds = "?" if speed is None else f"{stage.work.seconds(speed):,.2f}"
+        once = "" if stage.each_step else "   per run"
+        lines.append(f"{stage.name:<12}{stage.flops / 1e12:12,.2f}  {seconds:>9}  {sizes}{once}")
     return lines
+
+
+def pace(result: "Examination", steps: int) -> list[str]:
+    """How long it takes, and where the figures come from."""
+    estimate, speed = result.estimate, result.speed
+    assert estimate is not None
+    if speed is None:
+        why = "name a GPU (--gpu 4090)" if result.target.speed is None else "this GPU lacks the recipe's precision"
+        return [f"no estimate of time: {why}"]
+    step, run, bound = (
+        estimate.step_seconds(speed),
+        estimate.run_seconds(speed, steps),
+        estimate.run_bound(speed, steps),
+    )
+    lines = [f"about {duration(step)} a step, {duration(run)} for the run (bound by FLOPs alone: {duration(bound)})"]
+    return [*lines, f"{origin(speed)}; error: see docs/benchmarks.md"]
+
+
+def origin(speed: "Speed") -> str:
+    from sdo_cli.estimate.gpus import BANDWIDTH_SHARE, PRODUCT_SHARE
+
+    if not speed.measured:
+        shares = f"× {PRODUCT_SHARE} for products, × {BANDWIDTH_SHARE} for bandwidth"
+        return f"from the maker's figures {shares}, assumed; published runs of SD 1.5 took 1 to 3 times as long"
+    fastest = ", ".join(
+        f"{'fp32' if name == 'no' else name} {rate / 1e9:,.1f}" for name, rate in speed.products.items()
+    )
+    return f"from this machine's speed, measured just now (products in GFLOP/s: {fastest})"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
 def totals(estimate: "Estimate", steps: int) -> list[str]:

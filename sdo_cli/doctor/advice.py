@@ -39,7 +39,7 @@ def estimate_recipe(loaded: LoadedRecipe, target: Target) -> Estimate:
     return estimate(loaded.recipe, workload_of(loaded, on_cpu=target.on_cpu))
 
 
-def candidates(recipe: Recipe, stage: str) -> Iterator[tuple[str, ...]]:
+def candidates(recipe: Recipe, stage: str, half: str = "bf16") -> Iterator[tuple[str, ...]]:
     """Changes that may help a stage, by the harm they do: first what costs only time, then precision, then pictures."""
     spec, batch = recipe.gradient, recipe.train_batch_size
     trains, scores = stage in ("shortcut", "graph"), stage in ("score", "graph")
@@ -57,7 +57,7 @@ def candidates(recipe: Recipe, stage: str) -> Iterator[tuple[str, ...]]:
         yield (f"gradient.{MICRO[stage]}=1",)
     for name in ("mixed_precision", "reward_precision"):
         if getattr(recipe, name) == "no":
-            yield (f"{name}=bf16",)
+            yield (f"{name}={half}",)
     if recipe.optimizer == "adamw":
         yield ("optimizer=adamw8bit",)
     if stage in (*MICRO, "graph") and batch % 2 == 0:
@@ -98,7 +98,7 @@ def _next(
     kept: LoadedRecipe, target: Target, now: Estimate, size: tuple[int, int]
 ) -> tuple[tuple[str, ...], LoadedRecipe, Estimate] | None:
     """The first change that lowers the peak."""
-    for words in (*candidates(kept.recipe, now.largest.name), *smaller_images(size)):
+    for words in (*candidates(kept.recipe, now.largest.name, target.half), *smaller_images(size)):
         tried = _try(kept, target, words)
         if tried is not None and tried[1].peak < WORTH * now.peak:
             return words, *tried

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from sdo_cli.doctor.target import Target
 from sdo_cli.recipe.schema import Recipe
 from sdo_cli.weights.needs import Need, needs_of, size_text
 
@@ -126,6 +127,15 @@ def driver(recipe: Recipe) -> list[Finding]:
     if recipe.mixed_precision == "bf16" and not torch.cuda.is_bf16_supported():
         found.append(Finding("driver", "this GPU has no bf16", ok=False, remedy="set mixed_precision=fp16"))
     return found
+
+
+def named_gpu(recipe: Recipe, target: Target) -> list[Finding]:
+    """What of the recipe the GPU that the user names cannot do."""
+    if target.half == "bf16":
+        return []
+    asked = [name for name in ("mixed_precision", "reward_precision") if getattr(recipe, name) == "bf16"]
+    remedy = " ".join(f"{name}=fp16" for name in asked)
+    return [Finding("driver", f"a {target.name} has no bf16", ok=False, remedy=f"set {remedy}")] if asked else []
 
 
 def world() -> Finding:

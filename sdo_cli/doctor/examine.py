@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from sdo_cli.doctor.advice import Advice, advise, estimate_recipe
-from sdo_cli.doctor.environment import Finding, look_around
+from sdo_cli.doctor.environment import Finding, look_around, named_gpu
 from sdo_cli.doctor.target import Target
 from sdo_cli.errors import EnvironmentFault
+from sdo_cli.estimate.speed import Speed
 from sdo_cli.estimate.stages import Estimate
 from sdo_cli.recipe.load import LoadedRecipe
 
@@ -29,6 +30,12 @@ class Examination:
         return None if self.estimate is None else self.target.needed(self.estimate.peak) <= self.target.memory
 
     @property
+    def speed(self) -> Speed | None:
+        """Of the target, where it is known for all precisions of the estimate."""
+        speed = self.target.speed
+        return None if speed is None or self.estimate is None or not self.estimate.is_known(speed) else speed
+
+    @property
     def problems(self) -> int:
         """What keeps the recipe from running here."""
         return sum(not finding.ok for finding in self.findings) + (self.fits is not True)
@@ -40,7 +47,7 @@ def examine(loaded: LoadedRecipe, target: Target) -> Examination:
     Raises:
         RecipeFault: sizes or a solver that the model does not take.
     """
-    findings = tuple(look_around(loaded.recipe, loaded.given))
+    findings = (*look_around(loaded.recipe, loaded.given), *named_gpu(loaded.recipe, target))
     try:
         found = estimate_recipe(loaded, target)
     except EnvironmentFault as fault:

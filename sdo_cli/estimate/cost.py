@@ -1,6 +1,7 @@
 """What a computation costs, found by running it on meta tensors: real operations and autograd, but no numbers."""
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from sdo_cli.estimate.work import Operation, Work, operation_of
 
 META = torch.device("meta")
 _aten = torch.ops.aten
@@ -38,16 +41,21 @@ _FORMULAS = {**CPU_ATTENTION, **flop_registry}
 @dataclass(frozen=True)
 class Cost:
     """Attributes:
-    flops: of matrix products, convolutions and attention, by torch's own formulas (a multiply-add is two).
-    attention: those of them that are attention's products.
+    work: every operation, with what seconds depend on.
     peak: most bytes in tensors alive at once, above those that were there before.
     left: bytes of new tensors still alive at the end.
+    attention: FLOPs of attention's products among all.
     """
 
-    flops: float
+    work: Work
     peak: int
     left: int
     attention: float = 0.0
+
+    @property
+    def flops(self) -> float:
+        """Of matrix products, convolutions and attention, by torch's own formulas (a multiply-add is two)."""
+        return self.work.flops
 
 
 class _Tally(TorchDispatchMode):
@@ -57,6 +65,7 @@ class _Tally(TorchDispatchMode):
         super().__init__()
         self.flops, self.attention, self.alive, self.peak = 0.0, 0.0, 0, 0
         self._known: set[int] = set()
+        self.operations: Counter[Operation] = Counter()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -67,10 +76,12 @@ class _Tally(TorchDispatchMode):
             # a model asks for a value, as transformers does of its masks: true
             return torch.ones((), dtype=args[0].dtype).item()
         result = func(*args, **kwargs)
-        if (formula := _FORMULAS.get(func._overloadpacket)) is not None:
-            flops = float(formula(*args, **kwargs, out_val=result))
-            self.flops += flops
-            self.attention += flops if "attention" in func._overloadpacket.__name__ else 0.0
+        formula = _FORMULAS.get(func._overloadpacket)
+        flops = None if formula is None else float(formula(*args, **kwargs, out_val=result))
+        if (operation := operation_of(func, args, kwargs, result, flops)) is not None:
+            self.operations[operation] += 1
+            self.flops += operation.flops
+            self.attention += operation.flops if operation.product.startswith("attention") else 0.0
         given = {_key(tensor) for tensor in _meta_tensors((args, kwargs))}
         for tensor in _meta_tensors(result):
             # views and results in place bring no memory
@@ -147,6 +158,6 @@ def count_parts(run: Callable[[Split], object]) -> tuple[Cost, dict[str, tuple[f
     with _fused_attention(), _Tally() as tally:
         split = Split(tally)
         kept = run(split)
-    cost = Cost(tally.flops, tally.peak, tally.alive, tally.attention)
+    cost = Cost(Work(dict(tally.operations)), tally.peak, tally.alive, tally.attention)
     del kept
     return cost, split.parts

@@ -13,6 +13,7 @@ from sdo_cli.device import dtype_of
 from sdo_cli.estimate.cost import META, Cost, count
 from sdo_cli.estimate.pipelines import meta_family, plain_family
 from sdo_cli.estimate.towers import meta_reward
+from sdo_cli.estimate.work import NOTHING
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import ModelSource, source_of
 from sdo_cli.recipe.schema import Recipe
@@ -132,7 +133,7 @@ def measure_cost(reward: RewardSetup, precision: str, size: tuple[int, int], row
     """A reward of images that are there, without a graph; free for one that leaves the device."""
     model = _reward(reward, precision)
     if not model.info.differentiable:
-        return Cost(0.0, 0, 0)
+        return Cost(NOTHING, 0, 0)
     images, prompts = torch.empty(rows, 3, *size, device=META), [str(row) for row in range(rows)]
     with torch.no_grad():
         return count(lambda: model.score(images, prompts))

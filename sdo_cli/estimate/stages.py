@@ -1,6 +1,6 @@
 """FLOPs and memory of every stage of a run, put together from counted parts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil
 
@@ -27,6 +27,8 @@ from sdo_cli.estimate.scoring import (
     reward_bytes,
     score_cost,
 )
+from sdo_cli.estimate.speed import Speed
+from sdo_cli.estimate.work import NOTHING, Work, moving
 from sdo_cli.recipe.schema import Recipe
 
 FP32 = 4
@@ -74,17 +76,21 @@ class Workload:
 @dataclass(frozen=True)
 class Stage:
     """Attributes:
-    flops: per optimizer step; per run for what is not part of a step.
+    work: per optimizer step; per run for what is not part of a step.
     resident: bytes that are there all the time: weights, optimizer state.
     working: most bytes alive beside them.
     each_step: False for what is done before or after training.
     """
 
     name: str
-    flops: float
+    work: Work
     resident: int
     working: int
     each_step: bool = True
+
+    @property
+    def flops(self) -> float:
+        return self.work.flops
 
     @property
     def peak(self) -> int:
@@ -117,6 +123,28 @@ class Estimate:
     def flops(self) -> float:
         """Of one optimizer step."""
         return sum(stage.flops for stage in self.stages if stage.each_step)
+
+    @property
+    def precisions(self) -> set[str]:
+        """In which it multiplies."""
+        return {precision for stage in self.stages for precision in stage.work.precisions}
+
+    def is_known(self, speed: Speed) -> bool:
+        """Whether ``speed`` says how fast each of these precisions is."""
+        return self.precisions <= set(speed.products)
+
+    def step_seconds(self, speed: Speed) -> float:
+        """Of one optimizer step."""
+        return sum(stage.work.seconds(speed) for stage in self.stages if stage.each_step)
+
+    def run_seconds(self, speed: Speed, steps: int) -> float:
+        """Of ``steps`` steps and of what a run does once; loading and writing files are not in it."""
+        once = sum(stage.work.seconds(speed) for stage in self.stages if not stage.each_step)
+        return steps * self.step_seconds(speed) + once
+
+    def run_bound(self, speed: Speed, steps: int) -> float:
+        """Of the same run, if products of matrices were all that takes time."""
+        return sum(stage.work.bound(speed) * (steps if stage.each_step else 1) for stage in self.stages)
 
 
 def estimate(recipe: Recipe, workload: Workload) -> Estimate:
@@ -163,7 +191,7 @@ class _Run:
         rows = max(1, min(self.work.prompts, self.work.encode_batch))
         cost, weights = encode_cost(self.network, rows), self.weights
         there = weights.encoders + (weights.denoiser + weights.vae if self.work.on_cpu else 0)
-        return [Stage("prompts", cost.flops / rows * self.work.prompts, there, cost.peak, each_step=False)]
+        return [Stage("prompts", cost.work * (self.work.prompts / rows), there, cost.peak, each_step=False)]
 
     def training(self) -> list[Stage]:
         return self._one_graph() if self.work.chained else self._three_stages()
@@ -174,22 +202,22 @@ class _Run:
         kept = self.trained_bytes if self.recipe.gradient_accumulation_steps > 1 else 0
         rows = min(batch, spec.rollout_micro_batch or batch)
         call = self._with_half_weights(call_cost(self.network, rows))
-        rollout = Stage("rollout", self.work.calls * batch / rows * call.flops, there + kept, call.peak)
+        rollout = Stage("rollout", call.work * (self.work.calls * batch / rows), there + kept, call.peak)
         rows = min(batch, spec.score_micro_batch or batch)
         scored = score_cost(self.score, rows)
-        score = Stage("score", self.work.scores * batch / rows * scored.flops, there + kept, scored.peak)
+        score = Stage("score", scored.work * (self.work.scores * batch / rows), there + kept, scored.peak)
         return [rollout, score, self._shortcut(there)]
 
     def _shortcut(self, there: int) -> Stage:
         rows = min(self.batch, self.recipe.gradient.shortcut_micro_batch or self.batch)
         pieces = sum(calls.number for calls in self.work.live) * ceil(self.batch / rows)
         again = pieces > 1
-        flops, peak = 0.0, 0
+        work, peak = NOTHING, 0
         for calls in self.work.live:
             cost = self._live(calls, rows, again=again)
-            flops += calls.number * self.batch / rows * cost.flops
+            work += cost.work * (calls.number * self.batch / rows)
             peak = max(peak, cost.peak)
-        return Stage("shortcut", flops, there + (self.trained_bytes if again else 0), peak)
+        return Stage("shortcut", work, there + (self.trained_bytes if again else 0), peak)
 
     def _one_graph(self) -> list[Stage]:
         """Graphs of all live calls are held until the backward pass has gone through them."""
@@ -198,31 +226,41 @@ class _Run:
         held = max(graph_bytes(self.network, batch, recompute=calls.recompute) for calls in self.work.live)
         call, scored = self._with_half_weights(call_cost(self.network, batch)), score_cost(self.score, batch)
         costs = [(calls.number, self._live(calls, batch, again=again)) for calls in self.work.live]
-        flops = sum(number * cost.flops for number, cost in costs) + self.work.calls * call.flops
+        work = sum((cost.work * number for number, cost in costs), call.work * self.work.calls)
         working = max(
             call.peak,
             self.work.chained * held + scored.peak,
             (self.work.chained - 1) * held + max(cost.peak for _, cost in costs),
         )
-        return [Stage("graph", flops + self.work.scores * scored.flops, there, working)]
+        return [Stage("graph", work + scored.work * self.work.scores, there, working)]
 
     def _live(self, calls: LiveCalls, rows: int, *, again: bool) -> Cost:
         cost = live_cost(self.network, rows, through=calls.through, recompute=calls.recompute, again=again)
-        flops = cost.flops
+        work = cost.work
         if self.network.keep_near_base:
             # the base network's call is among the calls without a graph
-            flops -= call_cost(self.network, rows).flops
+            work -= call_cost(self.network, rows).work
         # half-precision gradients are added up in fp32
         wider = self.trained_bytes // 2 if self.half_copy and not again else 0
-        return self._with_half_weights(Cost(flops, cost.peak + wider, cost.left))
+        return self._with_half_weights(replace(cost, work=work, peak=cost.peak + wider))
 
     def _with_half_weights(self, cost: Cost) -> Cost:
-        return Cost(cost.flops, cost.peak + (self.weights.denoiser if self.half_copy else 0), cost.left)
+        """Autocast makes them of the fp32 ones in every call."""
+        if not self.half_copy:
+            return cost
+        made = sum((moving(1.5 * FP32 * n) for n in self.weights.trained), NOTHING)
+        return replace(cost, work=cost.work + made, peak=cost.peak + self.weights.denoiser)
 
     def optimizer(self) -> Stage:
-        eight_bits = self.recipe.optimizer == "adamw8bit"
-        working = self.trained_bytes + (0 if eight_bits else adamw_bytes(self.weights.trained))
-        return Stage("optimizer", 0.0, self.resident(), working)
+        eight_bits, trained = self.recipe.optimizer == "adamw8bit", self.weights.trained
+        working = self.trained_bytes + (0 if eight_bits else adamw_cost(trained, at_once=True).peak)
+        at_once = not self.work.on_cpu
+        work = adamw8bit_work(trained) if eight_bits else adamw_cost(trained, at_once=at_once).work
+        work += clipping_work(trained, at_once=at_once)
+        if self.recipe.ema_decay:
+            # the mean moves by a share of the difference: three operations, 8 numbers read or written
+            work += sum((moving(8 / 3 * FP32 * n, 3) for n in trained), NOTHING)
+        return Stage("optimizer", work, self.resident(), working)
 
     def validation(self) -> list[Stage]:
         """Held-out images before and after training, and those of the guard: drawn and scored batch by batch."""
@@ -238,10 +276,10 @@ class _Run:
             for reward in (*self.work.rewards, *self.work.measured)
         ]
         gathered = rows * 3 * size[0] * size[1] * FP32
-        each = call.flops / rows * self.recipe.num_inference_steps + decode.flops / few
-        each += sum(cost.flops for cost in scored) / min(rows, MEASURE_BATCH)
+        each = call.work * (self.recipe.num_inference_steps / rows) + decode.work * (1 / few)
+        each += sum((cost.work for cost in scored), NOTHING) * (1 / min(rows, MEASURE_BATCH))
         working = max(call.peak, decode.peak, gathered + max(cost.peak for cost in scored))
-        return [Stage("validation", images * each, there, working, each_step=False)]
+        return [Stage("validation", each * images, there, working, each_step=False)]
 
     def notes(self) -> list[str]:
         if not self.half_copy:
@@ -250,11 +288,26 @@ class _Run:
 
 
 @lru_cache(maxsize=16)
-def adamw_bytes(trained: tuple[int, ...]) -> int:
-    """What a step of AdamW needs beside its state and the gradients, all tensors at once as on a GPU."""
+def adamw_cost(trained: tuple[int, ...], *, at_once: bool) -> Cost:
+    """A step of AdamW, beside its state and the gradients.
+
+    Args:
+        at_once: all tensors in one operation, as on a GPU, instead of one after the other.
+    """
     parameters = [torch.nn.Parameter(torch.empty(n, device=META)) for n in trained]
-    optimizer = torch.optim.AdamW(parameters, foreach=True)
+    optimizer = torch.optim.AdamW(parameters, foreach=at_once)
     for parameter in parameters:
         parameter.grad = torch.empty_like(parameter)
     optimizer.step()
-    return count(optimizer.step).peak
+    return count(optimizer.step)
+
+
+def clipping_work(trained: tuple[int, ...], *, at_once: bool) -> Work:
+    """A norm reads gradients, scaling them reads and writes."""
+    sizes = (sum(trained),) if at_once else trained
+    return sum((moving(FP32 * n) + moving(2 * FP32 * n) for n in sizes), NOTHING)
+
+
+def adamw8bit_work(trained: tuple[int, ...]) -> Work:
+    """Reads weights and gradients, writes weights; reads and writes two moments of a byte."""
+    return sum((moving((3 * FP32 + 4) * n) for n in trained), NOTHING)
