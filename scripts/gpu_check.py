@@ -1,7 +1,7 @@
 """Everything that has to be measured on a GPU, in one call: tests, seconds, memory, stages, bounds; targets met or not.
 
     python scripts/gpu_check.py --out check.json                 on a GPU; 10 minutes, random weights, no network
-    python scripts/gpu_check.py --count                          FLOPs of every arm, without GPU and weights
+    python scripts/gpu_check.py --count [--gpu H100]             FLOPs (seconds estimated), without GPU and weights
     python scripts/gpu_check.py --tiny --only sd --only sdxl     the script itself, tried on the CPU
 
 Arms (gradient rules) take turns in every round; ratios are medians over rounds. What there is no time for is left out,
@@ -53,7 +53,7 @@ class Check:
         self.clock: Clock = Clock(given.minutes - RESERVE / 60)
         self.cells: tuple[Cell, ...] = TINY if given.tiny else FULL_SIZE
         self.measured: list[Measured] = []
-        self.record = self._head()
+        self.record, self.speed = self._head(), None
         for cell in self.cells if given.tiny else ():
             make_model(cell, folder, "cpu")
         self.counting = _start_counting(given, folder)
@@ -94,10 +94,9 @@ class Check:
 
         from sdo_cli.files import write_json
 
-        products = self.record["speed"]["products"]
-        self.record["cells"] = [
-            cell_record(found, self.counted[found.cell.name], products[found.cell.precision]) for found in self.measured
-        ]
+        assert self.speed is not None
+        counted = self.counted
+        self.record["cells"] = [cell_record(found, counted[found.cell.name], self.speed) for found in self.measured]
         first = self.record["cells"][0] if "sd" in self.given.only and self.record["cells"] else None
         self.record["targets"] = targets_of(first, self.record["compile"])
         write_json(self.given.out, self.record)
@@ -106,15 +105,18 @@ class Check:
     def counted(self) -> "dict[str, Counted]":
         if self.counting.wait() != 0:
             raise SystemExit("gpu_check: counting FLOPs failed; see above")
-        return json.loads((self.folder / "counted.json").read_text())
+        from gpu_check_count import from_json
+
+        return from_json(json.loads((self.folder / "counted.json").read_text()))
 
     def _speed(self) -> None:
-        from dataclasses import asdict
+        from gpu_check_report import speed_record
 
         from sdo_cli.estimate.speed import measure_speed
 
         precisions = tuple(dict.fromkeys(("no", *(cell.precision for cell in self.cells))))
-        self.record["speed"] = asdict(measure_speed(self.device, precisions))
+        self.speed = measure_speed(self.device, precisions)
+        self.record["speed"] = speed_record(self.speed)
 
     def _sd(self) -> "Stand | None":
         """Both batches, of one model that is loaded once."""
@@ -228,8 +230,9 @@ def say(text: str) -> None:
 def count(given: argparse.Namespace, folder: Path) -> None:
     """The tables of FLOPs; figures go into ``--out``, where it is given."""
     from gpu_check_arms import FULL_SIZE, TINY
-    from gpu_check_count import count_cells, count_table
+    from gpu_check_count import as_json, count_cells, count_table
 
+    from sdo_cli.estimate.gpus import find_gpu
     from sdo_cli.files import write_json
 
     cells = TINY if given.tiny else FULL_SIZE
@@ -238,9 +241,10 @@ def count(given: argparse.Namespace, folder: Path) -> None:
         if cell.tiny:
             make_model(cell, folder, "cpu")
     found = count_cells(tuple(wanted), folder)
-    print("\n\n".join(f"{name}\n\n{count_table(counted)}" for name, counted in found.items()))
+    speed = find_gpu(given.gpu).speed if given.gpu else None
+    print("\n\n".join(f"{name}\n\n{count_table(counted, speed)}" for name, counted in found.items()))
     if given.out:
-        write_json(given.out, found)
+        write_json(given.out, as_json(found))
 
 
 def parse() -> argparse.Namespace:
@@ -252,6 +256,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="keep the random weights here, or take those that are")
     parser.add_argument("--tiny", action="store_true", help="small models on the CPU: a test of this script")
     parser.add_argument("--count", action="store_true", help="count FLOPs only")
+    parser.add_argument("--gpu", help="with --count: estimate seconds on this GPU, as `sdo doctor --gpu` names it")
     given = parser.parse_args()
     given.only = given.only or list(PARTS)
     given.rounds = given.rounds or (2 if given.tiny else 5)

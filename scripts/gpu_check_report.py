@@ -1,31 +1,44 @@
 """What gpu_check.py says: figures as JSON, targets met or not, a short table."""
 
+from dataclasses import asdict
 from statistics import median
 from typing import Any
 
 from gpu_check_arms import REFERENCE
-from gpu_check_count import Counted
+from gpu_check_count import Counted, flops_of, seconds_of
 from gpu_check_measure import Compiled, Measured
 
 from sdo_cli.bench.cost import Cost
 from sdo_cli.bench.memory import Memory
+from sdo_cli.estimate.speed import Speed
 from sdo_cli.reports.markdown import markdown
 
 SDO, PRUNED, ONE_BY_ONE = "SDO", "SDO, pruned rollouts", "SDO, scored and sent back one by one"
 Record = dict[str, Any]
 
 
-def cell_record(measured: Measured, counted: Counted, products: float) -> Record:
-    """A cell's raw rounds with ratios beside them.
+def speed_record(speed: Speed) -> Record:
+    """Rates by product and precision, as JSON has them."""
+    rates = {f"{product}, {precision}": curve for (product, precision), curve in speed.rates.items()}
+    return {**asdict(speed), "rates": rates, "products": speed.products}
+
+
+def cell_record(measured: Measured, counted: Counted, speed: Speed) -> Record:
+    """A cell's raw rounds with ratios and the estimator's seconds beside them.
 
     Args:
-        products: FLOP per second of matrix products in the cell's precision, measured on this device.
+        speed: measured on this device.
     """
     cell, against = measured.cell, measured.arms.get(REFERENCE)
-    arms = {
-        arm: arm_record(cost, memory, counted[arm], products, against[0] if against else None)
-        for arm, (cost, memory) in measured.arms.items()
-    }
+    products, arms = speed.products[cell.precision], {}
+    for arm, (cost, memory) in measured.arms.items():
+        full = against[0] if against else None
+        estimated = seconds_of(counted[arm], speed)
+        arms[arm] = {
+            **arm_record(cost, memory, flops_of(counted[arm]), products, full),
+            "estimated_seconds": estimated,
+            "estimated_over_measured": sum(estimated.values()) / cost.median_seconds,
+        }
     settings = {key: getattr(cell, key) for key in ("kind", "pixels", "batch", "steps", "computed", "precision")}
     return {"name": cell.name, **settings, "arms": arms, "left_out": measured.left_out}
 
@@ -129,7 +142,16 @@ def _machine(record: Record) -> str:
 
 
 def cell_table(cell: Record) -> str:
-    header = [cell["name"], "seconds", "/ full", "peak GB", "TFLOP", "of bound", "stages: seconds (of bound)"]
+    header = [
+        cell["name"],
+        "seconds",
+        "/ full",
+        "peak GB",
+        "TFLOP",
+        "of bound",
+        "estimated",
+        "stages: seconds (of bound)",
+    ]
     rows = [
         [
             arm,
@@ -138,6 +160,7 @@ def cell_table(cell: Record) -> str:
             f"{found['peak_bytes'] / 1e9:.3g}",
             f"{sum(found['flops'].values()) / 1e12:.3g}",
             f"{found['fraction_of_bound']:.0%}",
+            f"{found['estimated_over_measured']:.2f} of it" if "estimated_over_measured" in found else "",
             ", ".join(_stage(name, stage) for name, stage in found["stages"].items()),
         ]
         for arm, found in cell["arms"].items()

@@ -234,6 +234,8 @@ def test_training_everything_takes_four_times_the_weights():
     assert sum(weights_of(setup).trained) * 4 == weights_of(setup).denoiser
     # weights, gradients and two moments instead of weights
     assert full["optimizer"].peak > lora["optimizer"].resident + 2.9 * weights_of(setup).denoiser
+    # one kernel goes through all of it: beside the gradients nothing
+    assert full["optimizer"].working == sum(weights_of(setup).trained) * 4
     assert full["optimizer"].resident > stages("train=full", "optimizer=adamw8bit")["optimizer"].resident
     assert estimate_recipe(quickstart("train=full", "mixed_precision=bf16"), find_target("1GB")).notes
 

@@ -9,12 +9,13 @@ from statistics import median
 
 import pytest
 from gpu_check_arms import ARMS, FULL_SIZE, TINY
-from gpu_check_count import count_table
+from gpu_check_count import count_table, flops_of, from_json
 from gpu_check_measure import Clock, Measured, can_compile
 from gpu_check_report import arm_record, report, target, targets_of
 
 from sdo_cli.bench.cost import Cost
 from sdo_cli.bench.memory import Memory
+from sdo_cli.estimate.gpus import find_gpu
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "gpu_check.py"
@@ -69,6 +70,9 @@ def test_fractions_are_of_what_was_counted_and_measured(done):
     assert found["fraction_of_bound"] == pytest.approx(total / found["median_seconds"])
     # on one graph there are no stages to count
     assert all(s["fraction_of_bound"] is None for s in record["cells"][0]["arms"]["full"]["stages"].values())
+    # the estimator's seconds stand beside the measured ones
+    estimated = sum(found["estimated_seconds"].values())
+    assert found["estimated_over_measured"] == pytest.approx(estimated / found["median_seconds"]) and estimated > 0
     one, two = (cell["arms"]["SDO"]["flops"]["rollout"] for cell in record["cells"][1::-1])
     assert two == pytest.approx(2 * one)
 
@@ -166,11 +170,16 @@ class FakeBench:
 def test_counting_alone_prints_the_ratios(tmp_path):
     done = run("--count", "--tiny", "--only", "sd", "--out", tmp_path / "c.json")
     assert done.returncode == 0, done.stderr[-2000:]
-    counted = json.loads((tmp_path / "c.json").read_text())
+    counted = from_json(json.loads((tmp_path / "c.json").read_text()))
     assert list(counted) == [cell.name for cell in TINY[:2]]
     first = counted[TINY[0].name]
     assert count_table(first) in done.stdout and list(first) == list(ARMS)
-    assert sum(first["SDO"].values()) < sum(first["full"].values())
+    assert sum(flops_of(first["SDO"]).values()) < sum(flops_of(first["full"]).values())
+    # estimated for a GPU by name, the optimizer too
+    speed = find_gpu("4090").speed
+    table = count_table(first, speed)
+    sdo, full = (sum(work.seconds(speed) for work in first[arm].values()) for arm in ("SDO", "full"))
+    assert f"{sdo / full:.3f} |" in table and "optimizer" in first["SDO"]
 
 
 def test_it_says_in_one_sentence_what_is_missing(tmp_path):

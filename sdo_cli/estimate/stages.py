@@ -1,12 +1,9 @@
 """FLOPs and memory of every stage of a run, put together from counted parts."""
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from math import ceil
 
-import torch
-
-from sdo_cli.estimate.cost import META, Cost, count
+from sdo_cli.estimate.cost import Cost
 from sdo_cli.estimate.network import (
     NetworkSetup,
     Recompute,
@@ -252,15 +249,14 @@ class _Run:
         return replace(cost, work=cost.work + made, peak=cost.peak + self.weights.denoiser)
 
     def optimizer(self) -> Stage:
-        eight_bits, trained = self.recipe.optimizer == "adamw8bit", self.weights.trained
-        working = self.trained_bytes + (0 if eight_bits else adamw_cost(trained, at_once=True).peak)
-        at_once = not self.work.on_cpu
-        work = adamw8bit_work(trained) if eight_bits else adamw_cost(trained, at_once=at_once).work
+        """One kernel goes through everything; beside state and gradients it needs no memory."""
+        trained, at_once = self.weights.trained, not self.work.on_cpu
+        work = adamw8bit_work(trained) if self.recipe.optimizer == "adamw8bit" else adamw_work(trained)
         work += clipping_work(trained, at_once=at_once)
         if self.recipe.ema_decay:
             # the mean moves by a share of the difference: three operations, 8 numbers read or written
             work += sum((moving(8 / 3 * FP32 * n, 3) for n in trained), NOTHING)
-        return Stage("optimizer", work, self.resident(), working)
+        return Stage("optimizer", work, self.resident(), self.trained_bytes)
 
     def validation(self) -> list[Stage]:
         """Held-out images before and after training, and those of the guard: drawn and scored batch by batch."""
@@ -287,19 +283,9 @@ class _Run:
         return ["train: full in half precision runs under autocast, which keeps norms in fp32: more than estimated"]
 
 
-@lru_cache(maxsize=16)
-def adamw_cost(trained: tuple[int, ...], *, at_once: bool) -> Cost:
-    """A step of AdamW, beside its state and the gradients.
-
-    Args:
-        at_once: all tensors in one operation, as on a GPU, instead of one after the other.
-    """
-    parameters = [torch.nn.Parameter(torch.empty(n, device=META)) for n in trained]
-    optimizer = torch.optim.AdamW(parameters, foreach=at_once)
-    for parameter in parameters:
-        parameter.grad = torch.empty_like(parameter)
-    optimizer.step()
-    return count(optimizer.step)
+def adamw_work(trained: tuple[int, ...]) -> Work:
+    """One fused operation reads weights, gradients and two moments, and writes all but the gradients."""
+    return moving(7 * FP32 * sum(trained))
 
 
 def clipping_work(trained: tuple[int, ...], *, at_once: bool) -> Work:
