@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 NEEDED = ("torch", "diffusers", "transformers", "peft", "accelerate", "open_clip", "omegaconf", "typer", "safetensors")
 PARTS = ("tests", "sd", "sdxl", "compile")
-# seconds: for saying what was found, for making and loading SDXL, for compiling
-RESERVE, SDXL_START, COMPILE = 10, 90, 120
+# seconds: for saying what was found, for making and loading SDXL, for compiling, for another layout
+RESERVE, SDXL_START, COMPILE, LAYOUT = 10, 90, 120, 60
 TESTS_AT_MOST = 180
 
 
@@ -71,6 +71,7 @@ class Check:
             "speed": None,
             "cells": [],
             "compile": None,
+            "channels_last": None,
             "left_out": [],
             "targets": [],
         }
@@ -153,16 +154,18 @@ class Check:
         self.save()
 
     def _compile(self, stand: "Stand") -> None:
-        from gpu_check_measure import can_compile, measure_compiled
-        from gpu_check_report import compile_record
+        from gpu_check_measure import measure_changed
+        from gpu_check_report import changed_record
 
-        if not can_compile():
-            self.record["left_out"].append("compile: not available, this sdo has no recipe key `compile`")
-            return
         # at tiny size the way through the script is tried, not the compiler
         mode = "none" if self.given.tiny else "default"
-        found = measure_compiled(stand, self.folder, mode, self.clock, rounds=self.given.rounds, reporter=Lines())
-        self.record["compile"] = compile_record(found)
+        for name, word in {"compile": f"compile={mode}", "channels_last": "channels_last=true"}.items():
+            if name != "compile" and self.clock.left < LAYOUT and not self.given.tiny:
+                self.record["left_out"].append(f"{word}: no time")
+                return
+            found = measure_changed(stand, self.folder, word, self.clock, rounds=self.given.rounds, reporter=Lines())
+            self.record[name] = changed_record(found)
+            self.save()
 
 
 def make_model(cell: "Cell", folder: Path, device: str) -> None:

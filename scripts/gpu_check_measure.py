@@ -1,7 +1,7 @@
 """Seconds and peak memory of every arm of gpu_check.py, in the time there is."""
 
 import time
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from sdo_cli.bench.run import MOVED
 from sdo_cli.bench.variants import Variant, load_variants
 from sdo_cli.finetune.loop import Job
 from sdo_cli.progress import Reporter
-from sdo_cli.recipe.schema import Recipe
 
 # full backpropagation takes about three times SDO's seconds, and is the dearest arm
 DEAREST = 3
@@ -124,32 +123,26 @@ def _rounds(stand: Stand, found: Measured, clock: Clock, *, until: float, rounds
 
 
 @dataclass
-class Compiled:
-    """``compile`` off and on, round by round; ``first`` is the seconds of the first compiled iteration."""
+class Changed:
+    """A word of the recipe off and on, round by round; ``first`` is the seconds of the first iteration with it."""
 
     arm: str
-    mode: str
+    word: str
     first: float
     off: Cost = field(default_factory=Cost)
     on: Cost = field(default_factory=Cost)
     peak_on: Memory | None = None
 
 
-def can_compile() -> bool:
-    return "compile" in {item.name for item in fields(Recipe)}
-
-
-def measure_compiled(
-    stand: Stand, folder: Path, mode: str, clock: Clock, *, rounds: int, reporter: Reporter
-) -> Compiled:
-    """SDO with the recipe's key ``compile``, beside SDO without on the same machine."""
+def measure_changed(stand: Stand, folder: Path, word: str, clock: Clock, *, rounds: int, reporter: Reporter) -> Changed:
+    """SDO with ``word`` (``compile=default``) in its recipe, beside SDO without on the same machine."""
     arm, plain = next(iter(stand.arms.items()))
-    loaded = load_variants(str(write_recipe(stand.cell, folder)), [f"compile={mode}"], [plain.name])
+    loaded = load_variants(str(write_recipe(stand.cell, folder)), [word], [plain.name])
     bench = open_workbench(loaded)
     new_adapter(bench, seed=0, moved=MOVED)
     (variant,) = loaded
-    reporter.phase(f"compile={mode}", rounds)
-    found = Compiled(arm, mode, timed(partial(measure_here, bench, variant), bench.any_job.family.device))
+    reporter.phase(word, rounds)
+    found = Changed(arm, word, timed(partial(measure_here, bench, variant), bench.any_job.family.device))
     found.peak_on = measure_here(bench, variant)
     for number in range(rounds):
         start = clock.left

@@ -6,7 +6,7 @@ from typing import Any
 
 from gpu_check_arms import REFERENCE
 from gpu_check_count import Counted, flops_of, seconds_of
-from gpu_check_measure import Compiled, Measured
+from gpu_check_measure import Changed, Measured
 
 from sdo_cli.bench.cost import Cost
 from sdo_cli.bench.memory import Memory
@@ -68,11 +68,11 @@ def stage_record(seconds: float, flops: float | None, products: float) -> Record
     return {"median_seconds": seconds, "flops": flops, "fraction_of_bound": fraction}
 
 
-def compile_record(found: Compiled) -> Record:
+def changed_record(found: Changed) -> Record:
     pairs = zip(found.on.seconds, found.off.seconds, strict=True)
     return {
         "arm": found.arm,
-        "mode": found.mode,
+        "word": found.word,
         "first_seconds": found.first,
         "seconds_off": found.off.seconds,
         "seconds_on": found.on.seconds,
@@ -129,8 +129,7 @@ def report(record: Record) -> str:
     if record["tests"] is not None:
         parts.append(f"GPU tests: {record['tests']['summary']}")
     parts += [cell_table(cell) for cell in record["cells"]]
-    if isinstance(record["compile"], dict):
-        parts.append(compile_line(record["compile"]))
+    parts += [changed_line(record[name]) for name in ("compile", "channels_last") if record.get(name)]
     parts += [f"left out: {text}" for text in record["left_out"]]
     return "\n\n".join([*parts, target_table(record["targets"])])
 
@@ -175,9 +174,9 @@ def _stage(name: str, stage: Record) -> str:
     return f"{name} {stage['median_seconds']:.3f}" + (f" ({fraction:.0%})" if fraction else "")
 
 
-def compile_line(found: Record) -> str:
+def changed_line(found: Record) -> str:
     return (
-        f"{found['arm']} with compile={found['mode']}: {median(found['seconds_on']):.3f} s instead of"
+        f"{found['arm']} with {found['word']}: {median(found['seconds_on']):.3f} s instead of"
         f" {median(found['seconds_off']):.3f}, {found['on_against_off']:.2f} of it; the first iteration took"
         f" {found['first_seconds']:.0f} s"
     )

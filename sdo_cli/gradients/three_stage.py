@@ -76,7 +76,7 @@ def rollout(path: Path, plan: Plan, linear: LinearPath, *, micro: int | None = N
     live, followed, share = plan.live, plan.mode == Mode.THROUGH, 1 / plan.live.sum(0).clamp(min=1)
     exact = path.skips is not None and path.skips.exact
     for mine in micro_batches(torch.arange(plan.batch), micro):
-        rows, run = mine.to(path.x_0.device), path.begin()
+        rows, run = mine.to(path.x_0.device, non_blocking=True), path.begin()
 
         def call(i: int, x: Tensor, t: Tensor, rows: Tensor = rows, mine: Tensor = mine, run: RunCall = run) -> Tensor:
             parts = run(i, lambda: path.split(x, t, rows))

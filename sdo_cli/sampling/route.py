@@ -122,9 +122,9 @@ def walk(
     solver, timesteps = route.begin()
     dtype, calls = x.dtype, len(timesteps)
     last = calls if endpoint is None else int(endpoint.max()) if last is None else last
-    # copied once: each copy to a device waits for everything that was asked of it before; solvers read the CPU's
-    there = timesteps.to(x.device)
-    ends = None if endpoint is None else endpoint.to(x.device)
+    # copied once, without waiting for what the device was asked before; solvers read the CPU's
+    there = timesteps.to(x.device, non_blocking=True)
+    ends = None if endpoint is None else endpoint.to(x.device, non_blocking=True)
     result = None
     for i, t in enumerate(timesteps[:until]):
         scaled = solver.scale_model_input(x, t) if hasattr(solver, "scale_model_input") else x
