@@ -26,26 +26,8 @@ def count_cell(cell: Cell, folder: Path) -> Counted:
 
 
 def count_cells(cells: tuple[Cell, ...], folder: Path) -> dict[str, Counted]:
-    """By the cell's name. Cells that differ in their batch alone are counted once: FLOPs grow with the batch."""
-    once: dict[str, tuple[int, Counted]] = {}
-    for cell in cells:
-        if cell.kind not in once:
-            once[cell.kind] = cell.batch, count_cell(cell, folder)
-    return {cell.name: _scaled(once[cell.kind][1], cell.batch / once[cell.kind][0]) for cell in cells}
-
-
-def _scaled(counted: Counted, factor: float) -> Counted:
-    """The same operations on a share of the samples; weights are taken for moved in part, too."""
-
-    def smaller(work: Work) -> Work:
-        found = Work()
-        for op, number in work.operations.items():
-            found += Work({Operation(op.product, op.precision, factor * op.flops, factor * op.moved): number})
-        return found
-
-    if factor == 1:
-        return counted
-    return {arm: {stage: smaller(work) for stage, work in stages.items()} for arm, stages in counted.items()}
+    """By the cell's name."""
+    return {cell.name: count_cell(cell, folder) for cell in cells}
 
 
 def flops_of(stages: dict[str, Work]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Seconds and peak memory of every arm of gpu_check.py, in the time there is."""
 
+import gc
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,8 +26,8 @@ NO_MEMORY = "does not fit into memory"
 class Clock:
     """What is left of the time that was given."""
 
-    def __init__(self, minutes: float) -> None:
-        self.start = time.monotonic()
+    def __init__(self, minutes: float, begun: float | None = None) -> None:
+        self.start = time.monotonic() if begun is None else begun
         self.end = self.start + 60 * minutes
 
     @property
@@ -84,6 +85,7 @@ def measure_cell(stand: Stand, clock: Clock, *, seconds: float, rounds: int, rep
     found, until = Measured(stand.cell), clock.until(seconds)
     reporter.phase(stand.cell.name, len(stand.arms) + rounds)
     first = next(iter(stand.arms.values()))
+    gc.collect()
     # libraries take workspaces at their first use: they belong to nobody's peak
     once = timed(partial(measure_here, stand.bench, first), stand.bench.any_job.family.device)
     spent = 0.0
@@ -116,8 +118,14 @@ def _rounds(stand: Stand, found: Measured, clock: Clock, *, until: float, rounds
         if number and clock.left - until < longest:
             return
         start = clock.left
-        for name, (cost, _) in found.arms.items():
-            one_iteration(stand.bench, stand.arms[name], cost, step=1 + number)
+        for name, (cost, _) in list(found.arms.items()):
+            try:
+                one_iteration(stand.bench, stand.arms[name], cost, step=1 + number)
+            except torch.OutOfMemoryError:
+                # ratios are of whole rounds: nothing of it is kept
+                found.left_out[name] = NO_MEMORY
+                del found.arms[name]
+                stand.bench.leave_out(stand.arms[name], reporter)
         longest = max(longest, start - clock.left)
         reporter.advance(1, f"round {number + 1}")
 
@@ -142,6 +150,9 @@ def measure_changed(stand: Stand, folder: Path, word: str, clock: Clock, *, roun
     new_adapter(bench, seed=0, moved=MOVED)
     (variant,) = loaded
     reporter.phase(word, rounds)
+    gc.collect()
+    # both are warm when the rounds begin
+    measure_here(stand.bench, plain)
     found = Changed(arm, word, timed(partial(measure_here, bench, variant), bench.any_job.family.device))
     found.peak_on = measure_here(bench, variant)
     for number in range(rounds):

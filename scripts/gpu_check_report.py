@@ -1,16 +1,18 @@
 """What gpu_check.py says: figures as JSON, targets met or not, a short table."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from statistics import median
 from typing import Any
 
 from gpu_check_arms import REFERENCE
-from gpu_check_count import Counted, flops_of, seconds_of
+from gpu_check_count import Counted, flops_of
 from gpu_check_measure import Changed, Measured
 
 from sdo_cli.bench.cost import Cost
 from sdo_cli.bench.memory import Memory
 from sdo_cli.estimate.speed import Speed
+from sdo_cli.estimate.work import Work
 from sdo_cli.reports.markdown import markdown
 
 SDO, PRUNED, ONE_BY_ONE = "SDO", "SDO, pruned rollouts", "SDO, scored and sent back one by one"
@@ -23,49 +25,60 @@ def speed_record(speed: Speed) -> Record:
     return {**asdict(speed), "rates": rates, "products": speed.products}
 
 
-def cell_record(measured: Measured, counted: Counted, speed: Speed) -> Record:
-    """A cell's raw rounds with ratios and the estimator's seconds beside them.
+def cell_record(measured: Measured, counted: Counted | None, speed: Speed) -> Record:
+    """A cell's raw rounds with ratios and, where it was counted, bounds and the estimator's seconds beside them.
 
     Args:
         speed: measured on this device.
     """
     cell, against = measured.cell, measured.arms.get(REFERENCE)
-    products, arms = speed.products[cell.precision], {}
-    for arm, (cost, memory) in measured.arms.items():
-        full = against[0] if against else None
-        estimated = seconds_of(counted[arm], speed)
-        arms[arm] = {
-            **arm_record(cost, memory, flops_of(counted[arm]), products, full),
-            "estimated_seconds": estimated,
-            "estimated_over_measured": sum(estimated.values()) / cost.median_seconds,
-        }
+    arms = {
+        arm: arm_record(cost, memory, against[0] if against else None)
+        | (bounds_record(cost, counted[arm], speed) if counted else {})
+        for arm, (cost, memory) in measured.arms.items()
+    }
     settings = {key: getattr(cell, key) for key in ("kind", "pixels", "batch", "steps", "computed", "precision")}
     return {"name": cell.name, **settings, "arms": arms, "left_out": measured.left_out}
 
 
-def arm_record(cost: Cost, memory: Memory, flops: dict[str, float], products: float, full: Cost | None) -> Record:
-    """One arm. Seconds, bytes and FLOPs are of one iteration; a bound is FLOPs over the speed of matrix products."""
-    total = sum(flops.values())
-    stages = {name: stage_record(seconds, flops.get(name), products) for name, seconds in cost.stages.items()}
+def arm_record(cost: Cost, memory: Memory, full: Cost | None) -> Record:
+    """What was measured of one arm; seconds and bytes are of one iteration."""
     return {
         "seconds": cost.seconds,
         "median_seconds": cost.median_seconds,
         "against_full": None if full is None else cost.ratio(full),
         "seconds_by_stage": cost.by_stage,
-        "stages": stages,
+        "median_by_stage": cost.stages,
         "calls": cost.calls,
         # of a CPU the process's resident memory is noise at tiny size
         "peak_bytes": memory.tensors,
-        "flops": flops,
-        "bound_seconds": total / products,
-        "fraction_of_bound": total / products / cost.median_seconds,
     }
 
 
-def stage_record(seconds: float, flops: float | None, products: float) -> Record:
-    """A stage of one-graph rules has no FLOPs of its own: they are counted for the whole graph."""
-    fraction = flops / products / seconds if flops and seconds else None
-    return {"median_seconds": seconds, "flops": flops, "fraction_of_bound": fraction}
+def bounds_record(cost: Cost, counted: dict[str, Work], speed: Speed) -> Record:
+    """A bound is what the products alone would take, each in its precision, at the speed of large matrices.
+
+    Stages of one-graph rules are counted as one.
+    """
+    bounds, estimated = ({name: of(work) for name, work in counted.items()} for of in (_bound(speed), _seconds(speed)))
+    return {
+        "flops": flops_of(counted),
+        "bound_seconds": bounds,
+        "fraction_of_bound": sum(bounds.values()) / cost.median_seconds,
+        "fraction_by_stage": {
+            name: bounds[name] / seconds for name, seconds in cost.stages.items() if name in flops_of(counted)
+        },
+        "estimated_seconds": estimated,
+        "estimated_over_measured": sum(estimated.values()) / cost.median_seconds,
+    }
+
+
+def _bound(speed: Speed) -> Callable[[Work], float]:
+    return lambda work: work.bound(speed)
+
+
+def _seconds(speed: Speed) -> Callable[[Work], float]:
+    return lambda work: work.seconds(speed)
 
 
 def changed_record(found: Changed) -> Record:
@@ -117,7 +130,7 @@ def _peaks(sdo: Record | None, full: Record | None) -> float | None:
 
 
 def _fraction(sdo: Record | None) -> float | None:
-    return sdo["stages"]["rollout"]["fraction_of_bound"] if sdo else None
+    return sdo["fraction_by_stage"]["rollout"] if sdo and "fraction_by_stage" in sdo else None
 
 
 # text
@@ -157,10 +170,8 @@ def cell_table(cell: Record) -> str:
             f"{found['median_seconds']:.3f}",
             "" if found["against_full"] is None else f"{found['against_full']:.3f}",
             f"{found['peak_bytes'] / 1e9:.3g}",
-            f"{sum(found['flops'].values()) / 1e12:.3g}",
-            f"{found['fraction_of_bound']:.0%}",
-            f"{found['estimated_over_measured']:.2f} of it" if "estimated_over_measured" in found else "",
-            ", ".join(_stage(name, stage) for name, stage in found["stages"].items()),
+            *_counted(found),
+            ", ".join(_stage(found, name) for name in found["median_by_stage"]),
         ]
         for arm, found in cell["arms"].items()
     ]
@@ -169,9 +180,16 @@ def cell_table(cell: Record) -> str:
     return f"{markdown(header, rows)}\n\nmedians of {rounds} rounds; peak above weights{missing}"
 
 
-def _stage(name: str, stage: Record) -> str:
-    fraction = stage["fraction_of_bound"]
-    return f"{name} {stage['median_seconds']:.3f}" + (f" ({fraction:.0%})" if fraction else "")
+def _counted(found: Record) -> list[str]:
+    if "flops" not in found:
+        return ["", "", ""]
+    tera, share = sum(found["flops"].values()) / 1e12, found["estimated_over_measured"]
+    return [f"{tera:.3g}", f"{found['fraction_of_bound']:.0%}", f"{share:.2f} of it"]
+
+
+def _stage(found: Record, name: str) -> str:
+    fraction = found.get("fraction_by_stage", {}).get(name)
+    return f"{name} {found['median_by_stage'][name]:.3f}" + (f" ({fraction:.0%})" if fraction else "")
 
 
 def changed_line(found: Record) -> str:

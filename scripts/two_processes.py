@@ -4,6 +4,7 @@
 
 Both have two processes of one thread each, side by side on this machine, with the same samples per process and step;
 they take turns. Prints a line per round and the median ratio: 1 means that exchanging gradients and metrics is free.
+The second ratio is what the two that go alone would keep if they had to wait for each other at every step: noise.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -31,8 +33,9 @@ def work(out: Path, steps: int, overrides: list[str]) -> None:
         words = [*overrides, f"max_train_steps={steps + WARM_UP}"]
         job, _ = prepare(load_recipe("quickstart", words), world)
         ends = [time.perf_counter() for _ in train(job)]
-        rate = job.recipe.train_batch_size * steps / (ends[-1] - ends[WARM_UP - 1])
-        (out / f"{os.getpid()}.json").write_text(json.dumps({"rate": rate, "processes": world.size}))
+        seconds = [after - before for before, after in pairwise(ends[WARM_UP - 1 :])]
+        found = {"seconds": seconds, "samples": job.recipe.train_batch_size, "processes": world.size}
+        (out / f"{os.getpid()}.json").write_text(json.dumps(found))
 
 
 def environment() -> dict[str, str]:
@@ -41,8 +44,8 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": paths}
 
 
-def rates(commands: list[list[str]], out: Path, processes: int) -> float:
-    """Samples per second of all commands, run at the same time."""
+def rates(commands: list[list[str]], out: Path, processes: int) -> tuple[float, float]:
+    """Samples per second of all commands, run at the same time; and if they had waited for each other at every step."""
     with (out / "said").open("w+") as said:
         running = [subprocess.Popen(command, env=environment(), stderr=said) for command in commands]
         codes = [process.wait() for process in running]
@@ -51,11 +54,13 @@ def rates(commands: list[list[str]], out: Path, processes: int) -> float:
             sys.exit(said.read())
     found = [json.loads(path.read_text()) for path in out.glob("*.json")]
     assert len(found) == 2 and all(one["processes"] == processes for one in found), found
-    return sum(one["rate"] for one in found)
+    samples, (mine, theirs) = found[0]["samples"], (one["seconds"] for one in found)
+    alone = sum(samples * len(seconds) / sum(seconds) for seconds in (mine, theirs))
+    return alone, 2 * samples * len(mine) / sum(map(max, zip(mine, theirs, strict=True)))
 
 
-def one_round(steps: int, overrides: list[str], number: int) -> tuple[float, float]:
-    """Samples per second together and apart; who goes first changes."""
+def one_round(steps: int, overrides: list[str], number: int) -> tuple[float, float, float]:
+    """Samples per second together, apart, and apart with waiting; who goes first changes."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCH.split()]
     found = {}
     for together in (True, False) if number % 2 else (False, True):
@@ -63,7 +68,7 @@ def one_round(steps: int, overrides: list[str], number: int) -> tuple[float, flo
             worker = [__file__, "--worker", folder, "--steps", str(steps), *overrides]
             commands = [[*launch, *worker]] if together else [[sys.executable, *worker]] * 2
             found[together] = rates(commands, Path(folder), 2 if together else 1)
-    return found[True], found[False]
+    return found[True][0], *found[False]
 
 
 def main() -> None:
@@ -78,10 +83,12 @@ def main() -> None:
         return
     ratios = []
     for number in range(given.rounds):
-        together, apart = one_round(given.steps, given.overrides, number)
-        ratios.append(together / apart)
-        print(f"round {number + 1}: {together:.2f} samples/s together, {apart:.2f} apart, {ratios[-1]:.3f}", flush=True)
-    print(f"median {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+        together, apart, waiting = one_round(given.steps, given.overrides, number)
+        ratios.append((together / apart, waiting / apart))
+        said = f"{ratios[-1][0]:.3f}; waiting at every step alone {ratios[-1][1]:.3f}"
+        print(f"round {number + 1}: {together:.2f} samples/s together, {apart:.2f} apart, {said}", flush=True)
+    for name, every in zip(("together / apart", "waiting alone"), zip(*ratios, strict=True), strict=True):
+        print(f"{name}: median {median(every):.3f} ({min(every):.3f} to {max(every):.3f})")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -11,11 +12,13 @@ import pytest
 from gpu_check_arms import ARMS, FULL_SIZE, TINY
 from gpu_check_count import count_table, flops_of, from_json
 from gpu_check_measure import Clock, Measured
-from gpu_check_report import arm_record, report, target, targets_of
+from gpu_check_report import arm_record, bounds_record, report, target, targets_of
 
 from sdo_cli.bench.cost import Cost
 from sdo_cli.bench.memory import Memory
 from sdo_cli.estimate.gpus import find_gpu
+from sdo_cli.estimate.speed import Speed
+from sdo_cli.estimate.work import Operation, Work, moving
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "gpu_check.py"
@@ -42,7 +45,7 @@ def test_every_arm_is_measured_and_counted(done):
         assert list(cell["arms"]) == list(ARMS) and cell["left_out"] == {}
         for arm, found in cell["arms"].items():
             assert len(found["seconds"]) == len(found["seconds_by_stage"]) == 2 and found["peak_bytes"] > 0
-            assert sum(found["flops"].values()) > 0 and found["bound_seconds"] > 0, arm
+            assert sum(found["flops"].values()) > 0 and sum(found["bound_seconds"].values()) > 0, arm
     calls = {arm: found["calls"]["no_grad"] for arm, found in record["cells"][0]["arms"].items()}
     assert (calls["SDO"], calls["SDO, pruned rollouts"], calls["full"]) == (4, 1, 0)
     assert "gpu_check.py" in record["command"] and record["versions"]["torch"] and record["machine"]["threads"]
@@ -62,14 +65,14 @@ def test_fractions_are_of_what_was_counted_and_measured(done):
     record, _ = done
     products = record["speed"]["products"]["no"]
     found = record["cells"][0]["arms"]["SDO"]
-    assert set(found["stages"]) == set(found["flops"]) == {"rollout", "score", "shortcut"}
-    for name, stage in found["stages"].items():
+    assert set(found["fraction_by_stage"]) == set(found["flops"]) == {"rollout", "score", "shortcut"}
+    for name, fraction in found["fraction_by_stage"].items():
         seconds = median(stages[name] for stages in found["seconds_by_stage"])
-        assert stage["fraction_of_bound"] == pytest.approx(found["flops"][name] / products / seconds)
+        assert fraction == pytest.approx(found["flops"][name] / products / seconds)
     total = sum(found["flops"].values()) / products
     assert found["fraction_of_bound"] == pytest.approx(total / found["median_seconds"])
     # on one graph there are no stages to count
-    assert all(s["fraction_of_bound"] is None for s in record["cells"][0]["arms"]["full"]["stages"].values())
+    assert record["cells"][0]["arms"]["full"]["fraction_by_stage"] == {}
     # the estimator's seconds stand beside the measured ones
     estimated = sum(found["estimated_seconds"].values())
     assert found["estimated_over_measured"] == pytest.approx(estimated / found["median_seconds"]) and estimated > 0
@@ -85,7 +88,7 @@ def test_targets_are_judged_by_the_first_cell(done):
     assert values[1] == arms["SDO"]["peak_bytes"] / arms["full"]["peak_bytes"]
     single = arms["SDO, scored and sent back one by one"]
     assert values[2] == single["peak_bytes"] / arms["full"]["peak_bytes"]
-    assert values[3] == arms["SDO"]["stages"]["rollout"]["fraction_of_bound"]
+    assert values[3] == arms["SDO"]["fraction_by_stage"]["rollout"]
     for item in record["targets"][:5]:
         better = item["value"] <= item["limit"] if item["way"] == "at most" else item["value"] >= item["limit"]
         assert item["met"] is better
@@ -105,9 +108,17 @@ def test_a_target_is_met_at_its_limit_and_unknown_without_a_figure():
 
 def test_without_full_there_is_no_ratio_but_everything_else():
     cost = Cost(seconds=[2.0, 4.0, 3.0], by_stage=[{"rollout": 1.0}, {"rollout": 2.0}, {"rollout": 2.0}])
-    found = arm_record(cost, Memory(5, 5), {"rollout": 8.0, "score": 4.0}, 8.0, None)
+    found = arm_record(cost, Memory(5, 5), None)
     assert found["against_full"] is None and found["median_seconds"] == 3.0
-    assert found["fraction_of_bound"] == 0.5 and found["stages"]["rollout"]["fraction_of_bound"] == 0.5
+    matrix = Operation("matrix", "bf16", 8.0, 0.0)
+    # products in fp32 are held against those in fp32
+    works = {"rollout": Work({matrix: 1}), "score": Work({replace(matrix, precision="no"): 1}), "optimizer": moving(4)}
+    speed = Speed("it", {("matrix", "bf16"): ((1.0, 8.0),), ("matrix", "no"): ((1.0, 4.0),)}, 2.0, 0.0)
+    bounds = bounds_record(cost, works, speed)
+    assert bounds["bound_seconds"] == {"rollout": 1.0, "score": 2.0, "optimizer": 0.0}
+    assert bounds["fraction_of_bound"] == 1.0 and bounds["fraction_by_stage"] == {"rollout": 0.5}
+    assert bounds["estimated_over_measured"] == pytest.approx((1 + 2 + 2) / 3)
+    # without counts a table all the same
     cell = {"name": "x", "arms": {"SDO": found}, "left_out": {"full": "no time"}}
     record = {"speed": {"name": "it", "products": {"no": 1e12}}, "date": "d", "tests": None, "cells": [cell]}
     text = report({**record, "compile": None, "left_out": ["y: no time"], "targets": targets_of(cell, None)})
@@ -197,3 +208,25 @@ def test_full_size_is_what_the_targets_are_about():
     first = FULL_SIZE[0]
     assert (first.kind, first.pixels, first.batch, first.steps, first.precision) == ("sd15", 512, 8, 50, "bf16")
     assert first.computed / first.steps == 0.2
+
+
+def test_a_part_that_fails_costs_that_part(tmp_path):
+    """Counting that fails, and a compiler: what was measured is written and said."""
+    code = f"""
+import sys
+sys.argv = ["gpu_check.py", "--tiny", "--only", "sd", "--only", "compile", "--rounds", "1"]
+sys.argv += ["--out", {str(tmp_path / "c.json")!r}]
+sys.path.insert(0, {str(ROOT / "scripts")!r})
+import gpu_check, gpu_check_measure, subprocess
+gpu_check._start_counting = lambda given, folder: subprocess.Popen(["false"])
+def broken(*given, **how):
+    raise RuntimeError("no compiler")
+gpu_check_measure.measure_changed = broken
+gpu_check.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = json.loads((tmp_path / "c.json").read_text())
+    assert record["cells"][0]["arms"]["SDO"]["seconds"] and "flops" not in record["cells"][0]["arms"]["SDO"]
+    assert [text.split(":")[0] for text in record["left_out"]] == ["compile=none", "channels_last=true"]
+    assert "no compiler" in done.stdout and "| SDO " in done.stdout

@@ -3,6 +3,7 @@
 python -m sdo_cli.bench.memory '{"recipe": …, "overrides": […], "variant": "sdo", "plugins": []}'
 """
 
+import gc
 import json
 import subprocess
 import sys
@@ -71,6 +72,8 @@ def measure_here(bench: Workbench, variant: Variant) -> Memory:
         bench.flat_gradient()
 
     if device.type == "cuda":
+        # what is only held by cycles would be freed in the middle of it
+        gc.collect()
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -44,8 +44,7 @@ def workload_of(loaded: LoadedRecipe, *, on_cpu: bool) -> Workload:
     skipping = rollout_plan(recipe, loaded.folder)
     plans = draw_plans(recipe, family, skipping)
     recompute = _checkpointing(recipe)
-    share = 1.0 if skipping is None else float(call_shares(recipe, skipping).mean())
-    drawn = [counts(recipe, plan, recompute, rollout_share=share) for plan in plans]
+    drawn = [counts(recipe, plan, recompute, **_shares(recipe, plan, skipping)) for plan in plans]
     usual = {name: mean(count.get(name, 0.0) for count in drawn) for name in ("call", "score", *LIVE.values())}
     shape = family.latent_shape(recipe.height, recipe.width)
     held_out = _held_out(loaded)
@@ -63,6 +62,15 @@ def workload_of(loaded: LoadedRecipe, *, on_cpu: bool) -> Workload:
         decode_batch=decode_batch(family, torch.empty(1, *shape, device=META)),
         on_cpu=on_cpu,
     )
+
+
+def _shares(recipe: Recipe, plan: Plan, skipping: SkipPlan | None) -> dict[str, float]:
+    """What a skip plan leaves of calls that are made, and of those that are run again as they were."""
+    if skipping is None:
+        return {}
+    shares, exact = call_shares(recipe, skipping), recipe.rollout.estimator == "exact"
+    live = float(shares[plan.live.nonzero()[:, 0]].mean()) if exact else 1.0
+    return {"rollout_share": float(shares[: plan.calls_run].mean()), "live_share": live}
 
 
 def draw_plans(recipe: Recipe, family: Family, skipping: SkipPlan | None = None) -> list[Plan]:
