@@ -210,6 +210,7 @@ def test_full_size_is_what_the_targets_are_about():
     assert first.computed / first.steps == 0.2
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_costs_that_part(tmp_path):
     """Counting that fails, and a compiler: what was measured is written and said."""
     code = f"""
