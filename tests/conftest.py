@@ -1,4 +1,5 @@
 import os
+import sys
 
 import pytest
 
@@ -31,3 +32,12 @@ def tables(monkeypatch):
 
     for name in ("FOREIGN", "OPTIONS", "REQUIRED", "TYPES"):
         monkeypatch.setattr(rewards, name, dict(getattr(rewards, name)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Where coverage looks on, it is told which test it sees (scripts/mutants.py)."""
+    if coverage := sys.modules.get("coverage"):
+        if (running := coverage.Coverage.current()) is not None:
+            running.switch_context(item.nodeid)
+    return (yield)

@@ -91,6 +91,7 @@ def _become(asked, fds):
     os.environ.clear()
     os.environ.update(asked["env"])
     sys.argv = ["sdo", *asked["argv"]]
+    _tell_coverage()
     code = 1
     try:
         from importlib import import_module
@@ -108,6 +109,12 @@ def _become(asked, fds):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _tell_coverage():
+    """Where it looks on: for which test this process runs."""
+    if (coverage := sys.modules.get("coverage")) and (running := coverage.Coverage.current()) is not None:
+        running.switch_context(os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" (")[0])
 
 
 _lock = threading.Lock()
