@@ -443,8 +443,8 @@ MUTANTS = [
     ),
     Mutant(
         "hps: bytes resized",
-        'encoder.preprocess = replace(encoder.preprocess, fit="longest", from_bytes=False)',
-        'encoder.preprocess = replace(encoder.preprocess, fit="longest")',
+        "from_bytes=False)\n    return ClipScore(encoder",
+        "from_bytes=True)\n    return ClipScore(encoder",
     ),
     Mutant(
         "mixture: mean ignored",

@@ -37,7 +37,6 @@ def tables(monkeypatch):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
     """Where coverage looks on, it is told which test it sees (scripts/mutants.py)."""
-    if coverage := sys.modules.get("coverage"):
-        if (running := coverage.Coverage.current()) is not None:
-            running.switch_context(item.nodeid)
+    if (coverage := sys.modules.get("coverage")) and (running := coverage.Coverage.current()) is not None:
+        running.switch_context(item.nodeid)
     return (yield)
