@@ -443,8 +443,8 @@ MUTANTS = [
     ),
     Mutant(
         "hps: bytes resized",
-        "from_bytes=False)\n    return ClipScore(encoder",
-        "from_bytes=True)\n    return ClipScore(encoder",
+        "from_bytes=False)\n    return ClipScore(encoder, replace(INFO",
+        "from_bytes=True)\n    return ClipScore(encoder, replace(INFO",
     ),
     Mutant(
         "mixture: mean ignored",
