@@ -1,3 +1,4 @@
+import fcntl
 import os
 import sys
 
@@ -12,15 +13,22 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory):
-    """small(kind) -> folder, made once."""
+    """small(kind) -> folder, made once for all workers; nobody writes into it."""
     from small_models import make_small
 
-    root, made = tmp_path_factory.mktemp("small"), {}
+    base = tmp_path_factory.getbasetemp()
+    # the workers' own folders lie side by side
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "small"
+    root.mkdir(exist_ok=True)
 
     def folder(kind):
-        if kind not in made:
-            made[kind] = make_small(kind, root)
-        return made[kind]
+        with (root / f"{kind}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (root / kind).exists():
+                staged = root / f".{kind}"
+                staged.mkdir()
+                make_small(kind, staged).rename(root / kind)
+        return root / kind
 
     return folder
 

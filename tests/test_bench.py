@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 
-import forked
+import entry
 import pytest
 import torch
 from PIL import Image
@@ -252,7 +252,7 @@ def test_micro_batches_are_no_other_gradient():
 
 
 def command(*arguments, cwd=None):
-    return forked.run(["bench", *arguments], cwd=cwd, timeout=900)
+    return entry.run(["bench", *arguments], cwd=cwd, timeout=900)
 
 
 def test_the_whole_command(tmp_path):

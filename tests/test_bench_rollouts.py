@@ -2,7 +2,7 @@
 
 import json
 
-import forked
+import entry
 import pytest
 import torch
 
@@ -171,9 +171,9 @@ def test_through_the_command(plans, arms, tmp_path):
         arms["whole"],
         *SMALL,
     ]
-    done = forked.run(words, cwd=tmp_path, timeout=300)
+    done = entry.run(words, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr
     rules = json.loads((tmp_path / "b" / "bench.json").read_text())["cost"]["rules"]
     assert rules[arms["whole"]]["memory"]["tensors"] > 0 and rules[arms["whole"]]["calls"]["no_grad"] == 2
-    refused = forked.run(["bench", "--rule", arms["full, fewer"], "--part", "nearness", *SMALL], cwd=tmp_path)
+    refused = entry.run(["bench", "--rule", arms["full, fewer"], "--part", "nearness", *SMALL], cwd=tmp_path)
     assert refused.returncode == 2 and "--part nearness compares with full" in refused.stderr

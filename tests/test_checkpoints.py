@@ -8,7 +8,7 @@ import shutil
 import signal
 import time
 
-import forked
+import entry
 import pytest
 import torch
 from forked import Forked
@@ -44,7 +44,7 @@ def command(out, *words):
 
 
 def run(out, *words):
-    return forked.run(command(out, *words))
+    return entry.run(command(out, *words))
 
 
 def outcome(folder):
@@ -177,10 +177,10 @@ def test_another_recipe_is_refused_with_what_differs(whole, tmp_path):
 def test_resume_finds_the_last_run_that_was_not_finished(tmp_path, whole):
     out = f"output_dir={tmp_path}"
     words = [arg for arg in command("x", out) if arg not in ("--out", "x")]
-    first = forked.run([*words, "--resume", "--time-limit", "0:00:01"])
+    first = entry.run([*words, "--resume", "--time-limit", "0:00:01"])
     assert first.returncode == 75
     (folder,) = tmp_path.iterdir()
-    second = forked.run([*words, "--resume"])
+    second = entry.run([*words, "--resume"])
     assert second.returncode == 0, second.stderr
     assert [p.name for p in tmp_path.iterdir()] == [folder.name] and outcome(folder) == outcome(whole)
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import forked
+import entry
 import numpy as np
 import pytest
 from PIL import Image
@@ -53,7 +53,7 @@ def gains():
 
 
 def sdo(*arguments, cwd=None):
-    return forked.run(arguments, cwd=cwd)
+    return entry.run(arguments, cwd=cwd)
 
 
 def test_two_evaluations_through_the_command(tmp_path, gains):

@@ -2,7 +2,7 @@
 
 import json
 
-import forked
+import entry
 import pytest
 from small_models import make_small
 
@@ -20,7 +20,7 @@ SMALL = ["validation.num_prompts=4", "train_batch_size=4", "num_inference_steps=
 
 
 def doctor(*arguments, cwd):
-    return forked.run(["doctor", *arguments], cwd=cwd)
+    return entry.run(["doctor", *arguments], cwd=cwd)
 
 
 def test_the_embedded_recipe_is_well_and_nothing_is_written(tmp_path):

@@ -2,7 +2,7 @@
 
 import json
 
-import forked
+import entry
 import pytest
 import torch
 import torch.nn.functional as F
@@ -166,7 +166,7 @@ def test_a_gpu_without_bf16_is_advised_fp16():
 
 
 def doctor(*arguments, cwd):
-    return forked.run(["doctor", "--recipe", "quickstart", *SMALL, *arguments], cwd=cwd)
+    return entry.run(["doctor", "--recipe", "quickstart", *SMALL, *arguments], cwd=cwd)
 
 
 def test_doctor_times_a_named_gpu(tmp_path):

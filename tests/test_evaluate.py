@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import forked
+import entry
 import numpy as np
 import pytest
 import torch
@@ -56,7 +56,7 @@ def job(*variants, **changes):
 
 
 def sdo(*arguments, cwd=None):
-    return forked.run(arguments, cwd=cwd)
+    return entry.run(arguments, cwd=cwd)
 
 
 def content(folder):

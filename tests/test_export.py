@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import diffusers
-import forked
+import entry
 import numpy as np
 import pytest
 import torch
@@ -27,7 +27,7 @@ WIDE = [*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"]
 
 def sdo(*arguments, cwd):
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    return forked.run(arguments, cwd=cwd, env=environment)
+    return entry.run(arguments, cwd=cwd, env=environment)
 
 
 def picture(pipe, seed=4):

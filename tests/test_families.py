@@ -5,7 +5,7 @@ import os
 import shutil
 
 import diffusers
-import forked
+import entry
 import numpy as np
 import pytest
 import torch
@@ -24,7 +24,7 @@ OWN_SOLVER = {"sd15": "pndm", "sdxl": "euler"} | dict.fromkeys(("sd2", "sd2-base
 
 def sdo(*arguments, cwd):
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    return forked.run(arguments, cwd=cwd, env=environment)
+    return entry.run(arguments, cwd=cwd, env=environment)
 
 
 def drawn(pipe, seed=5, **options):

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import diffusers
-import forked
+import entry
 import numpy as np
 import pytest
 import torch
@@ -48,7 +48,7 @@ validation:
 
 def sdo(*arguments, cwd):
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    return forked.run(arguments, cwd=cwd, env=environment)
+    return entry.run(arguments, cwd=cwd, env=environment)
 
 
 def recipe_file(folder, model):

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-import forked
+import entry
 import pytest
 import torch
 from safetensors import safe_open
@@ -48,7 +48,7 @@ def command(*arguments):
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "mine"
-    done = forked.run(command("--out", str(folder), "--json", *TINY, "lora.alpha=4")[3:])
+    done = entry.run(command("--out", str(folder), "--json", *TINY, "lora.alpha=4")[3:])
     assert done.returncode == 0, done.stderr
     return folder, done
 

@@ -3,7 +3,7 @@
 import json
 import shutil
 
-import forked
+import entry
 import numpy as np
 import pytest
 import torch
@@ -300,7 +300,7 @@ def test_pushed_far_too_hard_the_guard_stops_in_time(tmp_path):
     words = ["learning_rate=2e-2", "guard.steps=5", "num_inference_steps=10", "guidance_scale=1", "max_train_steps=40"]
     words += ["validation.num_prompts=32", "guard.num_prompts=16", "guard.patience=2"]
     base = ["finetune", "--recipe", "guarded", "-q", "--json"]
-    done = forked.run([*base, "--out", str(tmp_path / "run"), *words], timeout=1500)
+    done = entry.run([*base, "--out", str(tmp_path / "run"), *words], timeout=1500)
     assert done.returncode == 0, done.stderr
     gains = json.loads(done.stdout)["gains"]
     assert gains["aesthetic"]["difference"] > 10 * gains["aesthetic"]["standard_error"]
@@ -310,7 +310,7 @@ def test_pushed_far_too_hard_the_guard_stops_in_time(tmp_path):
     found = verdict(rows)
     assert found.bad >= 3 and found.best <= 10
     stopped = tmp_path / "stopped"
-    done = forked.run([*base, "--out", str(stopped), *words, "--stop-on-overoptimisation"], timeout=1500)
+    done = entry.run([*base, "--out", str(stopped), *words, "--stop-on-overoptimisation"], timeout=1500)
     assert done.returncode == 0, done.stderr
     at = json.loads((stopped / "manifest.json").read_text())["stopped_at"]
     print(f"stopped at {at}")
@@ -329,7 +329,7 @@ def test_pushed_far_too_hard_the_guard_stops_in_time(tmp_path):
         "judge",
     ]
     loras = [word for name in ("best", ".") for word in ("--lora", str(tmp_path / "run" / name))]
-    done = forked.run([*words, *loras, "--no-base", "--json", "-q", "--out", str(tmp_path / "e")], timeout=1500)
+    done = entry.run([*words, *loras, "--no-base", "--json", "-q", "--out", str(tmp_path / "e")], timeout=1500)
     assert done.returncode == 0, done.stderr
     best, end = (v["measures"]["judge"] for v in json.loads(done.stdout)["variants"].values())
     print(best, end)

@@ -4,6 +4,7 @@ import json
 import signal
 import time
 
+import entry
 import forked
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ QUICK = ["num_inference_steps=4", "batch_size=2"]
 
 
 def sdo(*words, **more):
-    return forked.run(["optimize", *map(str, words)], **more)
+    return entry.run(["optimize", *map(str, words)], **more)
 
 
 def pixels(path):
@@ -69,14 +70,14 @@ def test_a_folder_holds_what_came_of_it(steered):
 def test_before_is_what_sample_draws(steered, tmp_path):
     out, _ = steered
     words = [TIGER, ROCKET, "--seed", 5, "--steps", 4, "--guidance", 5, "--out", tmp_path / "s", "--batch-size", 2]
-    assert forked.run(["sample", *map(str, words)]).returncode == 0
+    assert entry.run(["sample", *map(str, words)]).returncode == 0
     for name in ("00000.png", "00001.png"):
         assert np.abs(pixels(out / "before" / name).astype(int) - pixels(tmp_path / "s" / name)).max() <= 1
 
 
 def test_sample_draws_the_saved_variables_again_to_the_bit(steered, tmp_path):
     out, _ = steered
-    done = forked.run(["sample", "--variables", str(out / "variables.safetensors"), "--out", str(tmp_path / "again")])
+    done = entry.run(["sample", "--variables", str(out / "variables.safetensors"), "--out", str(tmp_path / "again")])
     assert done.returncode == 0, done.stderr
     for number in range(3):
         name = f"{number:05d}.png"
@@ -103,9 +104,9 @@ def test_a_file_that_is_none_is_refused(steered, tmp_path):
         with pytest.raises(EnvironmentFault, match="cannot read"):
             read_variables(path)
     words = ["sample", "--variables", str(tmp_path / "nowhere.safetensors"), "--out", str(tmp_path / "x")]
-    done = forked.run(words)
+    done = entry.run(words)
     assert done.returncode == 2 and "cannot read" in done.stderr and not (tmp_path / "x").exists()
-    done = forked.run(["sample", TIGER, "--variables", str(out), "--seed", "1"])
+    done = entry.run(["sample", TIGER, "--variables", str(out), "--seed", "1"])
     assert done.returncode == 2 and "--seed: the file of --variables says it" in done.stderr
 
 
@@ -195,7 +196,7 @@ def test_an_interrupted_job_keeps_what_it_reached(tmp_path):
     _, err = process.communicate(120)
     assert process.returncode == 130 and "holds 1 of 2 images" in err
     assert json.loads((out / "manifest.json").read_text())["status"] == "interrupted"
-    done = forked.run(["sample", "--variables", str(out), "--out", str(tmp_path / "again")])
+    done = entry.run(["sample", "--variables", str(out), "--out", str(tmp_path / "again")])
     assert done.returncode == 0, done.stderr
     assert np.array_equal(pixels(out / "00000.png"), pixels(tmp_path / "again" / "00000.png"))
 
@@ -241,19 +242,19 @@ def test_missing_weights_are_said_with_the_line_that_gets_them(tmp_path):
         assert done.returncode == 2 and f"sdo fetch {named}" in done.stderr
         assert "nobody/nothing" in done.stderr and "HPS_v2.1" in done.stderr
         assert not (tmp_path / "out").exists()
-    done = forked.run(["fetch", str(recipe), "--list"])
+    done = entry.run(["fetch", str(recipe), "--list"])
     assert done.returncode == 0 and "nobody/nothing" in done.stdout and "HPS_v2.1" in done.stdout
-    assert "nothing to fetch" in forked.run(["fetch", "style", "--list"]).stdout
+    assert "nothing to fetch" in entry.run(["fetch", "style", "--list"]).stdout
 
 
 def test_its_recipes_are_listed_shown_copied_and_checked(tmp_path):
-    assert "colours and texture" in forked.run(["recipe", "list"]).stdout
-    assert "style:waves.png" in forked.run(["recipe", "show", "style"]).stdout
+    assert "colours and texture" in entry.run(["recipe", "list"]).stdout
+    assert "style:waves.png" in entry.run(["recipe", "show", "style"]).stdout
     copy = tmp_path / "mine.yaml"
-    assert "sdo optimize --recipe" in forked.run(["recipe", "copy", "style", str(copy)]).stdout
+    assert "sdo optimize --recipe" in entry.run(["recipe", "copy", "style", str(copy)]).stdout
     # the picture is found though only the recipe was copied
-    assert "3 prompts to steer" in forked.run(["recipe", "check", str(copy)]).stdout
-    bad = forked.run(["recipe", "check", str(copy), "start=70"])
+    assert "3 prompts to steer" in entry.run(["recipe", "check", str(copy)]).stdout
+    bad = entry.run(["recipe", "check", str(copy), "start=70"])
     assert bad.returncode == 2 and "between 0 and 49" in bad.stderr
 
 
@@ -321,7 +322,7 @@ def test_every_family_is_steered_and_drawn_again(kind, small, tmp_path):
         conditions = {"sd": 1, "sdxl": 2, "sd3": 2}[prepare(loaded).family.name]
         assert len([name for name in names if name.startswith("embedding.")]) == conditions
         again = tmp_path / f"again{len(images)}"
-        assert forked.run(["sample", "--variables", str(out), "--out", str(again)]).returncode == 0
+        assert entry.run(["sample", "--variables", str(out), "--out", str(again)]).returncode == 0
         for name in ("00000.png", "00001.png"):
             assert np.array_equal(pixels(out / name), pixels(again / name))
 
@@ -345,7 +346,7 @@ def test_a_drawn_picture_is_inverted_and_drawn_again(tmp_path):
     options = {"prompts": {"lines": [TIGER, ROCKET]}, "objectives": ["clip"], "guidance_scale": 1.0}
     drawn = tmp_path / "drawn"
     words = ["sample", TIGER, ROCKET, "--steps", "10", "--guidance", "1", "--out", str(drawn)]
-    assert forked.run(words).returncode == 0
+    assert entry.run(words).returncode == 0
     names = [str(drawn / f"{j:05d}.png") for j in range(2)]
     errors = {}
     for iterations in (1, 10):

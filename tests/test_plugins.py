@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-import forked
+import entry
 import pytest
 import torch
 
@@ -26,7 +26,7 @@ TINY = ["max_train_steps=2", "train_batch_size=2", "num_inference_steps=4", "val
 
 
 def run(line, cwd, *more):
-    return forked.run([*line.split()[1:], *more], cwd=cwd)
+    return entry.run([*line.split()[1:], *more], cwd=cwd)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-import forked
+import entry
 import pytest
 from test_weights import hub as loopback  # noqa: F401
 from test_weights import sdo as ask
@@ -259,7 +259,7 @@ def test_a_dataset_through_the_hubs_own_client(loopback, tmp_path):  # noqa: F81
 
 
 def sdo(*arguments, cwd=None):
-    return forked.run(arguments, cwd=cwd)
+    return entry.run(arguments, cwd=cwd)
 
 
 def test_the_command(tmp_path):

@@ -6,6 +6,7 @@ import signal
 import time
 from dataclasses import replace
 
+import entry
 import forked
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ PROMPTS = ["the cat", "a dog on the cat", "the dog"]
 
 
 def sdo(*arguments, cwd):
-    return forked.run(arguments, cwd=cwd, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    return entry.run(arguments, cwd=cwd, env=os.environ | {"HF_HUB_OFFLINE": "1"})
 
 
 # similarity
@@ -119,13 +120,13 @@ def in_float64(monkeypatch):
 
 def differences(value_of, gates, entries, step=1e-5):
     found = {}
-    for entry in entries:
+    for place in entries:
         shifted = []
         for sign in (1, -1):
             moved = gates.clone()
-            moved[entry] += sign * step
+            moved[place] += sign * step
             shifted.append(value_of(moved))
-        found[entry] = (shifted[0] - shifted[1]) / (2 * step)
+        found[place] = (shifted[0] - shifted[1]) / (2 * step)
     return found
 
 

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-import forked
+import entry
 import pytest
 import yaml
 
@@ -22,7 +22,7 @@ prompts:
 
 def sdo(*arguments, cwd):
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    return forked.run(arguments, cwd=cwd, env=environment)
+    return entry.run(arguments, cwd=cwd, env=environment)
 
 
 BAD = {

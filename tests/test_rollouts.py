@@ -5,7 +5,7 @@ import os
 import re
 from dataclasses import replace
 
-import forked
+import entry
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -37,7 +37,7 @@ lora: {rank: 2}
 
 
 def sdo(*arguments, cwd):
-    return forked.run(arguments, cwd=cwd, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    return entry.run(arguments, cwd=cwd, env=os.environ | {"HF_HUB_OFFLINE": "1"})
 
 
 @pytest.fixture(scope="module")

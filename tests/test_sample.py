@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-import forked
+import entry
 import numpy as np
 import pytest
 import torch
@@ -22,7 +22,7 @@ EMOJI = embedded.folder("embedded", default="emoji")
 
 
 def sdo(*arguments, cwd):
-    return forked.run(arguments, cwd=cwd)
+    return entry.run(arguments, cwd=cwd)
 
 
 def pixels(path):

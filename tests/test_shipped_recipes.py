@@ -3,7 +3,7 @@
 import json
 import re
 
-import forked
+import entry
 import pytest
 from safetensors.torch import load_file
 from small_rewards import make_small_reward
@@ -49,7 +49,7 @@ def small_version(name, small, folder):
 @pytest.mark.parametrize("name", REAL)
 def test_two_steps(name, small, tmp_path):
     words = small_version(name, small, tmp_path / "weights")
-    done = forked.run(["finetune", "--recipe", name, "--out", "run", "--json", *words], cwd=tmp_path)
+    done = entry.run(["finetune", "--recipe", name, "--out", "run", "--json", *words], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     weights = load_file(tmp_path / "run" / "pytorch_lora_weights.safetensors")
     assert any(value.abs().max() > 0 for key, value in weights.items() if ".up." in key or "lora_B" in key)

@@ -1,6 +1,6 @@
 """What makes an iteration quicker changes nothing but the rounding: compiled calls, layout, one kernel."""
 
-import forked
+import entry
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -100,7 +100,7 @@ def test_what_cannot_be_compiled_is_said_in_a_sentence(monkeypatch):
 
 
 def test_a_mode_that_torch_does_not_have_is_refused(tmp_path):
-    done = forked.run(command(tmp_path / "run", "compile=fast"))
+    done = entry.run(command(tmp_path / "run", "compile=fast"))
     assert done.returncode == 2 and "compile" in done.stderr and "reduce-overhead" in done.stderr
 
 
@@ -180,7 +180,7 @@ def test_compiled_for_real_by_the_command(tmp_path):
     """Through the command line with torch's own compiler; the weights are those of a run without it, to rounding."""
     weights = {}
     for mode in ("none", "default"):
-        done = forked.run(command(tmp_path / mode, f"compile={mode}", "validation.num_prompts=1"), timeout=900)
+        done = entry.run(command(tmp_path / mode, f"compile={mode}", "validation.num_prompts=1"), timeout=900)
         assert done.returncode == 0, done.stderr
         weights[mode] = load_file(tmp_path / mode / "pytorch_lora_weights.safetensors")
     for name, value in weights["none"].items():

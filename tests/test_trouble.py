@@ -6,6 +6,7 @@ import resource
 import shutil
 import time
 
+import entry
 import forked
 import pytest
 import torch
@@ -60,7 +61,7 @@ class Greedy:
     )
     words = [w for w in TINY if "validation" not in w] + ["validation.prompts={}", "validation.rewards=[]"]
     words += ["--plugin", str(tmp_path / "greedy.py"), "rewards=[greedy]"]
-    done = forked.run(["finetune", "--recipe", "quickstart", "--out", str(tmp_path / "run"), *words])
+    done = entry.run(["finetune", "--recipe", "quickstart", "--out", str(tmp_path / "run"), *words])
     assert done.returncode == 2 and done.stderr.count("has not enough memory for this recipe") == 1, done.stderr
     assert "try with " in done.stderr and "Traceback" not in done.stderr
     assert newest(tmp_path / "run")[0].step == 2
@@ -121,14 +122,14 @@ def test_weights_that_vanished_before_a_resume(small, tmp_path):
     words = [*words, "prompts={lines: [a cat, a dog]}", "lr_scheduler=constant", "guidance_scale=3"]
     words += [w for w in TINY if "validation" not in w]
     start = ["finetune", "--recipe", "quickstart", "--out", str(folder), "-q"]
-    done = forked.run([*start, *words, "max_train_steps=2"])
+    done = entry.run([*start, *words, "max_train_steps=2"])
     assert done.returncode == 0, done.stderr
     model.rename(tmp_path / "elsewhere")
-    done = forked.run([*start, *words, "--resume"])
+    done = entry.run([*start, *words, "--resume"])
     assert done.returncode == 2 and str(model) in done.stderr and "no such path" in done.stderr
     assert newest(folder)[0].step == 2
     (tmp_path / "elsewhere").rename(model)
-    done = forked.run([*start, *words, "--resume"])
+    done = entry.run([*start, *words, "--resume"])
     assert done.returncode == 0, done.stderr
     assert newest(folder)[0].step == 6
 
