@@ -135,7 +135,7 @@ class Check:
     def _speed(self) -> None:
         from gpu_check_report import speed_record
 
-        from sdo_cli.estimate.speed import measure_speed
+        from sdo_cli.estimate.measuring import measure_speed
 
         precisions = tuple(dict.fromkeys(("no", *(cell.precision for cell in self.cells))))
         self.speed = measure_speed(self.device, precisions)

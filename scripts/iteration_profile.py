@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 
-from sdo_cli.finetune.loop import Job, StepResult, train
+from sdo_cli.finetune.loop import Job, train
 from sdo_cli.finetune.prepare import prepare
 from sdo_cli.recipe.load import load_recipe
+from sdo_cli.records.step import StepResult
 
 PARTS = ("network", "decoder", "reward", "backward of network", "backward of decoder and reward")
 SETTINGS: tuple[tuple[str, ...], ...] = (

@@ -20,11 +20,12 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from sdo_cli.finetune.loop import Job, StepResult, train
+from sdo_cli.finetune.loop import Job, train
 from sdo_cli.finetune.prepare import prepare
 from sdo_cli.finetune.validate import Validation
 from sdo_cli.progress import Silent
 from sdo_cli.recipe.load import load_recipe
+from sdo_cli.records.step import StepResult
 from sdo_cli.scoring.statistics import paired_gain
 from sdo_cli.skipping.skip_plan import load_plan
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sdo_cli.errors import CheckpointFault
 from sdo_cli.files import read_json, write_json
-from sdo_cli.finetune.optimizer import Stepper
+from sdo_cli.optimizers.stepper import Stepper
 from sdo_cli.parallel.shards import whole
 from sdo_cli.parallel.world import SINGLE, World
 

@@ -9,10 +9,11 @@ import numpy as np
 import yaml
 
 from sdo_cli.files import read_json
-from sdo_cli.finetune.guard import OBJECTIVE, Check, checks_of, gain, quality, verdict
 from sdo_cli.prompt_sets.files import read_path
 from sdo_cli.provenance import machine
+from sdo_cli.records.check import OBJECTIVE, Check, checks_of, gain, quality, verdict
 from sdo_cli.reports import content
+from sdo_cli.runs.read import CHECKS, METRICS, RECIPE, manifest_of
 from sdo_cli.scoring.statistics import Interval, Values, mean_interval, win_rate
 
 SMOOTH = 10
@@ -24,15 +25,15 @@ def run_report(folder: Path, status: str | None = None) -> content.Report:
     Args:
         status: what the manifest will say in a moment.
     """
-    manifest = read_json(folder / "manifest.json")
-    recipe = yaml.safe_load((folder / "resolved.yaml").read_text(encoding="utf-8"))
-    steps = _lines(folder / "metrics.jsonl")
+    manifest = manifest_of(folder)
+    recipe = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
+    steps = _lines(folder / METRICS)
     held_out = read_json(folder / "validation.json") if (folder / "validation.json").exists() else None
     trained = list(steps[0]["rewards"]) if steps else []
     blocks: list[content.Chart | content.Forest | content.Table] = []
     if held_out:
         blocks += _gains(held_out, trained)
-    checks = checks_of(_lines(folder / "guard.jsonl"))
+    checks = checks_of(_lines(folder / CHECKS))
     if len(checks) > 1:
         blocks.append(_over_optimisation(checks))
     blocks += [_curve(steps, name, held_out) for name in trained]
@@ -51,7 +52,7 @@ def run_report(folder: Path, status: str | None = None) -> content.Report:
         gallery=_gallery(folder, held_out),
         settings=[(key, _shown(value)) for key, value in recipe.items() if value not in (None, "", [], {})],
         machine=[*machine().items(), *manifest["versions"].items(), ("started", manifest["started"])],
-        repeat=[manifest["command"], f"sdo finetune --recipe {folder.name}/resolved.yaml"],
+        repeat=[manifest["command"], f"sdo finetune --recipe {folder.name}/{RECIPE}"],
     )
 
 

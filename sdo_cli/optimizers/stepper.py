@@ -1,57 +1,20 @@
-"""What turns gradients into steps: AdamW, the rate, the loss scaler of fp16, the running mean of the weights."""
+"""Gradients into steps: the optimizer, the rate, the loss scaler of fp16, the running mean of the weights."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from sdo_cli.errors import EnvironmentFault, TrainingFault
+from sdo_cli.errors import TrainingFault
+from sdo_cli.optimizers.adamw import KERNELS, make_adamw
 from sdo_cli.parallel.shards import as_laid_out, in_shards, whole
 from sdo_cli.recipe.schema import Recipe
 
-if TYPE_CHECKING:
-    from sdo_cli.finetune.zero import ZeroAdamW
-
 FIRST_SCALE = 2.0**12
-# settings of an optimizer that say how it computes and not what
-KERNELS = ("fused", "foreach", "capturable")
-
-
-def make_adamw(recipe: Recipe, parameters: list[nn.Parameter], *, fused: bool = True) -> torch.optim.Optimizer:
-    """AdamW, its state in fp32 or in 8 bits.
-
-    Args:
-        fused: one kernel for all tensors.
-
-    Raises:
-        EnvironmentFault: ``adamw8bit`` without bitsandbytes.
-    """
-    options = {"fused": True} if fused and recipe.optimizer == "adamw" else {}
-    return _adamw_class(recipe.optimizer)(
-        parameters,
-        lr=recipe.learning_rate,
-        betas=(recipe.adam_beta1, recipe.adam_beta2),
-        eps=recipe.adam_epsilon,
-        weight_decay=recipe.adam_weight_decay,
-        **options,
-    )
-
-
-def _adamw_class(name: str) -> Any:
-    if name == "adamw":
-        return torch.optim.AdamW
-    try:
-        return import_module("bitsandbytes.optim").AdamW8bit
-    except ImportError as fault:
-        raise EnvironmentFault(
-            "optimizer adamw8bit needs the package bitsandbytes",
-            remedy="pip install 'sdo-cli[8bit]', or set optimizer=adamw",
-        ) from fault
 
 
 def _ordinal(number: int) -> str:
@@ -71,6 +34,22 @@ class Step:
     skipped: bool
 
 
+class Dealt(Protocol):
+    """What steps in the optimizer's place, a part of it in every process; clips, and looks for numbers not finite."""
+
+    def backward(self, total: Tensor) -> None: ...
+
+    def step(self) -> float: ...
+
+    def drop(self) -> None: ...
+
+    def take_weights(self) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
 class Stepper:
     """Clips, unscales, steps; keeps the running mean (diffusers' EMAModel) when the recipe wants one.
 
@@ -85,7 +64,7 @@ class Stepper:
         parameters: list[nn.Parameter],
         replaced: Callable[[], None] | None = None,
         *,
-        deal: "Callable[..., ZeroAdamW] | None" = None,
+        deal: Callable[..., Dealt] | None = None,
     ) -> None:
         from diffusers.optimization import get_scheduler
 

@@ -8,15 +8,15 @@ from typing import Any
 
 from sdo_cli.drawing.rollouts import rollout_plan
 from sdo_cli.errors import RecipeFault
-from sdo_cli.files import read_json, write_text
-from sdo_cli.finetune import checkpoint
-from sdo_cli.finetune.checkpoint import Checkpoint
-from sdo_cli.finetune.guard import checks_of, verdict
-from sdo_cli.finetune.loop import global_batch
+from sdo_cli.files import write_text
 from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.progress import Reporter
 from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.recipe.schema import PromptSource, Recipe
+from sdo_cli.records.check import checks_of, verdict
+from sdo_cli.runs import checkpoint
+from sdo_cli.runs.checkpoint import Checkpoint
+from sdo_cli.runs.read import CHECKS, MANIFEST, manifest_of, read_lines, steps_written
 
 # how a step's samples are dealt out; their number may not change
 SPLIT = ("train_batch_size", "gradient_accumulation_steps")
@@ -41,7 +41,7 @@ def identity(loaded: LoadedRecipe, processes: int = 1) -> dict[str, Any]:
     How the samples of a step are dealt out is no part of it: a run may go on with more or fewer processes.
     """
     tree = asdict(loaded.recipe)
-    tree["global_batch"] = global_batch(loaded.recipe, processes)
+    tree["global_batch"] = loaded.recipe.global_batch(processes)
     guarded = loaded.recipe.guard.prompts
     tree["guard"]["prompts"] = _digest(loaded.prompts(guarded)) if guarded != PromptSource() else None
     tree["prompts"] = _digest(loaded.prompts(loaded.recipe.prompts))
@@ -107,21 +107,15 @@ def find(loaded: LoadedRecipe, folder: Path, reporter: Reporter, world: World = 
 
 def finished(loaded: LoadedRecipe, folder: Path) -> str:
     """How to go on with a folder that holds this run with all its steps and results; empty when it does not."""
-    path = folder / "manifest.json"
-    tree = read_json(path) if path.is_file() else {}
+    tree = manifest_of(folder)
     if tree.get("status") != "finished":
         return ""
     if steps_written(folder) >= loaded.recipe.max_train_steps:
         return "more steps: max_train_steps=…"
     ended = loaded.recipe.guard.stop and tree.get("stopped_at") == steps_written(folder)
-    if ended and verdict(checks_of(read_lines(folder / "guard.jsonl"))).bad >= loaded.recipe.guard.patience:
+    if ended and verdict(checks_of(read_lines(folder / CHECKS))).bad >= loaded.recipe.guard.patience:
         return "its guard ended it; more steps all the same: guard.stop=false"
     return ""
-
-
-def steps_written(folder: Path) -> int:
-    path = folder / "metrics.jsonl"
-    return len(path.read_bytes().splitlines()) if path.is_file() else 0
 
 
 def cut_lines(path: Path, step: int) -> list[dict[str, Any]]:
@@ -132,19 +126,8 @@ def cut_lines(path: Path, step: int) -> list[dict[str, Any]]:
     return rows
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Up to one that was cut off."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
-
-
 def newest_unfinished(loaded: LoadedRecipe) -> Path | None:
     """The run folder of this recipe that was begun last and is not finished."""
     folders = [path for path in Path(loaded.recipe.output_dir).glob(f"{loaded.name}-*") if path.is_dir()]
-    unfinished = [path for path in folders if not finished(loaded, path) and (path / "manifest.json").is_file()]
-    return max(unfinished, key=lambda path: (path / "manifest.json").stat().st_mtime, default=None)
+    unfinished = [path for path in folders if not finished(loaded, path) and (path / MANIFEST).is_file()]
+    return max(unfinished, key=lambda path: (path / MANIFEST).stat().st_mtime, default=None)

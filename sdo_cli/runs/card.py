@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 
 from sdo_cli.files import write_atomic
-from sdo_cli.finetune.loop import StepResult
-from sdo_cli.finetune.summary import RunSummary
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import ModelSource, locate, plain_options
 from sdo_cli.plugins import loaded_plugins
 from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.recipe.schema import Recipe
+from sdo_cli.records.step import StepResult
+from sdo_cli.runs.read import PIPELINE
+from sdo_cli.runs.summary import RunSummary
 from sdo_cli.sampling.solvers import AUTO, SOLVERS, native_solver, settings_of
 from sdo_cli.weights.needs import needs_of
 
@@ -66,7 +67,7 @@ tags: [{"lora, " if recipe.train == "lora" else ""}text-to-image, sdo]
 {recipe.description or "Fine-tuned on a differentiable reward."}
 
 {what_was_trained(recipe)} for `{recipe.model}`, trained for {summary.steps} steps of
-{recipe.train_batch_size * recipe.gradient_accumulation_steps} samples with the gradient rule
+{recipe.global_batch()} samples with the gradient rule
 `{recipe.gradient.rule}` on {", ".join(summary.trained_on)}.
 
 {measured}
@@ -100,7 +101,7 @@ def how_to_load(recipe: Recipe, family: Family, folder: Path) -> str:
     change = "".join(f", {name}={quoted(value)}" for name, value in settings.items())
     after = [f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config{change})"]
     if recipe.train == "full":
-        place, way, options = str(folder.resolve() / "pipeline"), "from_pretrained", []
+        place, way, options = str(folder.resolve() / PIPELINE), "from_pretrained", []
     else:
         place = locate(family.source)
         way = "from_single_file" if Path(place).is_file() else "from_pretrained"

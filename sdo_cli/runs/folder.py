@@ -11,11 +11,10 @@ from omegaconf import OmegaConf
 from sdo_cli.device import pick_device
 from sdo_cli.drawing.rollouts import rollout_plan
 from sdo_cli.files import write_text
-from sdo_cli.finetune.loop import StepResult
-from sdo_cli.finetune.rollouts import Drift
 from sdo_cli.plugins import loaded_plugins
 from sdo_cli.provenance import command, now, versions
 from sdo_cli.recipe.load import LoadedRecipe
+from sdo_cli.runs.read import RECIPE
 from sdo_cli.weights.needs import revisions_of
 
 SKIP_PLAN = "skip_plan.json"
@@ -74,7 +73,7 @@ def write_recipe(loaded: LoadedRecipe, folder: Path, held_out: list[str] | None)
         plan.save(folder / SKIP_PLAN)
         tree["rollout"]["skip_plan"] = SKIP_PLAN
     _absolute_paths(tree)
-    write_text(folder / "resolved.yaml", OmegaConf.to_yaml(OmegaConf.create(tree)))
+    write_text(folder / RECIPE, OmegaConf.to_yaml(OmegaConf.create(tree)))
 
 
 def _absolute_paths(tree: dict[str, Any]) -> None:
@@ -92,16 +91,3 @@ def _absolute_paths(tree: dict[str, Any]) -> None:
         tree[key] = absolute(tree[key])
     for part in ("validation", "guard"):
         tree[part]["rewards"] = absolute(tree[part]["rewards"])
-
-
-def step_result(row: dict[str, Any]) -> StepResult:
-    """A line of ``metrics.jsonl``; what a skipped step could not tell is null there."""
-    nan = float("nan")
-    numbers = {key: nan if row[key] is None else row[key] for key in ("loss", "grad_norm")}
-    rewards_ = {name: nan if value is None else value for name, value in row["rewards"].items()}
-    drift = (
-        Drift(**{key: nan if value is None else value for key, value in row["drift"].items()})
-        if row.get("drift")
-        else None
-    )
-    return StepResult(**{**row, **numbers, "rewards": rewards_, "drift": drift})

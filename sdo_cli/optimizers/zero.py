@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sdo_cli.errors import EnvironmentFault
-from sdo_cli.finetune.optimizer import KERNELS
+from sdo_cli.optimizers.adamw import KERNELS
 from sdo_cli.parallel.world import World
 from sdo_cli.recipe.schema import Recipe
 
