@@ -1,13 +1,13 @@
-"""What gpu_check.py says: figures as JSON, targets met or not, a short table."""
+"""What gpu/check.py says: figures as JSON, targets met or not, a short table."""
 
 from collections.abc import Callable
 from dataclasses import asdict
 from statistics import median
 from typing import Any
 
-from gpu_check_arms import REFERENCE
-from gpu_check_count import Counted, flops_of
-from gpu_check_measure import Changed, Measured
+from gpu.arms import REFERENCE
+from gpu.count import Counted, flops_of
+from gpu.measure import Changed, Measured
 
 from sdo_cli.bench.cost import Cost
 from sdo_cli.bench.memory import Memory

@@ -1,6 +1,6 @@
 """Is the gain the gradient's? The same short run three times: as it is, with g's sign flipped, with g permuted.
 
-    python scripts/controls.py --out work/controls.json max_train_steps=60
+    python scripts/studies/controls.py --out work/controls.json max_train_steps=60
 
 All three start from the same adapter and draw the same noise, prompts and steps. Held-out prompts only measure.
 """

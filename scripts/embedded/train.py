@@ -1,22 +1,27 @@
 """Trains the models that ship in sdo_cli/embedded/weights, on pictures made on the spot (sdo_cli/embedded/README.md).
 
-    python scripts/train_embedded.py --work work            every stage in order, resumable
-    python scripts/train_embedded.py --work work unet pack  some stages
+    python scripts/embedded/train.py --work work            every stage in order, resumable
+    python scripts/embedded/train.py --work work unet pack  some stages
 
 Needs the Debian package fonts-noto-color-emoji. Each stage keeps its state in the work folder and continues
 from there; delete the stage's file to start it anew. `pack` writes the weights into the package.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
-import emoji_data as data
 import torch
-from embedded_clip import train_aesthetic, train_clip
-from embedded_pack import averaged, pack
-from embedded_unet import TextToImage, train_tokenizer, train_unet
-from embedded_vae import build_vae, train_vae
 from transformers import CLIPTokenizer
+
+ROOT = Path(__file__).parent.parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+from embedded import emoji_data as data  # noqa: E402
+from embedded.clip import train_aesthetic, train_clip  # noqa: E402
+from embedded.pack import averaged, pack  # noqa: E402
+from embedded.unet import TextToImage, train_tokenizer, train_unet  # noqa: E402
+from embedded.vae import build_vae, train_vae  # noqa: E402
 
 STEPS = {"vae": 2200, "unet": 2800, "clip": 500, "judge": 500, "aesthetic": 400}
 STAGES = ("tokenizer", "vae", "unet", "clip", "judge", "aesthetic", "pack")

@@ -1,6 +1,6 @@
 """The arithmetic of docs/many-gpus.md: what processes send each other, what they wait for, what checkpoints hold.
 
-    python scripts/many_gpus.py [--gpu "A100 80GB"]
+    python scripts/studies/many_gpus.py [--gpu "A100 80GB"]
 
 Everything is counted or computed by the project's own functions; nothing here was timed on several GPUs.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from sdo_cli.doctor.advice import estimate_recipe
 from sdo_cli.doctor.target import Target, find_target

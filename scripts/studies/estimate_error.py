@@ -1,8 +1,8 @@
 """The estimator's seconds against measured ones, stage by stage, on this machine; prints a Markdown table.
 
-    python scripts/estimate_error.py small                     (the embedded model)
-    python scripts/estimate_error.py full --folder /tmp/full   (SD 1.5, weights made by scripts/full_size_step.py)
-    python scripts/estimate_error.py published                 (named GPUs against diffusers' own benchmark)
+    python scripts/studies/estimate_error.py small                     (the embedded model)
+    python scripts/studies/estimate_error.py full --folder /tmp/full   (SD 1.5; scripts/full_size_step.py makes it)
+    python scripts/studies/estimate_error.py published                 (named GPUs against diffusers' own benchmark)
 
 A shared machine changes its pace by the minute: every step is held against a speed measured right before it, and the
 medians of some rounds are shown. With OMP_NUM_THREADS=1 and --clock cpu seconds are those the process was running, not
@@ -19,14 +19,14 @@ from types import SimpleNamespace
 
 import torch
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from full_size_step import RECIPE  # noqa: E402
 
 from sdo_cli.doctor.advice import estimate_recipe  # noqa: E402
 from sdo_cli.doctor.target import find_target, measured  # noqa: E402
-from sdo_cli.estimate import speed  # noqa: E402
+from sdo_cli.estimate import measuring  # noqa: E402
 from sdo_cli.estimate.cost import META, count  # noqa: E402
 from sdo_cli.estimate.gpus import find_gpu  # noqa: E402
 from sdo_cli.estimate.network import encoded  # noqa: E402
@@ -145,7 +145,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.clock == "cpu":
         # the engines' stopwatch and the measuring of speed read the same
-        outcome.time = speed.time = SimpleNamespace(perf_counter=time.process_time)  # type: ignore[assignment]
+        outcome.time = measuring.time = SimpleNamespace(perf_counter=time.process_time)  # type: ignore[assignment]
     if given.what == "published":
         return published()
     print("| job | stage | measured s | estimated s | estimated / measured | rounds |\n|---|---|---|---|---|---|")

@@ -1,6 +1,6 @@
 """Throughput of two processes that train one model, through accelerate, against two runs that go alone.
 
-    python scripts/two_processes.py [--rounds 5] [--steps 8] [key=value …]
+    python scripts/studies/two_processes.py [--rounds 5] [--steps 8] [key=value …]
 
 Both have two processes of one thread each, side by side on this machine, with the same samples per process and step;
 they take turns. Prints a line per round and the median ratio: 1 means that exchanging gradients and metrics is free.
@@ -39,7 +39,7 @@ def work(out: Path, steps: int, overrides: list[str]) -> None:
 
 
 def environment() -> dict[str, str]:
-    root = str(Path(__file__).parent.parent)
+    root = str(Path(__file__).parent.parent.parent)
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     return {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": paths}
 

@@ -1,8 +1,8 @@
 """Everything that has to be measured on a GPU, in one call: tests, seconds, memory, stages, bounds; targets met or not.
 
-    python scripts/gpu_check.py --out check.json                 on a GPU; 10 minutes, random weights, no network
-    python scripts/gpu_check.py --count [--gpu H100]             FLOPs (seconds estimated), without GPU and weights
-    python scripts/gpu_check.py --tiny --only sd --only sdxl     the script itself, tried on the CPU
+    python scripts/gpu/check.py --out check.json                 on a GPU; 10 minutes, random weights, no network
+    python scripts/gpu/check.py --count [--gpu H100]             FLOPs (seconds estimated), without GPU and weights
+    python scripts/gpu/check.py --tiny --only sd --only sdxl     the script itself, tried on the CPU
 
 Arms (gradient rules) take turns in every round; ratios are medians over rounds. What there is no time for is left out,
 the least important first, and said. The table comes last; FILE holds every round and is written after every part.
@@ -27,13 +27,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 if TYPE_CHECKING:
-    from gpu_check_arms import Cell
-    from gpu_check_count import Counted
-    from gpu_check_measure import Measured, Stand
+    from gpu.arms import Cell
+    from gpu.count import Counted
+    from gpu.measure import Measured, Stand
 
 NEEDED = ("torch", "torchvision", "diffusers", "transformers", "peft", "accelerate", "open_clip", "ftfy", "omegaconf")
 NEEDED = (*NEEDED, "typer", "safetensors")
@@ -53,8 +53,8 @@ class Check:
     """One run: parts in order of importance, what they found, how much time is left."""
 
     def __init__(self, given: argparse.Namespace, folder: Path) -> None:
-        from gpu_check_arms import FULL_SIZE, TINY
-        from gpu_check_measure import Clock
+        from gpu.arms import FULL_SIZE, TINY
+        from gpu.measure import Clock
 
         from sdo_cli.device import pick_device
 
@@ -71,7 +71,7 @@ class Check:
         from sdo_cli.provenance import machine, now, versions
 
         return {
-            "command": shlex.join(["python", "scripts/gpu_check.py", *sys.argv[1:]]),
+            "command": shlex.join(["python", "scripts/gpu/check.py", *sys.argv[1:]]),
             "date": now(),
             "machine": machine(),
             "versions": versions(),
@@ -109,7 +109,7 @@ class Check:
 
     def save(self) -> None:
         """What there is so far: a run that is cut off leaves its figures."""
-        from gpu_check_report import cell_record, targets_of
+        from gpu.report import cell_record, targets_of
 
         from sdo_cli.files import write_json
 
@@ -123,7 +123,7 @@ class Check:
     @property
     def counted(self) -> "dict[str, Counted]":
         """Nothing where counting failed or has not ended: seconds and memory are worth keeping without it."""
-        from gpu_check_count import from_json
+        from gpu.count import from_json
 
         try:
             if self.counting is None or self.counting.wait(timeout=max(1.0, self.clock.left)) != 0:
@@ -133,7 +133,7 @@ class Check:
         return from_json(json.loads((self.folder / "counted.json").read_text()))
 
     def _speed(self) -> None:
-        from gpu_check_report import speed_record
+        from gpu.report import speed_record
 
         from sdo_cli.estimate.measuring import measure_speed
 
@@ -163,7 +163,7 @@ class Check:
         self._measure(self._open(self.cells[2]), self.clock.left - self._kept("compile"))
 
     def _open(self, cell: "Cell") -> "Stand":
-        from gpu_check_measure import open_stand
+        from gpu.measure import open_stand
 
         say(f"weights of {cell.kind}")
         make_model(cell, self.folder, self.device.type)
@@ -172,7 +172,7 @@ class Check:
         return open_stand(cell, self.folder)
 
     def _measure(self, stand: "Stand", seconds: float) -> None:
-        from gpu_check_measure import measure_cell
+        from gpu.measure import measure_cell
 
         # SDXL's weights are made in this time too
         seconds = min(seconds, self.clock.left)
@@ -182,8 +182,8 @@ class Check:
         self.save()
 
     def _compile(self, stand: "Stand") -> None:
-        from gpu_check_measure import measure_changed
-        from gpu_check_report import changed_record
+        from gpu.measure import measure_changed
+        from gpu.report import changed_record
 
         # at tiny size the way through the script is tried, not the compiler
         mode = "none" if self.given.tiny else "default"
@@ -278,8 +278,8 @@ def say(text: str) -> None:
 
 def count(given: argparse.Namespace, folder: Path) -> None:
     """The tables of FLOPs; figures go into ``--out``, where it is given."""
-    from gpu_check_arms import FULL_SIZE, TINY
-    from gpu_check_count import as_json, count_cells, count_table
+    from gpu.arms import FULL_SIZE, TINY
+    from gpu.count import as_json, count_cells, count_table
 
     from sdo_cli.estimate.gpus import find_gpu
     from sdo_cli.files import write_json
@@ -315,7 +315,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     given = parse()
     if lacking := missing():
-        raise SystemExit(f"gpu_check: {', '.join(lacking)} not installed here; pip install them, or `make setup`")
+        raise SystemExit(f"gpu-check: {', '.join(lacking)} not installed here; pip install them, or `make setup`")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # arms leave holes of different sizes behind
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
@@ -329,10 +329,10 @@ def main() -> None:
 
 def check(given: argparse.Namespace, folder: Path) -> None:
     import torch
-    from gpu_check_report import report
+    from gpu.report import report
 
     if not given.tiny and not torch.cuda.is_available():
-        raise SystemExit("gpu_check: no CUDA GPU here; --tiny tries this script on the CPU, --count counts FLOPs")
+        raise SystemExit("gpu-check: no CUDA GPU here; --tiny tries this script on the CPU, --count counts FLOPs")
     given.out = given.out or Path("gpu-check.json")
     run = Check(given, folder)
     try:

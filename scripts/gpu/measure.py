@@ -1,4 +1,4 @@
-"""Seconds and peak memory of every arm of gpu_check.py, in the time there is."""
+"""Seconds and peak memory of every arm of gpu/check.py, in the time there is."""
 
 import gc
 import time
@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from gpu_check_arms import Cell, load_arms, write_recipe
+from gpu.arms import Cell, load_arms, write_recipe
 
 from sdo_cli.bench.bench_job import Workbench, new_adapter, open_workbench
 from sdo_cli.bench.cost import Cost, one_iteration, timed

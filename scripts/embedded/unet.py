@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-import emoji_data as data
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from embedded_loop import fit
+from embedded import emoji_data as data
+from embedded.loop import fit
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torchvision.utils import save_image

@@ -1,8 +1,8 @@
 """Where the time of a training iteration goes: network, decoder, reward, and everything else.
 
-    OMP_NUM_THREADS=1 python scripts/iteration_profile.py                       (the embedded model, a few settings)
-    python scripts/iteration_profile.py --recipe my.yaml train_batch_size=4
-    python scripts/iteration_profile.py --against compile=default --against channels_last=true
+    OMP_NUM_THREADS=1 python scripts/studies/iteration_profile.py           (the embedded model, a few settings)
+    python scripts/studies/iteration_profile.py --recipe my.yaml train_batch_size=4
+    python scripts/studies/iteration_profile.py --against compile=default --against channels_last=true
 
 Calls and backward passes are timed where they are made, on a GPU waiting for it at both ends; what is left of the whole
 iteration, optimizer included, is everything else. Prints a Markdown table: seconds, and shares of the iteration.

@@ -1,8 +1,8 @@
 """Text edits, inversion and edits of inverted pictures on the embedded model, 32 cases each.
 
-    python scripts/steering_edits.py text --out work/edits-text.json
-    python scripts/steering_edits.py inversion --out work/edits-inversion.json      (needs the emoji font)
-    python scripts/steering_edits.py keep --out work/edits-keep.json                (needs the emoji font)
+    python scripts/studies/steering_edits.py text --out work/edits-text.json
+    python scripts/studies/steering_edits.py inversion --out work/edits-inversion.json      (needs the emoji font)
+    python scripts/studies/steering_edits.py keep --out work/edits-keep.json                (needs the emoji font)
 
 ``text``: a background is asked for; judged by the judge, on the files' 8 bits. ``keep``: pictures are inverted part-way
 and drawn more like their prompt; how much changes inside and outside the glyph.
@@ -10,20 +10,25 @@ and drawn more like their prompt; how much changes inside and outside the glyph.
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 
-import emoji_data
 import torch
 from torch import Tensor
 
-from sdo_cli.drawing.pictures import read_image, save_image
-from sdo_cli.optimize.job import begin, prepare, render
-from sdo_cli.optimize.run import optimize
-from sdo_cli.progress import Silent
-from sdo_cli.recipe.steering import load_steering
-from sdo_cli.scoring.rewards import build_reward, score_images
-from sdo_cli.scoring.statistics import estimate, paired_gain
+ROOT = Path(__file__).parent.parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+from embedded import emoji_data  # noqa: E402
+
+from sdo_cli.drawing.pictures import read_image, save_image  # noqa: E402
+from sdo_cli.optimize.job import begin, prepare, render  # noqa: E402
+from sdo_cli.optimize.run import optimize  # noqa: E402
+from sdo_cli.progress import Silent  # noqa: E402
+from sdo_cli.recipe.steering import load_steering  # noqa: E402
+from sdo_cli.scoring.rewards import build_reward, score_images  # noqa: E402
+from sdo_cli.scoring.statistics import estimate, paired_gain  # noqa: E402
 
 COUNT = 32
 

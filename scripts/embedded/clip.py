@@ -3,13 +3,13 @@
 import json
 from pathlib import Path
 
-import emoji_data as data
 import open_clip
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from embedded_loop import fit
-from embedded_unet import MAX_TOKENS, tokenize
+from embedded import emoji_data as data
+from embedded.loop import fit
+from embedded.unet import MAX_TOKENS, tokenize
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur

@@ -1,8 +1,8 @@
 """Steering the embedded model's latents: objective reached for equal computation, and nearness to the full gradient.
 
-    python scripts/steering_rules.py gain --out work/steering-gain.json        (about an hour on one core)
-    python scripts/steering_rules.py nearness --out work/steering-nearness.json
-    python scripts/steering_rules.py cost --out work/steering-cost.json
+    python scripts/studies/steering_rules.py gain --out work/steering-gain.json        (about an hour on one core)
+    python scripts/studies/steering_rules.py nearness --out work/steering-nearness.json
+    python scripts/studies/steering_rules.py cost --out work/steering-cost.json
 
 ``gain``: every rule gets the FLOPs of --iterations SDO iterations, counted by torch, decoder and reward included.
 """
@@ -43,7 +43,7 @@ def load(prompts: list[str], overrides: list[str]) -> Job:
 
 
 def held_out(count: int, first: int = 0) -> list[str]:
-    lines = (Path(__file__).parent.parent / "recipes/prompts/emoji-heldout.txt").read_text().splitlines()
+    lines = (Path(__file__).parent.parent.parent / "recipes/prompts/emoji-heldout.txt").read_text().splitlines()
     prompts = [line for line in lines if line.strip() and not line.startswith("#")]
     return prompts[first : first + count]
 

@@ -1,10 +1,10 @@
-"""What every arm of gpu_check.py computes, counted on tensors without data: no weights, no GPU."""
+"""What every arm of gpu/check.py computes, counted on tensors without data: no weights, no GPU."""
 
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from gpu_check_arms import REFERENCE, Cell, load_arms
+from gpu.arms import REFERENCE, Cell, load_arms
 
 from sdo_cli.doctor.workload import workload_of
 from sdo_cli.estimate.speed import Speed

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import emoji_data as data
 import torch
 from diffusers import AutoencoderKL
-from embedded_loop import fit
+from embedded import emoji_data as data
+from embedded.loop import fit
 from torch import Tensor, nn
 from torchvision.utils import save_image
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import open_clip
 import torch
 from diffusers import StableDiffusionPipeline
-from embedded_clip import model_config, write_clip
-from embedded_unet import TextToImage, make_scheduler
+from embedded.clip import model_config, write_clip
+from embedded.unet import TextToImage, make_scheduler
 from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
 from rewards.aesthetic import predictor_head
 
-WEIGHTS = Path(__file__).parent.parent / "sdo_cli" / "embedded" / "weights"
+WEIGHTS = Path(__file__).parent.parent.parent / "sdo_cli" / "embedded" / "weights"
 
 
 def averaged(model: torch.nn.Module, work: Path, stage: str) -> torch.nn.Module:

@@ -1,4 +1,4 @@
-"""What gpu_check.py measures: models and sizes, gradient rules, their recipe, the plan of the pruned rollouts."""
+"""What gpu/check.py measures: models and sizes, gradient rules, their recipe, the plan of the pruned rollouts."""
 
 from dataclasses import dataclass
 from pathlib import Path

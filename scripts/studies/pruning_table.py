@@ -2,9 +2,9 @@
 
     sdo prune -p emoji-train.txt --guidance 5 --updates 300 --ratio 0.8 --num-prompts 0 --out work/shortcut
     sdo prune -p emoji-train.txt --guidance 5 --updates 100 --gradients full --ratio 0.8 --num-prompts 0 --out work/full
-    python scripts/pruning_table.py measure --scores work/shortcut --scores work/full --out work/pruning-table
-    python scripts/pruning_table.py search --out work/pruning-search
-    python scripts/pruning_table.py macs
+    python scripts/studies/pruning_table.py measure --scores work/shortcut --scores work/full --out work/pruning-table
+    python scripts/studies/pruning_table.py search --out work/pruning-search
+    python scripts/studies/pruning_table.py macs
 
 ``measure``: learned plans, baselines, shorter and chosen schedules; the judge's score against the full sampler's.
 ``search``: seconds, FLOPs and memory of one update of the gates, by kind of gradient, all in turn in every round.

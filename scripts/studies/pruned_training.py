@@ -1,7 +1,7 @@
 """Training with cheaper rollouts: seconds per iteration side by side, and what is gained in them.
 
-    python scripts/pruned_training.py cost --plan plan-0.80.json --out work/pruned-cost.json
-    python scripts/pruned_training.py gain --plan plan-0.80.json --out work/pruned-gain.json     (about 90 minutes)
+    python scripts/studies/pruned_training.py cost --plan plan-0.80.json --out work/pruned-cost.json
+    python scripts/studies/pruned_training.py gain --plan plan-0.80.json --out work/pruned-gain.json  (about 90 minutes)
 
 Arms: plain SDO; rollouts under the plan with exact gradients, and with the whole network run again; a plain schedule
 of as many steps as the plan computes calls. ``gain`` trains the cheap ones on until they took as long as plain SDO, by
