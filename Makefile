@@ -25,7 +25,7 @@ test-slow: setup  ## what takes minutes: the gain on held-out prompts and its co
 	$(BIN)/python -m pytest -q -m slow
 
 gpu-check: setup  ## on a GPU: its tests, speed, memory, targets; 10 minutes, random weights, ends with a table
-	$(BIN)/python scripts/gpu_check.py --out gpu-check.json
+	$(BIN)/python scripts/gpu/check.py --out gpu-check.json
 
 check: setup  ## format, lint, types, layers
 	$(BIN)/ruff format --check .

@@ -2,11 +2,12 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
+from rewards.registered import Foreign
 from sdo_cli.hub import WeightFile
 from sdo_cli.plugins import REWARDS, installed_names, load_installed
 
@@ -92,18 +93,6 @@ _EMBEDDED = {"clip-score": {"model": "embedded"}, "aesthetic-v2": {"model": "emb
 
 
 Made = TypeVar("Made")
-
-
-@dataclass(frozen=True)
-class Foreign:
-    """A reward of a plug-in: the class, and what it says about itself."""
-
-    make: Callable[..., Any]
-    summary: str
-    source: str
-    licence: str
-    range: tuple[float, float]
-    differentiable: bool
 
 
 # registered by plug-ins with @reward

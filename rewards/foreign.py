@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards import Foreign
 from rewards.base import RewardInfo
+from rewards.registered import Foreign
 from sdo_cli.errors import PluginFault
 
 HINT = "run `sdo reward check` on it, or with --debug to see where"

@@ -17,14 +17,15 @@ from torch import nn
 
 from sdo_cli.cli.finetune import seconds_of
 from sdo_cli.errors import CheckpointFault, RecipeFault, Stopped, TrainingFault
-from sdo_cli.finetune import checkpoint, prepare
+from sdo_cli.finetune import prepare
 from sdo_cli.finetune import run as running
-from sdo_cli.finetune.checkpoint import newest, restore, save
-from sdo_cli.finetune.optimizer import Stepper
-from sdo_cli.finetune.resume import cut_lines, find, identity
+from sdo_cli.optimizers.stepper import Stepper
 from sdo_cli.parallel.stopping import Stopping
 from sdo_cli.progress import Silent
 from sdo_cli.recipe.load import load_recipe
+from sdo_cli.runs import checkpoint
+from sdo_cli.runs.checkpoint import newest, restore, save
+from sdo_cli.runs.resume import cut_lines, find, identity
 
 STEPS = 6
 TINY = [

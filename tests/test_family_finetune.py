@@ -19,7 +19,6 @@ from small_models import KINDS, plain
 
 from sdo_cli.drawing.draw import Noise, draw_noise, encode_pair, make_path
 from sdo_cli.finetune.batches import PromptOrder
-from sdo_cli.finetune.card import how_to_load
 from sdo_cli.finetune.loop import Job, accumulate, train
 from sdo_cli.finetune.prepare import prepare
 from sdo_cli.gradients.outcome import Scored, Terms
@@ -27,6 +26,7 @@ from sdo_cli.gradients.plan import Mode, Plan, empty
 from sdo_cli.gradients.three_stage import three_stage
 from sdo_cli.models.load import load_family
 from sdo_cli.recipe.load import load_recipe
+from sdo_cli.runs.card import how_to_load
 from sdo_cli.sampling.coefficients import coefficients_of
 from sdo_cli.sampling.loop import denoise_path
 
@@ -235,7 +235,7 @@ def test_fp16_finds_its_scale_and_agrees_with_fp32(kind, small, tmp_path):
 
 
 def test_an_fp16_overflow_is_skipped_and_the_scale_halved(small, tmp_path, monkeypatch):
-    monkeypatch.setattr("sdo_cli.finetune.optimizer.FIRST_SCALE", 2.0**40)
+    monkeypatch.setattr("sdo_cli.optimizers.stepper.FIRST_SCALE", 2.0**40)
     job = prepared(tmp_path, small("sd15"), "mixed_precision=fp16", "max_train_steps=3")
     before = [p.detach().clone() for p in job.parameters]
     results = list(train(job))

@@ -21,7 +21,6 @@ from sdo_cli.errors import RecipeFault
 from sdo_cli.finetune.loop import plan_step, train
 from sdo_cli.finetune.objective import RewardObjective, WeightedReward
 from sdo_cli.finetune.prepare import only_measured, prepare
-from sdo_cli.finetune.run_folder import write_recipe
 from sdo_cli.gradients.one_graph import one_graph
 from sdo_cli.gradients.outcome import Terms
 from sdo_cli.gradients.rules import RULES, find_rule
@@ -29,6 +28,7 @@ from sdo_cli.gradients.run import with_repeats
 from sdo_cli.gradients.three_stage import three_stage
 from sdo_cli.models.load import load_family
 from sdo_cli.recipe.load import load_recipe
+from sdo_cli.runs.folder import write_recipe
 from sdo_cli.scoring.statistics import paired_gain
 
 TINY = [

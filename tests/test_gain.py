@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from controls import permuted, run_controls
+from studies.controls import permuted, run_controls
 
 
 def test_permuting_leaves_no_sample_its_own_gradient():

@@ -1,4 +1,4 @@
-"""scripts/gpu_check.py at tiny size on the CPU: every arm is there, ratios and targets are what the rounds say."""
+"""scripts/gpu/check.py at tiny size on the CPU: every arm is there, ratios and targets are what the rounds say."""
 
 import json
 import os
@@ -9,10 +9,10 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from gpu_check_arms import ARMS, FULL_SIZE, TINY
-from gpu_check_count import count_table, flops_of, from_json
-from gpu_check_measure import Clock, Measured
-from gpu_check_report import arm_record, bounds_record, report, target, targets_of
+from gpu.arms import ARMS, FULL_SIZE, TINY
+from gpu.count import count_table, flops_of, from_json
+from gpu.measure import Clock, Measured
+from gpu.report import arm_record, bounds_record, report, target, targets_of
 
 from sdo_cli.bench.cost import Cost
 from sdo_cli.bench.memory import Memory
@@ -21,7 +21,7 @@ from sdo_cli.estimate.speed import Speed
 from sdo_cli.estimate.work import Operation, Work, moving
 
 ROOT = Path(__file__).parent.parent
-SCRIPT = ROOT / "scripts" / "gpu_check.py"
+SCRIPT = ROOT / "scripts" / "gpu" / "check.py"
 
 
 def run(*words, **environment):
@@ -48,7 +48,7 @@ def test_every_arm_is_measured_and_counted(done):
             assert sum(found["flops"].values()) > 0 and sum(found["bound_seconds"].values()) > 0, arm
     calls = {arm: found["calls"]["no_grad"] for arm, found in record["cells"][0]["arms"].items()}
     assert (calls["SDO"], calls["SDO, pruned rollouts"], calls["full"]) == (4, 1, 0)
-    assert "gpu_check.py" in record["command"] and record["versions"]["torch"] and record["machine"]["threads"]
+    assert "scripts/gpu/check.py" in record["command"] and record["versions"]["torch"] and record["machine"]["threads"]
 
 
 def test_ratios_are_of_the_same_round(done):
@@ -126,7 +126,7 @@ def test_without_full_there_is_no_ratio_but_everything_else():
 
 
 def test_arms_there_is_no_time_for_are_left_out_from_the_end(monkeypatch):
-    import gpu_check_measure as measuring
+    import gpu.measure as measuring
 
     clock, stand = Clock(10), FakeStand()
     monkeypatch.setattr(measuring.time, "monotonic", lambda: clock.start + stand.now)
@@ -196,11 +196,11 @@ def test_counting_alone_prints_the_ratios(tmp_path):
 def test_it_says_in_one_sentence_what_is_missing(tmp_path):
     """Packages, or the GPU."""
     done = run("--out", tmp_path / "c.json", CUDA_VISIBLE_DEVICES="")
-    assert done.returncode == 1 and done.stderr.strip().startswith("gpu_check: no CUDA GPU here")
-    code = f"import sys; sys.argv = ['gpu_check.py']; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import gpu_check\n"
-    code += "gpu_check.NEEDED = (*gpu_check.NEEDED, 'no_such_package'); gpu_check.main()"
+    assert done.returncode == 1 and done.stderr.strip().startswith("gpu-check: no CUDA GPU here")
+    code = f"import sys; sys.argv = ['check.py']; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import gpu.check\n"
+    code += "gpu.check.NEEDED = (*gpu.check.NEEDED, 'no_such_package'); gpu.check.main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 1 and "gpu_check: no_such_package not installed here" in done.stderr
+    assert done.returncode == 1 and "gpu-check: no_such_package not installed here" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
@@ -215,15 +215,15 @@ def test_a_part_that_fails_costs_that_part(tmp_path):
     """Counting that fails, and a compiler: what was measured is written and said."""
     code = f"""
 import sys
-sys.argv = ["gpu_check.py", "--tiny", "--only", "sd", "--only", "compile", "--rounds", "1"]
+sys.argv = ["check.py", "--tiny", "--only", "sd", "--only", "compile", "--rounds", "1"]
 sys.argv += ["--out", {str(tmp_path / "c.json")!r}]
 sys.path.insert(0, {str(ROOT / "scripts")!r})
-import gpu_check, gpu_check_measure, subprocess
-gpu_check._start_counting = lambda given, folder: subprocess.Popen(["false"])
+import gpu.check, gpu.measure, subprocess
+gpu.check._start_counting = lambda given, folder: subprocess.Popen(["false"])
 def broken(*given, **how):
     raise RuntimeError("no compiler")
-gpu_check_measure.measure_changed = broken
-gpu_check.main()
+gpu.measure.measure_changed = broken
+gpu.check.main()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -180,6 +180,13 @@ def test_bad_input_is_one_sentence(arguments, expected, tmp_path):
     assert not list(tmp_path.rglob("*.png"))
 
 
+def test_a_run_that_trained_all_weights_is_a_model_and_no_lora(tmp_path):
+    (tmp_path / "run" / "pipeline").mkdir(parents=True)
+    (tmp_path / "run" / "pipeline" / "model_index.json").write_text("{}")
+    done = sdo("sample", "x", "--lora", "run", cwd=tmp_path)
+    assert done.returncode == 2 and "draw with --model run/pipeline" in done.stderr
+
+
 def test_embedded_files_are_small_and_carry_no_pickle():
     files = [p for p in embedded.WEIGHTS.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) < 20e6

@@ -15,8 +15,8 @@ from test_checkpoints import TINY, command, run
 from sdo_cli.cli.app import said
 from sdo_cli.cli.finetune import out_of_memory
 from sdo_cli.errors import EnvironmentFault
-from sdo_cli.finetune.checkpoint import newest
 from sdo_cli.recipe.load import load_recipe
+from sdo_cli.runs.checkpoint import newest
 
 
 @pytest.mark.parametrize(

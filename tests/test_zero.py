@@ -28,7 +28,7 @@ from test_sharded import FSDP, FULL, RAGGED, RULES, SDO, UNMEASURED, back_to_two
 
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.finetune.sharding import check_shardable
-from sdo_cli.finetune.zero import settings
+from sdo_cli.optimizers.zero import settings
 from sdo_cli.parallel import zero
 from sdo_cli.parallel.world import World, joined
 from sdo_cli.parallel.zero import Zero, zero_asked_for

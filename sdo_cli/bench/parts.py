@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -83,13 +84,14 @@ def counts(job: Job, plan: Plan, checkpointing: str) -> dict[str, float]:
     Calls that a skip plan leaves parts of out count as the share that is computed.
     """
     skips = job.drawn_now.skips
+    of_step = partial(part_counts, slice_size=job.recipe.train_batch_size, regularised=bool(job.recipe.kl_weight))
     if skips is None:
-        return part_counts(job.recipe, plan, checkpointing)
+        return of_step(plan, checkpointing)
     shares = call_shares(job.recipe, skips.plan)
     # run again as they were, or whole
     live = float(shares[plan.live.nonzero()[:, 0]].mean()) if skips.exact else 1.0
     rollout = float(shares[: plan.calls_run].mean())
-    return part_counts(job.recipe, plan, checkpointing, rollout_share=rollout, live_share=live)
+    return of_step(plan, checkpointing, rollout_share=rollout, live_share=live)
 
 
 def total(count: dict[str, float], of_part: dict[str, float]) -> float:

@@ -1,13 +1,11 @@
 """PNG plots of a bench."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from sdo_cli.bench.result import BenchResult
 from sdo_cli.bench.variants import Variant
 from sdo_cli.files import write_atomic
-
-if TYPE_CHECKING:
-    from sdo_cli.bench.run import BenchResult
 
 STAGES = {
     "rollout": "#4c78a8",
@@ -18,7 +16,7 @@ STAGES = {
 }
 
 
-def draw_all(result: "BenchResult", folder: Path) -> None:
+def draw_all(result: BenchResult, folder: Path) -> None:
     """The plots there are figures for."""
     if any(cost.seconds for cost in result.cost.variants.values()):
         _save(cost_figure(result), folder / "cost.png")
@@ -45,7 +43,7 @@ def _label_rows(axes: Any, names: list[str]) -> None:
     axes.grid(axis="x", alpha=0.3)
 
 
-def cost_figure(result: "BenchResult") -> Any:
+def cost_figure(result: BenchResult) -> Any:
     """Seconds by stage, and FLOPs with the counted floor."""
     rows: list[Variant] = list(result.cost.variants)
     figure, (left, right) = _new(len(rows), 2)
@@ -63,7 +61,7 @@ def cost_figure(result: "BenchResult") -> Any:
     return figure
 
 
-def nearness_figure(result: "BenchResult") -> Any:
+def nearness_figure(result: BenchResult) -> Any:
     """Cosine to the full gradient: of one draw, and of the mean over draws."""
     rows = {variant.plan_name: found for variant, found in result.nearness.items()}
     figure, (axes,) = _new(len(rows))
@@ -78,7 +76,7 @@ def nearness_figure(result: "BenchResult") -> Any:
     return figure
 
 
-def training_figure(result: "BenchResult") -> Any:
+def training_figure(result: BenchResult) -> Any:
     """Gain on held-out prompts with standard errors, one panel per reward; small dots are training seeds."""
     assert result.training is not None
     rules = result.training.rules

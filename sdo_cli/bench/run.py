@@ -11,11 +11,12 @@ import torch
 
 from sdo_cli.bench import plots
 from sdo_cli.bench.bench_job import Workbench, new_adapter, open_workbench
-from sdo_cli.bench.cost import CostTable, measure_cost
-from sdo_cli.bench.memory import Memory, measure_memory
-from sdo_cli.bench.nearness import Nearness, measure_nearness
+from sdo_cli.bench.cost import measure_cost
+from sdo_cli.bench.memory import measure_memory
+from sdo_cli.bench.nearness import measure_nearness
 from sdo_cli.bench.record import cost_record, nearness_record, training_record, training_scores
-from sdo_cli.bench.training import Comparison, compare_training
+from sdo_cli.bench.result import BenchResult
+from sdo_cli.bench.training import compare_training
 from sdo_cli.bench.variants import Variant, plain_full
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.files import write_json
@@ -46,14 +47,6 @@ class BenchSettings:
     draws: int
     iterations: int
     seeds: int
-
-
-@dataclass
-class BenchResult:
-    cost: CostTable
-    memory: dict[Variant, Memory]
-    nearness: dict[Variant, Nearness]
-    training: Comparison | None
 
 
 def run_bench(

@@ -1,16 +1,13 @@
 """The bench as text: Markdown tables, for the terminal and for pages."""
 
 from statistics import median
-from typing import TYPE_CHECKING
 
 from sdo_cli.bench.record import full_costs
+from sdo_cli.bench.result import BenchResult
 from sdo_cli.reports.markdown import markdown
 
-if TYPE_CHECKING:
-    from sdo_cli.bench.run import BenchResult
 
-
-def cost_table(result: "BenchResult") -> str:
+def cost_table(result: BenchResult) -> str:
     """Calls, FLOPs, time and memory; ratios against full backpropagation of each kind that was run."""
     full = full_costs(result.cost)
     kinds = {"none": "full", "blocks": "full, blocks", "calls": "full, calls"}
@@ -38,7 +35,7 @@ def cost_table(result: "BenchResult") -> str:
     return markdown(header, rows)
 
 
-def stage_table(result: "BenchResult") -> str:
+def stage_table(result: BenchResult) -> str:
     """Median seconds by stage."""
     rows = []
     for variant, cost in result.cost.variants.items():
@@ -46,7 +43,7 @@ def stage_table(result: "BenchResult") -> str:
     return markdown(["rule", "median seconds by stage"], rows)
 
 
-def nearness_table(result: "BenchResult") -> str:
+def nearness_table(result: BenchResult) -> str:
     rows, seen = [], set()
     for variant, found in result.nearness.items():
         if variant.plan_name in seen:
@@ -66,7 +63,7 @@ def nearness_table(result: "BenchResult") -> str:
     return markdown(["rule", "cosine, one draw", "of the mean", "variance", "error", "draws"], rows)
 
 
-def training_table(result: "BenchResult") -> str:
+def training_table(result: BenchResult) -> str:
     assert result.training is not None
     names = list(result.training.before)
     reference = next((v for v in result.training.rules if v.name == "sdo"), None)
@@ -88,7 +85,7 @@ def training_table(result: "BenchResult") -> str:
     return markdown(header, rows)
 
 
-def all_tables(result: "BenchResult") -> str:
+def all_tables(result: BenchResult) -> str:
     """What there is, with a line above each table."""
     parts = []
     if any(cost.seconds for cost in result.cost.variants.values()):

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sdo_cli.errors import RecipeFault
+from sdo_cli.runs.read import is_run
 
 ImagesOption = Annotated[
     str, typer.Option("--images", help="inline, beside (in a folder of their own), or auto: inline where they fit.")
@@ -80,8 +81,8 @@ def report(
         evaluation = Evaluation.open(folder)
         tree = read_json(folder / "summary.json")
         content = evaluation_report(evaluation.job, evaluation.measured(), tree, folder)
-    elif (folder / "metrics.jsonl").is_file():
-        from sdo_cli.finetune.report import run_report
+    elif is_run(folder):
+        from sdo_cli.runs.report import run_report
 
         content = run_report(folder)
     else:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sdo_cli.errors import RecipeFault
 from sdo_cli.recipe.load import LoadedRecipe, load_recipe
 from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
+from sdo_cli.runs.read import pipeline_of, recipe_of
 
 if TYPE_CHECKING:
     from sdo_cli.evaluate.job import Job, Prompts
@@ -21,8 +22,7 @@ def starting_recipe(recipe: str | None, model: str | None, loras: list[str]) -> 
         return load_recipe(recipe), ""
     if model is None:
         for lora in loras:
-            own = Path(lora) / "resolved.yaml"
-            if own.is_file():
+            if (own := recipe_of(Path(lora))) is not None:
                 return load_recipe(str(own)), f"model, sampling and rewards as in {own}"
     return None, ""
 
@@ -38,8 +38,8 @@ def scales_of(text: str, wrong: list[str]) -> list[float]:
 def lora_problem(path: str) -> str | None:
     """What is wrong with a LoRA's path, before anything is drawn; a/b may be a hub id."""
     place = Path(path).expanduser()
-    if (place / "pipeline" / "model_index.json").is_file():
-        return f"--lora {path}: all weights were trained in this run; evaluate it with --model {place / 'pipeline'}"
+    if (whole := pipeline_of(place)) is not None:
+        return f"--lora {path}: all weights were trained in this run; evaluate it with --model {whole}"
     if place.is_dir() and not any(place.glob("*.safetensors")):
         return f"--lora {path}: holds no LoRA; the run may not be finished (look at its manifest.json)"
     if not place.exists() and (path.count("/") != 1 or path.endswith(".safetensors")):

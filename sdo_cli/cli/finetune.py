@@ -15,7 +15,7 @@ from sdo_cli.plugins import load_plugins
 from sdo_cli.recipe.load import LoadedRecipe, load_recipe
 
 if TYPE_CHECKING:
-    from sdo_cli.finetune.summary import RunSummary
+    from sdo_cli.runs.summary import RunSummary
 
 
 def finetune(
@@ -49,10 +49,10 @@ def finetune(
         return
     seconds = None if time_limit is None else seconds_of(time_limit)
     in_several_processes(gpus, processes)
-    from sdo_cli.finetune.resume import finished
     from sdo_cli.finetune.run import finetune as run
     from sdo_cli.parallel.stopping import Stopping
     from sdo_cli.parallel.world import joined
+    from sdo_cli.runs.resume import finished
 
     folder: Path | None = None
     with stopped_well(lambda: folder, "--resume"), joined(shards=True) as world:
@@ -81,11 +81,12 @@ def run_folder(loaded: LoadedRecipe, out: Path | None, *, resume: bool) -> Path:
     Raises:
         RecipeFault: ``out`` is not empty.
     """
-    from sdo_cli.finetune.resume import newest_unfinished
-    from sdo_cli.finetune.run_folder import new_run_folder
+    from sdo_cli.runs.folder import new_run_folder
+    from sdo_cli.runs.read import manifest_of
+    from sdo_cli.runs.resume import newest_unfinished
 
     if resume and (found := out or newest_unfinished(loaded)) is not None:
-        if out is not None and out.exists() and any(out.iterdir()) and not (out / "manifest.json").is_file():
+        if out is not None and out.exists() and any(out.iterdir()) and not manifest_of(out):
             raise RecipeFault([f"--out {out}: is not empty and holds no run; give another folder"])
         return found
     try:

@@ -13,6 +13,7 @@ from sdo_cli.cli.several import in_several_processes
 from sdo_cli.device import PRECISIONS
 from sdo_cli.errors import Interrupted, RecipeFault
 from sdo_cli.parallel.launch import launched
+from sdo_cli.runs.read import pipeline_of
 from sdo_cli.sampling.solvers import AUTO, SOLVERS
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ def sample(
         height=height,
         width=width,
     )
+    if lora is not None and (whole := pipeline_of(Path(lora).expanduser())) is not None:
+        wrong.append(f"--lora {lora}: all weights were trained in this run; draw with --model {whole}")
     folder = out or Path("samples") / time.strftime("%Y%m%d-%H%M%S")
     # of several processes one may have begun already
     if wrong := [*wrong, *([] if launched() else holds_images(folder))]:

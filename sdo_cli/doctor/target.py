@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from sdo_cli.device import pick_device
 from sdo_cli.errors import RecipeFault
 from sdo_cli.estimate.gpus import find_gpu
-from sdo_cli.estimate.speed import Speed, measure_speed
+from sdo_cli.estimate.measuring import measure_speed
+from sdo_cli.estimate.speed import Speed
 from sdo_cli.recipe.schema import Recipe
 
 UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}

@@ -44,7 +44,11 @@ def workload_of(loaded: LoadedRecipe, *, on_cpu: bool) -> Workload:
     skipping = rollout_plan(recipe, loaded.folder)
     plans = draw_plans(recipe, family, skipping)
     recompute = _checkpointing(recipe)
-    drawn = [counts(recipe, plan, recompute, **_shares(recipe, plan, skipping)) for plan in plans]
+    size, regularised = recipe.train_batch_size, bool(recipe.kl_weight)
+    drawn = [
+        counts(plan, recompute, slice_size=size, regularised=regularised, **_shares(recipe, plan, skipping))
+        for plan in plans
+    ]
     usual = {name: mean(count.get(name, 0.0) for count in drawn) for name in ("call", "score", *LIVE.values())}
     shape = family.latent_shape(recipe.height, recipe.width)
     held_out = _held_out(loaded)
@@ -52,7 +56,7 @@ def workload_of(loaded: LoadedRecipe, *, on_cpu: bool) -> Workload:
         calls=usual["call"],
         scores=usual["score"],
         live=tuple(_live(recipe, key, usual[name]) for key, name in LIVE.items() if usual[name]),
-        chained=max(held_at_once(recipe, plan) for plan in plans),
+        chained=max(held_at_once(plan, size) for plan in plans),
         rewards=tuple(_setup(spec, recipe) for spec in recipe.rewards),
         measured=_only_measured(recipe),
         prompts=len(dict.fromkeys(loaded.prompts(recipe.prompts))) + held_out + _guarded(loaded),
@@ -75,7 +79,7 @@ def _shares(recipe: Recipe, plan: Plan, skipping: SkipPlan | None) -> dict[str, 
 
 def draw_plans(recipe: Recipe, family: Family, skipping: SkipPlan | None = None) -> list[Plan]:
     """Plans of the recipe's rule for its whole batch."""
-    spec, batch = recipe.gradient, recipe.train_batch_size * recipe.gradient_accumulation_steps
+    spec, batch = recipe.gradient, recipe.global_batch()
     settings = rollout_settings(recipe, skipping)
     skips = rollout_skips(recipe, skipping, family, settings)
     c, rule = coefficients_of(make_route(family, settings)), find_rule(spec.rule)

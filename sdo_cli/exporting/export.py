@@ -23,6 +23,7 @@ from sdo_cli.models.lora_files import (
     lora_path,
     read_diffusers,
 )
+from sdo_cli.runs.read import manifest_of
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,7 @@ class ExportJob:
     @property
     def manifest(self) -> dict[str, Any]:
         """The run's, empty beside a bare file."""
-        path = self.source / "manifest.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return manifest_of(self.source)
 
     def base(self) -> ModelSource:
         """The model the LoRA belongs to.

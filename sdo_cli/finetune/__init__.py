@@ -1,1 +1,1 @@
-"""LoRA fine-tuning: adapters, draws, the loop, the run folder."""
+"""The mathematics of a step and the run that takes them: adapter, draws, objective, loop, guard, validation."""

@@ -13,9 +13,7 @@ from sdo_cli.errors import PluginFault
 from sdo_cli.finetune.batches import PromptOrder
 from sdo_cli.finetune.lora import in_call_order
 from sdo_cli.finetune.objective import RewardObjective, WeightedReward
-from sdo_cli.finetune.optimizer import Step, Stepper
-from sdo_cli.finetune.rollouts import Drift, Rollouts, cosine, distance_of, flat_gradient
-from sdo_cli.finetune.zero import ZeroAdamW
+from sdo_cli.finetune.rollouts import Rollouts, cosine, distance_of, flat_gradient
 from sdo_cli.gradients.outcome import Outcome, Terms, added
 from sdo_cli.gradients.plan import Plan
 from sdo_cli.gradients.rules import RULES, find_rule
@@ -23,38 +21,14 @@ from sdo_cli.gradients.run import run_plan
 from sdo_cli.gradients.skipped import plan_among_computed
 from sdo_cli.gradients.three_stage import MicroBatches
 from sdo_cli.models.base import Family
+from sdo_cli.optimizers.stepper import Step, Stepper
+from sdo_cli.optimizers.zero import ZeroAdamW
 from sdo_cli.parallel.shards import forget_gathered
 from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.recipe.schema import Recipe
+from sdo_cli.records.step import Drift, StepResult
 from sdo_cli.sampling.coefficients import Coefficients, coefficients_of
 from sdo_cli.seeding import keyed_generator
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """One optimizer step. ``rewards`` are means over the global batch; ``calls`` count network calls per sample.
-
-    ``penalty`` is the mean of (ε_θ - ε_base)² over the live calls when the recipe has a ``kl_weight``; ``skipped`` says
-    that a reward or the gradient was not finite and nothing was changed. ``cheap_rollouts`` says that this step drew
-    otherwise than sampling does, ``drift`` how far from it, where that was looked at.
-    """
-
-    step: int
-    loss: float
-    rewards: dict[str, float]
-    grad_norm: float
-    learning_rate: float
-    seconds: dict[str, float]
-    calls: dict[str, int]
-    penalty: float | None = None
-    skipped: bool = False
-    drift: Drift | None = None
-    cheap_rollouts: bool = False
-
-
-def global_batch(recipe: Recipe, processes: int) -> int:
-    """Samples of one optimizer step, as in diffusers' scripts: per process, times accumulation, times processes."""
-    return recipe.train_batch_size * recipe.gradient_accumulation_steps * processes
 
 
 @dataclass(frozen=True)
@@ -83,7 +57,7 @@ class Job:
 
     @property
     def global_batch(self) -> int:
-        return global_batch(self.recipe, self.world.size)
+        return self.recipe.global_batch(self.world.size)
 
     @property
     def draw_settings(self) -> DrawSettings:

@@ -9,17 +9,19 @@ from torch import Tensor
 
 from sdo_cli.drawing.pictures import read_image, save_grid, save_image
 from sdo_cli.files import read_json, write_json, write_text
-from sdo_cli.finetune.card import curve_png, model_card
 from sdo_cli.finetune.guard import Guard
-from sdo_cli.finetune.loop import Job, StepResult
+from sdo_cli.finetune.loop import Job
 from sdo_cli.finetune.prepare import fresh_family
-from sdo_cli.finetune.report import run_report
-from sdo_cli.finetune.summary import RunSummary
 from sdo_cli.finetune.validate import Validation
 from sdo_cli.parallel.shards import whole
 from sdo_cli.progress import Reporter
 from sdo_cli.recipe.load import LoadedRecipe
+from sdo_cli.records.step import StepResult
 from sdo_cli.reports.page import write_report
+from sdo_cli.runs.card import curve_png, model_card
+from sdo_cli.runs.read import PIPELINE
+from sdo_cli.runs.report import run_report
+from sdo_cli.runs.summary import RunSummary
 
 BEST = "best"
 
@@ -86,7 +88,7 @@ def save_weights(job: Job, folder: Path) -> None:
     if job.recipe.train == "full":
         weights = _whole_weights(job)
         if job.world.is_main:
-            _save_pipeline(job, weights, folder / "pipeline")
+            _save_pipeline(job, weights, folder / PIPELINE)
         return
     if not job.world.is_main:
         return

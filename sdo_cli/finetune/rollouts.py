@@ -23,20 +23,6 @@ class Rollouts:
     on: bool = True
 
 
-@dataclass(frozen=True)
-class Drift:
-    """How far cheap rollouts are from those of the full sampler, on the samples of one step.
-
-    Attributes:
-        distance: of the final latents, root mean square, as a share of the full ones' spread.
-        cosine: of the step's gradient to the one of full rollouts, whose live calls are drawn by the same key, but
-        among other calls.
-    """
-
-    distance: float
-    cosine: float
-
-
 def distance_of(short: list[Outcome], full: list[Outcome]) -> tuple[float, float]:
     """Sum of squares of the difference of final latents, and of the full ones."""
     gap = sum(float((a.x_N - b.x_N).double().square().sum()) for a, b in zip(short, full, strict=True))

@@ -11,28 +11,29 @@ from torch import Tensor
 import rewards
 from sdo_cli.drawing.prompts import cut_prompts
 from sdo_cli.errors import Stopped
-from sdo_cli.files import alone_in, append_json_line, read_json, without_nan, write_json, write_text
+from sdo_cli.files import alone_in, append_json_line, without_nan, write_json, write_text
 from sdo_cli.finetune import outputs
-from sdo_cli.finetune.checkpoint import Checkpoint, restore, save
-from sdo_cli.finetune.guard import Guard, make_guard, said_of
-from sdo_cli.finetune.loop import Job, StepResult, make_stepper, train
-from sdo_cli.finetune.optimizer import Stepper
+from sdo_cli.finetune.guard import Guard, make_guard
+from sdo_cli.finetune.loop import Job, make_stepper, train
 from sdo_cli.finetune.prepare import prepare
-from sdo_cli.finetune.resume import cut_lines, find, identity
-from sdo_cli.finetune.run_folder import manifest, step_result, write_recipe
-from sdo_cli.finetune.summary import RunSummary
-from sdo_cli.finetune.trackers import Trackers
 from sdo_cli.finetune.validate import Validation
 from sdo_cli.gradients.outcome import added
+from sdo_cli.optimizers.stepper import Stepper
 from sdo_cli.parallel.shards import described
 from sdo_cli.parallel.stopping import SafePoints, Stopping
 from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.progress import Reporter
 from sdo_cli.provenance import now
 from sdo_cli.recipe.load import LoadedRecipe
+from sdo_cli.records.check import said_of
+from sdo_cli.records.step import StepResult, step_result
+from sdo_cli.runs.checkpoint import Checkpoint, restore, save
+from sdo_cli.runs.folder import manifest, write_recipe
+from sdo_cli.runs.read import CHECKS, MANIFEST, METRICS, manifest_of
+from sdo_cli.runs.resume import cut_lines, find, identity
+from sdo_cli.runs.summary import RunSummary
+from sdo_cli.runs.trackers import Trackers
 from sdo_cli.scoring.statistics import paired_gain
-
-METRICS, CHECKS = "metrics.jsonl", "guard.jsonl"
 
 
 @dataclass
@@ -109,13 +110,13 @@ def _recorded(run: Run) -> RunSummary:
     """With a manifest that says how it ended."""
     started, status, summary = now(), "failed", None
     if run.begin is not None and run.is_main:
-        started = read_json(run.folder / "manifest.json").get("started", started)
+        started = manifest_of(run.folder).get("started", started)
 
     def record(status: str) -> None:
         if run.is_main:
             stopped = summary.stopped_at if summary else None
             tree = manifest(run.loaded, run.job.family.name, status, started)
-            write_json(run.folder / "manifest.json", {**tree, "processes": run.job.world.size, "stopped_at": stopped})
+            write_json(run.folder / MANIFEST, {**tree, "processes": run.job.world.size, "stopped_at": stopped})
 
     def lost() -> None:
         record("failed")

@@ -1,7 +1,6 @@
 """How often each part of an iteration runs, read off a plan: what its cost is put together from."""
 
 from sdo_cli.gradients.plan import Mode, Plan
-from sdo_cli.recipe.schema import Recipe
 
 # (through, what is recomputed) of a live call to the name of its part
 LIVE = {
@@ -15,26 +14,38 @@ LIVE = {
 
 
 def counts(
-    recipe: Recipe, plan: Plan, checkpointing: str, *, rollout_share: float = 1.0, live_share: float = 1.0
+    plan: Plan,
+    checkpointing: str,
+    *,
+    slice_size: int,
+    regularised: bool = False,
+    rollout_share: float = 1.0,
+    live_share: float = 1.0,
 ) -> dict[str, float]:
-    """How often each part runs in one step of a recipe, slice by slice of its global batch.
+    """How often each part runs in one step, slice by slice of its global batch.
 
     Three stages run every call without a graph and the live ones again with one; one graph runs each call once.
 
     Args:
+        slice_size: samples of one pass.
+        regularised: the step has a ``kl_weight``.
         rollout_share, live_share: of the network that rollouts, and live calls, compute under a skip plan.
     """
-    size, found = recipe.train_batch_size, dict.fromkeys(("call", "score", *LIVE.values()), 0.0)
-    for part in range(recipe.gradient_accumulation_steps):
-        for name, number in _slice_counts(plan.rows(slice(part * size, (part + 1) * size)), checkpointing).items():
+    found = dict.fromkeys(("call", "score", *LIVE.values()), 0.0)
+    for part in _slices(plan, slice_size):
+        for name, number in _slice_counts(part, checkpointing).items():
             found[name] += number
     found["call"] *= rollout_share
     for name in LIVE.values():
         found[name] *= live_share
     # the regulariser asks the base network once for every live call
-    if recipe.kl_weight:
+    if regularised:
         found["call"] += sum(found[name] for name in LIVE.values())
     return {name: number for name, number in found.items() if number}
+
+
+def _slices(plan: Plan, size: int) -> list[Plan]:
+    return [plan.rows(slice(start, start + size)) for start in range(0, plan.batch, size)]
 
 
 def _slice_counts(plan: Plan, checkpointing: str) -> dict[str, float]:
@@ -58,8 +69,7 @@ def _slice_counts(plan: Plan, checkpointing: str) -> dict[str, float]:
     return found
 
 
-def held_at_once(recipe: Recipe, plan: Plan) -> int:
+def held_at_once(plan: Plan, slice_size: int) -> int:
     """Most live calls of one slice whose graphs are there together; 0 where three stages serve the plan."""
-    size = recipe.train_batch_size
-    slices = [plan.rows(slice(part * size, (part + 1) * size)) for part in range(recipe.gradient_accumulation_steps)]
+    slices = _slices(plan, slice_size)
     return max(0 if part.is_one_step_deep() else int(part.live.any(1).sum()) for part in slices)

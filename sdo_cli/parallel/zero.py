@@ -1,7 +1,7 @@
 """DeepSpeed's ZeRO, as accelerate's own configuration describes it: what of it is carried out here.
 
 `accelerate launch` hands its ``deepspeed_config`` to the processes as ``ACCELERATE_DEEPSPEED_*`` variables or as the
-name of DeepSpeed's JSON file, and accelerate's plugin reads them. Training builds the engine (``finetune/zero.py``);
+name of DeepSpeed's JSON file, and accelerate's plugin reads them. Training builds the engine (``optimizers/zero.py``);
 accelerate would run the backward pass.
 """
 

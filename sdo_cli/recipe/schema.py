@@ -184,3 +184,7 @@ class Recipe:
     validation: ValidationSpec = field(default_factory=ValidationSpec)
     guard: GuardSpec = field(default_factory=GuardSpec)
     trackers: list[str] = field(default_factory=list)
+
+    def global_batch(self, processes: int = 1) -> int:
+        """Samples of one optimizer step, as in diffusers' scripts: per process, times accumulation, times processes."""
+        return self.train_batch_size * self.gradient_accumulation_steps * processes

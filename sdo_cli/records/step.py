@@ -1,0 +1,53 @@
+"""One optimizer step: a line of ``metrics.jsonl``."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far cheap rollouts are from those of the full sampler, on the samples of one step.
+
+    Attributes:
+        distance: of the final latents, root mean square, as a share of the full ones' spread.
+        cosine: of the step's gradient to the one of full rollouts, whose live calls are drawn by the same key, but
+        among other calls.
+    """
+
+    distance: float
+    cosine: float
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step. ``rewards`` are means over the global batch; ``calls`` count network calls per sample.
+
+    ``penalty`` is the mean of (ε_θ - ε_base)² over the live calls when the recipe has a ``kl_weight``; ``skipped`` says
+    that a reward or the gradient was not finite and nothing was changed. ``cheap_rollouts`` says that this step drew
+    otherwise than sampling does, ``drift`` how far from it, where that was looked at.
+    """
+
+    step: int
+    loss: float
+    rewards: dict[str, float]
+    grad_norm: float
+    learning_rate: float
+    seconds: dict[str, float]
+    calls: dict[str, int]
+    penalty: float | None = None
+    skipped: bool = False
+    drift: Drift | None = None
+    cheap_rollouts: bool = False
+
+
+def step_result(row: dict[str, Any]) -> StepResult:
+    """A line of ``metrics.jsonl``; what a skipped step could not tell is null there."""
+    nan = float("nan")
+    numbers = {key: nan if row[key] is None else row[key] for key in ("loss", "grad_norm")}
+    rewards_ = {name: nan if value is None else value for name, value in row["rewards"].items()}
+    drift = (
+        Drift(**{key: nan if value is None else value for key, value in row["drift"].items()})
+        if row.get("drift")
+        else None
+    )
+    return StepResult(**{**row, **numbers, "rewards": rewards_, "drift": drift})

@@ -1,0 +1,53 @@
+"""What lies in a run's folder, for all who read one: `sample`, `eval`, `export`, `report`, a resumed run. No torch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sdo_cli.files import read_json
+
+MANIFEST, RECIPE = "manifest.json", "resolved.yaml"
+# a line per step (sdo_cli.records.step), a line per check (sdo_cli.records.check)
+METRICS, CHECKS = "metrics.jsonl", "guard.jsonl"
+# of `train: full`
+PIPELINE = "pipeline"
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run has begun its steps here."""
+    return (folder / METRICS).is_file()
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """What ran here and how it ended; empty where nothing did, also for a path that is a file."""
+    path = folder / MANIFEST
+    tree: dict[str, Any] = read_json(path) if path.is_file() else {}
+    return tree
+
+
+def recipe_of(folder: Path) -> Path | None:
+    """The recipe that repeats the run, if this is one."""
+    path = folder / RECIPE
+    return path if path.is_file() else None
+
+
+def pipeline_of(folder: Path) -> Path | None:
+    """The model of a run that trained all weights; None for one that has a LoRA, or is not finished."""
+    path = folder / PIPELINE
+    return path if (path / "model_index.json").is_file() else None
+
+
+def steps_written(folder: Path) -> int:
+    path = folder / METRICS
+    return len(path.read_bytes().splitlines()) if path.is_file() else 0
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Up to one that was cut off."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows

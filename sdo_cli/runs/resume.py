@@ -1,0 +1,133 @@
+"""Going on with a run folder: what it was, whether it still is, and what is cut off after its last checkpoint."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sdo_cli.drawing.rollouts import rollout_plan
+from sdo_cli.errors import RecipeFault
+from sdo_cli.files import write_text
+from sdo_cli.parallel.world import SINGLE, World
+from sdo_cli.progress import Reporter
+from sdo_cli.recipe.load import LoadedRecipe
+from sdo_cli.recipe.schema import PromptSource, Recipe
+from sdo_cli.records.check import checks_of, verdict
+from sdo_cli.runs import checkpoint
+from sdo_cli.runs.checkpoint import Checkpoint
+from sdo_cli.runs.read import CHECKS, MANIFEST, manifest_of, read_lines, steps_written
+
+# how a step's samples are dealt out; their number may not change
+SPLIT = ("train_batch_size", "gradient_accumulation_steps")
+# budget and logging: everything else would make it another run
+MAY_CHANGE = (
+    "max_train_steps",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "output_dir",
+    "description",
+    "validation.grid_steps",
+    "trackers",
+    "guard.patience",
+    "guard.stop",
+    *SPLIT,
+)
+
+
+def identity(loaded: LoadedRecipe, processes: int = 1) -> dict[str, Any]:
+    """What a run is, by dotted key; prompts by their words, wherever they lie.
+
+    How the samples of a step are dealt out is no part of it: a run may go on with more or fewer processes.
+    """
+    tree = asdict(loaded.recipe)
+    tree["global_batch"] = loaded.recipe.global_batch(processes)
+    guarded = loaded.recipe.guard.prompts
+    tree["guard"]["prompts"] = _digest(loaded.prompts(guarded)) if guarded != PromptSource() else None
+    tree["prompts"] = _digest(loaded.prompts(loaded.recipe.prompts))
+    held_out = loaded.recipe.validation.prompts
+    tree["validation"]["prompts"] = _digest(loaded.prompts(held_out)) if held_out != PromptSource() else None
+    plan = rollout_plan(loaded.recipe, loaded.folder)
+    tree["rollout"]["skip_plan"] = plan.fingerprint if plan is not None else None
+    return {key: value for key, value in _flat(tree, "") if key not in MAY_CHANGE}
+
+
+def _defaults() -> dict[str, Any]:
+    """Keys of a recipe that have a default, as :func:`identity` writes them."""
+    tree = asdict(Recipe("", [], PromptSource()))
+    kept = {key: value for key, value in _flat(tree, "") if key.split(".")[0] not in ("model", "rewards", "prompts")}
+    return {key: value for key, value in kept.items() if key not in MAY_CHANGE and ".prompts." not in key}
+
+
+def _digest(prompts: list[str]) -> str:
+    return f"{len(prompts)} prompts, {hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:12]}"
+
+
+def _flat(tree: dict[str, Any], place: str) -> list[tuple[str, Any]]:
+    found = []
+    for key, value in tree.items():
+        inner = isinstance(value, dict) and value and key != "options"
+        found += _flat(value, f"{place}{key}.") if inner else [(place + key, value)]
+    return found
+
+
+def find(loaded: LoadedRecipe, folder: Path, reporter: Reporter, world: World = SINGLE) -> Checkpoint | None:
+    """The newest complete checkpoint of a run folder, the same on all processes; damaged ones are named, passed over.
+
+    Raises:
+        RecipeFault: the run was another one, key by key.
+    """
+    found, damaged = checkpoint.newest(folder) if world.is_main else (None, [])
+    which = world.share(lambda: found.folder if found is not None else None)
+    if which is not None and found is None:
+        found = checkpoint.read(which)
+    for sentence in damaged:
+        reporter.note(f"passed over: {sentence}")
+    if found is None:
+        reporter.note(f"{folder}/ holds no checkpoint yet: from the beginning")
+        return None
+    now = json.loads(json.dumps(identity(loaded, world.size)))
+    # a run of an older sdo had what was not there yet as it is by default
+    there = {**_defaults(), **found.run}
+    changed = [key for key in dict.fromkeys([*there, *now]) if there.get(key) != now.get(key)]
+    if changed:
+        notes = {"global_batch": " (train_batch_size × gradient_accumulation_steps × processes)"}
+        lines = [
+            f"{key}: {json.dumps(there.get(key))} there, {json.dumps(now.get(key))} here{notes.get(key, '')}"
+            for key in changed
+        ]
+        allowed = ", ".join(MAY_CHANGE)
+        raise RecipeFault(lines, what=f"recipe: {folder} is another run, of which only {allowed} may change")
+    if found.step > loaded.recipe.max_train_steps:
+        text = f"max_train_steps: {loaded.recipe.max_train_steps} is less than the {found.step} steps taken"
+        raise RecipeFault([f"{text}; give more, or a new folder"])
+    reporter.note(f"resumed from {found.folder} (step {found.step} of {loaded.recipe.max_train_steps})")
+    return found
+
+
+def finished(loaded: LoadedRecipe, folder: Path) -> str:
+    """How to go on with a folder that holds this run with all its steps and results; empty when it does not."""
+    tree = manifest_of(folder)
+    if tree.get("status") != "finished":
+        return ""
+    if steps_written(folder) >= loaded.recipe.max_train_steps:
+        return "more steps: max_train_steps=…"
+    ended = loaded.recipe.guard.stop and tree.get("stopped_at") == steps_written(folder)
+    if ended and verdict(checks_of(read_lines(folder / CHECKS))).bad >= loaded.recipe.guard.patience:
+        return "its guard ended it; more steps all the same: guard.stop=false"
+    return ""
+
+
+def cut_lines(path: Path, step: int) -> list[dict[str, Any]]:
+    """Keep the lines up to ``step``: later ones, or one that was cut off, are written again; returns them."""
+    rows = [row for row in read_lines(path) if row["step"] <= step]
+    if path.is_file() or rows:
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def newest_unfinished(loaded: LoadedRecipe) -> Path | None:
+    """The run folder of this recipe that was begun last and is not finished."""
+    folders = [path for path in Path(loaded.recipe.output_dir).glob(f"{loaded.name}-*") if path.is_dir()]
+    unfinished = [path for path in folders if not finished(loaded, path) and (path / MANIFEST).is_file()]
+    return max(unfinished, key=lambda path: (path / MANIFEST).stat().st_mtime, default=None)
