@@ -1,13 +1,13 @@
 """`sdo doctor`."""
 
 import json
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sdo_cli.errors import EXIT_BAD_INPUT, RecipeFault
+from sdo_cli.installed import sdo
 from sdo_cli.plugins import load_plugins
 from sdo_cli.recipe.load import LoadedRecipe, load_recipe
 
@@ -189,8 +189,8 @@ def verdict(loaded: LoadedRecipe, result: "Examination") -> list[str]:
         return [f"fits {target.name} ({has:.1f} GB): needs about {need:.1f} GB ({allowed})"]
     lines = [f"! does not fit {target.name} ({has:.1f} GB): needs about {need:.1f} GB ({allowed})"]
     after = target.needed(advice.estimate.peak) / GB
-    words = ("sdo", "finetune", "--recipe", loaded.given, *loaded.overrides, *advice.overrides)
-    command = f"    {shlex.join(words)}"
+    words = ("finetune", "--recipe", loaded.given, *loaded.overrides, *advice.overrides)
+    command = f"    {sdo(*words)}"
     if advice.fits:
         return [*lines, f"  with these changes it needs about {after:.1f} GB:", command]
     lines.append(f"  the least sdo can make of it is about {after:.1f} GB; use a larger GPU or a smaller model")

@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 from sdo_cli.doctor.target import Target
+from sdo_cli.installed import install, install_extra, requirements, sdo
 from sdo_cli.recipe.schema import Recipe
 from sdo_cli.weights.needs import Need, needs_of, size_text
 
@@ -46,12 +47,12 @@ def packages(recipe: Recipe) -> list[Finding]:
         Finding("packages", f"{name} is {version or 'missing'}; sdo needs {wanted[name]}", ok=False, remedy=remedy)
         for name, version in versions.items()
         if not _fits(name, version)
-        for remedy in [f"pip install '{wanted[name]}'"]
+        for remedy in [install(wanted[name])]
     ]
     for (setting, value), (package, extra) in EXTRAS.items():
         if getattr(recipe, setting) == value and _version(package) is None:
             text = f"{setting}={value} needs {package}, which is not installed"
-            found.append(Finding("packages", text, ok=False, remedy=f"pip install 'sdo-cli[{extra}]'"))
+            found.append(Finding("packages", text, ok=False, remedy=install_extra(extra)))
     shown = ("torch", "diffusers", "transformers", "peft", "open-clip-torch")
     return [Finding("packages", ", ".join(f"{name} {versions.get(name) or 'missing'}" for name in shown)), *found]
 
@@ -60,7 +61,7 @@ def _requirements() -> list[tuple[str, str]]:
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    every = [Requirement(text) for text in metadata.requires("sdo-cli") or ()]
+    every = [Requirement(text) for text in requirements()]
     return [(canonicalize_name(needed.name), str(needed.specifier)) for needed in every if needed.marker is None]
 
 
@@ -87,7 +88,7 @@ def weights(needs: list[Need], given: str) -> list[Finding]:
         if need.present:
             found.append(Finding("weights", f"{what} is here"))
             continue
-        remedy = "check the path" if need.is_local else f"sdo fetch {given}"
+        remedy = "check the path" if need.is_local else sdo("fetch", given)
         size = "no such path" if need.is_local else f"missing, {size_text(need.size)}, licence {need.licence or '?'}"
         found.append(Finding("weights", f"{what} {size}", ok=False, remedy=remedy))
     return found
@@ -143,5 +144,5 @@ def world() -> Finding:
     import torch
 
     size, gpus = os.environ.get("WORLD_SIZE", "1"), torch.cuda.device_count()
-    note = f"; sdo finetune --gpus {gpus} uses all of them" if gpus > 1 and size == "1" else ""
+    note = f"; {sdo('finetune', '--gpus', gpus)} uses all of them" if gpus > 1 and size == "1" else ""
     return Finding("world", f"world size {size}, {gpus} GPU{'' if gpus == 1 else 's'}{note}")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sdo_cli.errors import EnvironmentFault, TrainingFault
+from sdo_cli.installed import install_extra
 from sdo_cli.parallel.shards import as_laid_out, in_shards, whole
 from sdo_cli.recipe.schema import Recipe
 
@@ -50,7 +51,7 @@ def _adamw_class(name: str) -> Any:
     except ImportError as fault:
         raise EnvironmentFault(
             "optimizer adamw8bit needs the package bitsandbytes",
-            remedy="pip install 'sdo-cli[8bit]', or set optimizer=adamw",
+            remedy=f"{install_extra('8bit')}, or set optimizer=adamw",
         ) from fault
 
 
