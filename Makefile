@@ -2,8 +2,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-# raw: pip also counts what it downloads where its output is no terminal
-PIP := $(BIN)/python -m pip install --progress-bar raw
+PIP := $(BIN)/python -m pip install
 # a line every 20 seconds as long as the shell lives that says it: unpacking and type checking are silent
 HEARTBEAT = begun=$$(date +%s); \
 	( while sleep 20 </dev/null >/dev/null 2>&1; do kill -0 $$$$ 2>/dev/null || exit; \

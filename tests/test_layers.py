@@ -19,6 +19,7 @@ ROWS = [
     {"prompt_sets", "parallel"},
     {"hub", "embedded", "files", "seeding", "progress", "device", "provenance"},
     {"errors"},
+    {"installed"},
 ]
 LEVEL = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}
 # the schema is checked against literal tables that import no torch

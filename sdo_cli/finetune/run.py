@@ -17,6 +17,7 @@ from sdo_cli.finetune.checkpoint import Checkpoint, restore, save
 from sdo_cli.finetune.guard import Guard, make_guard, said_of
 from sdo_cli.finetune.loop import Job, StepResult, make_stepper, train
 from sdo_cli.finetune.optimizer import Stepper
+from sdo_cli.finetune.overview import overview
 from sdo_cli.finetune.prepare import prepare
 from sdo_cli.finetune.resume import cut_lines, find, identity
 from sdo_cli.finetune.run_folder import manifest, step_result, write_recipe
@@ -76,6 +77,7 @@ def finetune(
         Stopped: there was a reason to; a checkpoint of the last step is there if any step was taken.
     """
     begin = find(loaded, folder, reporter, world) if resume else None
+    reporter.note(overview(loaded, begin.step if begin else 0))
     job, validation = prepare(loaded, world)
     guard = make_guard(loaded, job, validation)
     for spec in (*loaded.recipe.rewards, *loaded.recipe.validation.rewards):
