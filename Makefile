@@ -2,32 +2,47 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
+PIP := $(BIN)/python -m pip install
+# a line every 20 seconds as long as the shell lives that says it: unpacking and type checking are silent
+HEARTBEAT = begun=$$(date +%s); \
+	( while sleep 20 </dev/null >/dev/null 2>&1; do kill -0 $$$$ 2>/dev/null || exit; \
+	echo "    still $(1), $$(( $$(date +%s) - begun )) s"; done ) & beat=$$!; trap "kill $$beat" EXIT
+
 .PHONY: help setup demo test test-slow check gpu-check
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
+# what running sdo needs
 $(BIN)/.installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
-	touch $@
+	@echo "== a virtual environment in $(VENV)/, for Python $$($(PYTHON) -V 2>&1 | cut -d' ' -f2)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "== sdo and what it needs: about 2 minutes and 6 GB, most of it PyTorch"
+	@$(call HEARTBEAT,installing); $(PIP) --upgrade pip && $(PIP) --editable .
+	@touch $@
 
-setup: $(BIN)/.installed  ## a virtual environment with sdo and its tools (about 2 minutes, 6 GB)
+# and what working on it needs
+$(BIN)/.developing: $(BIN)/.installed
+	@echo "== the developers' tools: about a minute"
+	@$(call HEARTBEAT,installing); $(PIP) --editable ".[dev]"
+	@touch $@
 
-demo: setup  ## fine-tune the embedded model with SDO; ends with figures and a before/after picture
-	$(BIN)/sdo finetune --recipe quickstart
+setup: $(BIN)/.developing  ## a virtual environment with sdo and the developers' tools
 
-test: setup  ## all tests but the slow ones
+demo: $(BIN)/.installed  ## fine-tune the embedded model with SDO; ends with figures and a before/after picture
+	@echo "== the demo: about 5 minutes on two free cores; the first line comes when PyTorch is loaded"
+	@$(BIN)/sdo finetune --recipe quickstart
+
+test: $(BIN)/.developing  ## all tests but the slow ones
 	$(BIN)/python -m pytest -n 2 -q
 
-test-slow: setup  ## what takes minutes: the gain on held-out prompts and its controls, the built wheel
+test-slow: $(BIN)/.developing  ## what takes minutes: the gain on held-out prompts and its controls, the built wheel
 	$(BIN)/python -m pytest -q -m slow
 
-gpu-check: setup  ## on a GPU: its tests, speed, memory, targets; 10 minutes, random weights, ends with a table
+gpu-check: $(BIN)/.developing  ## on a GPU: its tests, speed, memory, targets; 10 minutes, random weights, ends with a table
 	$(BIN)/python scripts/gpu/check.py --out gpu-check.json
 
-check: setup  ## format, lint, types, layers
+check: $(BIN)/.developing  ## format, lint, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rewards.base import RewardInfo
 
 # Read by sdo at start-up to tell this package from another one called `rewards`.
-BELONGS_TO = "sdo-cli"
+BELONGS_TO = "sdo-diffusion"
 
 TABLE: dict[str, str] = {
     "clip-score": "rewards.clip_score",

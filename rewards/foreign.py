@@ -10,10 +10,14 @@ from torch import Tensor
 from rewards.base import RewardInfo
 from rewards.registered import Foreign
 from sdo_cli.errors import PluginFault
+from sdo_cli.installed import sdo
 
-HINT = "run `sdo reward check` on it, or with --debug to see where"
 # what a reward may have beside `score` (rewards/base.py)
 EXTRAS = ("to", "gradient_checkpointing")
+
+
+def _hint() -> str:
+    return f"run `{sdo('reward', 'check')}` on it, or with --debug to see where"
 
 
 def info_of(name: str, foreign: Foreign) -> RewardInfo:
@@ -70,7 +74,7 @@ class Guarded:
         return call
 
     def _fault(self, text: str) -> PluginFault:
-        return PluginFault(f"the plug-in's reward {self.name} {text}", remedy=HINT)
+        return PluginFault(f"the plug-in's reward {self.name} {text}", remedy=_hint())
 
 
 def guarded(name: str, foreign: Foreign, options: dict[str, Any]) -> Guarded:
@@ -79,4 +83,4 @@ def guarded(name: str, foreign: Foreign, options: dict[str, Any]) -> Guarded:
         return Guarded(name, foreign, foreign.make(**options))
     except Exception as fault:
         text = f"the plug-in's reward {name} cannot be made: {type(fault).__name__}: {fault}"
-        raise PluginFault(text, remedy=HINT) from fault
+        raise PluginFault(text, remedy=_hint()) from fault

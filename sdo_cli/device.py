@@ -18,6 +18,15 @@ def pick_device() -> "torch.device":
     return torch.device("cpu" if on_cpu else "cuda")
 
 
+def described() -> str:
+    """What computes, and by how many threads of the CPU, for people."""
+    import torch
+
+    threads = torch.get_num_threads()
+    name = "the CPU" if pick_device().type == "cpu" else torch.cuda.get_device_name()
+    return f"{name}, {threads} thread{'s' * (threads != 1)}"
+
+
 def dtype_of(precision: str) -> "torch.dtype":
     """``no``, ``fp16`` or ``bf16`` to the type of floating-point numbers."""
     import torch

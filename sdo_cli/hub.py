@@ -7,6 +7,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from sdo_cli.errors import EnvironmentFault
+from sdo_cli.installed import sdo
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def find_file(file: WeightFile) -> Path:
 def _offline_remedy(kind: str) -> str:
     if kind == "dataset":
         return "copy the file from a machine with a network, and name it"
-    return "run `sdo fetch RECIPE` where there is a network, or give a local file in the options"
+    return f"run `{sdo('fetch', 'RECIPE')}` where there is a network, or give a local file in the options"
 
 
 def list_files(repo: str, revision: str | None, *, kind: str) -> list[str]:

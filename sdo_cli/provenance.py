@@ -7,7 +7,7 @@ import sys
 import time
 from importlib import metadata
 
-PACKAGES = ("torch", "diffusers", "transformers", "peft", "open_clip_torch", "omegaconf", "sdo-cli")
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "open_clip_torch", "omegaconf", "sdo-diffusion")
 
 
 def now() -> str:

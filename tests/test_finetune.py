@@ -81,7 +81,10 @@ def test_run_folder_holds_what_is_promised(run_folder):
     record = json.loads(done.stdout)
     assert record["gains"]["judge"]["prompts"] == 4
     progress = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
-    assert {p["phase"] for p in progress} == {"held-out, before", "training", "held-out, after"}
+    assert progress[0]["note"].startswith("embedded on the CPU, ") and progress[0]["note"].endswith(
+        "; 4 parts: 4 held-out prompts before, 2 steps, the same prompts after, report"
+    )
+    assert {p["phase"] for p in progress[1:]} == {"held-out, before", "training", "held-out, after"}
 
 
 def test_the_adapter_has_moved_and_carries_its_alpha(run_folder):

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+import sdo_cli
 from sdo_cli.cli import (
     bench,
     compare,
@@ -26,6 +27,7 @@ from sdo_cli.cli import (
     sample,
 )
 from sdo_cli.errors import EXIT_BAD_INPUT, EnvironmentFault, SdoError, is_out_of_memory
+from sdo_cli.installed import DISTRIBUTION
 from sdo_cli.parallel.peers import current, exit_code, leave_process
 
 # seconds in which it is heard that another process failed
@@ -57,9 +59,7 @@ app.add_typer(prompts.app, name="prompts")
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"sdo {version('sdo-cli')}")
+        typer.echo(f"sdo {sdo_cli.__version__}")
         raise typer.Exit
 
 
@@ -79,7 +79,7 @@ def check_rewards_package() -> None:
     """
     import rewards
 
-    if getattr(rewards, "BELONGS_TO", "") != "sdo-cli":
+    if getattr(rewards, "BELONGS_TO", "") != DISTRIBUTION:
         raise EnvironmentFault(
             f"another package called `rewards` comes first on the path: {rewards.__file__}",
             remedy="run sdo from another folder, unset PYTHONPATH, or uninstall that package",

@@ -1,17 +1,19 @@
 """`sdo doctor`."""
 
 import json
-import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sdo_cli.errors import EXIT_BAD_INPUT, RecipeFault
+from sdo_cli.installed import sdo
 from sdo_cli.plugins import load_plugins
 from sdo_cli.recipe.load import LoadedRecipe, load_recipe
 
 if TYPE_CHECKING:
+    from sdo_cli.doctor.environment import Finding
     from sdo_cli.doctor.examine import Examination
     from sdo_cli.doctor.target import Target
     from sdo_cli.estimate.speed import Speed
@@ -28,10 +30,17 @@ def doctor(
     plugin: Annotated[list[Path] | None, typer.Option(help="A Python file with gradient rules of your own.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """Check packages, weights, disk and GPU, and estimate FLOPs, memory and time; runs nothing, needs no weights."""
-    if not recipe:
-        raise RecipeFault(["--recipe is missing; `sdo recipe list` shows the shipped ones"], what="command line")
+    """Check packages, weights, disk and GPU, and estimate FLOPs, memory and time; runs nothing, needs no weights.
+
+    Without a recipe only the machine: packages, driver, device, disk, cores.
+    """
     load_plugins(plugin or ())
+    if not recipe:
+        if overrides or gpu or gpu_memory:
+            shown = f"`{sdo('recipe', 'list')}` shows the shipped ones"
+            raise RecipeFault([f"--recipe is missing, which overrides and GPUs are for; {shown}"], what="command line")
+        machine_alone(as_json)
+        return
     loaded = load_recipe(recipe, overrides)
     from sdo_cli.doctor.examine import examine
     from sdo_cli.doctor.target import find_target, measured
@@ -41,6 +50,19 @@ def doctor(
     result = examine(loaded, measured(target, loaded.recipe) if here else target)
     typer.echo(json.dumps(as_record(result, loaded.recipe.max_train_steps)) if as_json else as_text(loaded, result))
     if result.problems:
+        raise typer.Exit(EXIT_BAD_INPUT)
+
+
+def machine_alone(as_json: bool) -> None:
+    """Raises Exit with 2 when something keeps sdo from running here."""
+    from dataclasses import asdict
+
+    from sdo_cli.doctor.environment import look_at_machine
+
+    findings = look_at_machine()
+    record = {"findings": [asdict(finding) for finding in findings]}
+    typer.echo(json.dumps(record) if as_json else "\n".join(lines_of(findings)))
+    if not all(finding.ok for finding in findings):
         raise typer.Exit(EXIT_BAD_INPUT)
 
 
@@ -106,19 +128,25 @@ def speed_record(speed: "Speed | None") -> dict[str, Any] | None:
 
 
 def as_text(loaded: LoadedRecipe, result: "Examination") -> str:
-    width = max(len(finding.section) for finding in result.findings)
-    lines = []
-    for finding in result.findings:
-        mark = "  " if finding.ok else "! "
-        lines.append(f"{mark}{finding.section:<{width}}  {finding.text}")
-        if finding.remedy:
-            lines.append(f"  {'':<{width}}    {finding.remedy}")
+    lines = lines_of(result.findings)
     if result.estimate is None:
         return "\n".join([*lines, "", f"! no estimate: {result.why_not}"])
     steps = loaded.recipe.max_train_steps
     lines += ["", *table(result.estimate, result.speed), "", *totals(result.estimate, steps)]
     lines += [*pace(result, steps), "", *verdict(loaded, result)]
     return "\n".join(lines)
+
+
+def lines_of(findings: "Sequence[Finding]") -> list[str]:
+    """One for each, and one for what to type; ``!`` before what is wrong."""
+    width = max(len(finding.section) for finding in findings)
+    lines = []
+    for finding in findings:
+        mark = "  " if finding.ok else "! "
+        lines.append(f"{mark}{finding.section:<{width}}  {finding.text}")
+        if finding.remedy:
+            lines.append(f"  {'':<{width}}    {finding.remedy}")
+    return lines
 
 
 def table(estimate: "Estimate", speed: "Speed | None") -> list[str]:
@@ -189,8 +217,8 @@ def verdict(loaded: LoadedRecipe, result: "Examination") -> list[str]:
         return [f"fits {target.name} ({has:.1f} GB): needs about {need:.1f} GB ({allowed})"]
     lines = [f"! does not fit {target.name} ({has:.1f} GB): needs about {need:.1f} GB ({allowed})"]
     after = target.needed(advice.estimate.peak) / GB
-    words = ("sdo", "finetune", "--recipe", loaded.given, *loaded.overrides, *advice.overrides)
-    command = f"    {shlex.join(words)}"
+    words = ("finetune", "--recipe", loaded.given, *loaded.overrides, *advice.overrides)
+    command = f"    {sdo(*words)}"
     if advice.fits:
         return [*lines, f"  with these changes it needs about {after:.1f} GB:", command]
     lines.append(f"  the least sdo can make of it is about {after:.1f} GB; use a larger GPU or a smaller model")

@@ -1,7 +1,6 @@
 """`sdo finetune`."""
 
 import json
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ import typer
 from sdo_cli.cli.output import make_reporter
 from sdo_cli.cli.several import in_several_processes, stopped_well
 from sdo_cli.errors import EnvironmentFault, RecipeFault, SdoError, is_out_of_memory
+from sdo_cli.installed import sdo
 from sdo_cli.plugins import load_plugins
 from sdo_cli.recipe.load import LoadedRecipe, load_recipe
 
@@ -40,7 +40,8 @@ def finetune(
 ) -> None:
     """Fine-tune a LoRA on the recipe's rewards."""
     if not recipe:
-        raise RecipeFault(["--recipe is missing; `sdo recipe list` shows the shipped ones, try --recipe quickstart"])
+        shown = f"`{sdo('recipe', 'list')}` shows the shipped ones"
+        raise RecipeFault([f"--recipe is missing; {shown}, try --recipe quickstart"])
     load_plugins(plugin or ())
     overrides = [*(overrides or []), *(["guard.stop=true"] if stop_on_overoptimisation else [])]
     loaded = load_recipe(recipe, overrides)
@@ -106,7 +107,7 @@ def out_of_memory(fault: Exception, loaded: LoadedRecipe) -> EnvironmentFault | 
 
     target = find_target(None)
     what = f"{target.name} has not enough memory for this recipe"
-    remedy = f"see what needs how much: sdo doctor --recipe {loaded.given}"
+    remedy = f"see what needs how much: {sdo('doctor', '--recipe', loaded.given)}"
     try:
         # it did not fit, whatever the estimate says: find what needs less
         needed = estimate_recipe(loaded, target)
@@ -191,7 +192,7 @@ def as_text(loaded: LoadedRecipe, summary: "RunSummary") -> str:
     tuned = ["--model", str(folder / "pipeline")]
     if recipe.train == "lora":
         tuned = ["--model", recipe.model, "--lora", str(folder)]
-    words = ["sdo", "sample", example, *tuned, "--solver", recipe.solver]
+    words = ["sample", example, *tuned, "--solver", recipe.solver]
     words += ["--steps", str(recipe.num_inference_steps), "--guidance", str(recipe.guidance_scale)]
     if recipe.eta:
         words += ["--eta", str(recipe.eta)]
@@ -206,7 +207,7 @@ def as_text(loaded: LoadedRecipe, summary: "RunSummary") -> str:
         words += ["--precision", recipe.mixed_precision]
     for side, pixels in (("--height", recipe.height), ("--width", recipe.width)):
         words += [side, str(pixels)] if pixels else []
-    lines += ["", "next:", f"  {shlex.join(words)}"]
+    lines += ["", "next:", f"  {sdo(*words)}"]
     if recipe.train == "lora" and summary.gains:
-        lines.append(f"  {shlex.join(['sdo', 'eval', '--lora', str(folder), '--seeds', '2'])}")
+        lines.append(f"  {sdo('eval', '--lora', folder, '--seeds', 2)}")
     return "\n".join(lines)

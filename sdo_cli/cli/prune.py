@@ -23,6 +23,7 @@ from sdo_cli.cli.prune_options import (
 )
 from sdo_cli.device import PRECISIONS
 from sdo_cli.errors import Interrupted, RecipeFault
+from sdo_cli.installed import sdo
 from sdo_cli.sampling.solvers import AUTO, SOLVERS
 
 
@@ -163,4 +164,5 @@ def prune(
         return
     if found:
         typer.echo(table(found) + f"\n\n{len(measured)} prompts; differences to full, same noise, 95 % intervals")
-    typer.echo(f"{folder}/: {', '.join(Path(path).name for path in plans)}\nuse one: sdo sample --skip-plan {plans[0]}")
+    typer.echo(f"{folder}/: {', '.join(Path(path).name for path in plans)}")
+    typer.echo(f"use one: {sdo('sample', '--skip-plan', plans[0])}")

@@ -8,6 +8,7 @@ import typer
 
 from sdo_cli.errors import RecipeFault
 from sdo_cli.files import write_text
+from sdo_cli.installed import sdo
 from sdo_cli.plugins import load_plugins
 from sdo_cli.recipe.load import find_recipe, load_recipe, read_recipe, shipped_recipes
 from sdo_cli.recipe.steering import find_steering, is_steering, load_steering, shipped_steerings
@@ -57,7 +58,7 @@ def copy(
         raise RecipeFault([f"{target}: exists already; give another name"])
     write_text(target, read_recipe(source))
     verb = "optimize" if name in shipped_steerings() else "finetune"
-    typer.echo(f"{target}; run it with: sdo {verb} --recipe {target}")
+    typer.echo(f"{target}; run it with: {sdo(verb, '--recipe', target)}")
 
 
 @app.command()

@@ -12,6 +12,7 @@ from sdo_cli.cli.output import make_reporter
 from sdo_cli.cli.several import in_several_processes
 from sdo_cli.device import PRECISIONS
 from sdo_cli.errors import Interrupted, RecipeFault
+from sdo_cli.installed import sdo
 from sdo_cli.parallel.launch import launched
 from sdo_cli.runs.read import pipeline_of
 from sdo_cli.sampling.solvers import AUTO, SOLVERS
@@ -197,6 +198,6 @@ def gather_prompts(words: list[str], prompts_file: str | None) -> list[str]:
             raise RecipeFault([f"--prompts-file: {fault}"], what="command line") from fault
     if not lines:
         raise RecipeFault(
-            ['no prompt; write one in quotes: sdo sample "a tiger on a teal background"'], what="command line"
+            [f"no prompt; write one in quotes: {sdo('sample', 'a tiger on a teal background')}"], what="command line"
         )
     return lines

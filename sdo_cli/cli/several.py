@@ -1,7 +1,6 @@
 """Commands that several processes carry out together, and that can be stopped and started again."""
 
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 import typer
 
 from sdo_cli.errors import Interrupted, Preempted, Stopped
+from sdo_cli.installed import sdo
 
 
 def in_several_processes(gpus: int | None, processes: int | None) -> None:
@@ -30,8 +30,8 @@ def in_several_processes(gpus: int | None, processes: int | None) -> None:
 
 
 def again(*more: str) -> list[str]:
-    """The command as it was typed, but for its folder, which is not known yet, and with ``more`` words."""
-    words, skip = ["sdo"], False
+    """The words typed after ``sdo``, but for the folder, which is not known yet, and with ``more`` words."""
+    words, skip = [], False
     for word in sys.argv[1:]:
         if not skip and word != "--out" and not word.startswith("--out="):
             words.append(word)
@@ -63,4 +63,4 @@ def stopped_well(folder: Callable[[], Path | None], *more: str) -> Iterator[None
 
 
 def _going_on(folder: Path | None, more: tuple[str, ...]) -> str:
-    return f"go on with: {shlex.join([*again(*more), '--out', str(folder)])}" if folder else ""
+    return f"go on with: {sdo(*again(*more), '--out', folder)}" if folder else ""

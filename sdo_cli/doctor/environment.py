@@ -2,22 +2,29 @@
 
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from sdo_cli.doctor.target import Target
+import sdo_cli
+from sdo_cli.doctor.cores import usable_cores
+from sdo_cli.doctor.target import Target, find_target
+from sdo_cli.installed import install, install_extra, requirements, sdo
 from sdo_cli.recipe.schema import Recipe
 from sdo_cli.weights.needs import Need, needs_of, size_text
 
 # settings that need a package sdo does without otherwise: (field, value) -> package, extra
 EXTRAS = {("optimizer", "adamw8bit"): ("bitsandbytes", "8bit")}
 
+# where runs are written unless a recipe says otherwise
+RUNS = "runs"
+
 
 @dataclass(frozen=True)
 class Finding:
     """Attributes:
-    section: ``packages``, ``weights``, ``disk``, ``driver`` or ``world``.
+    section: ``packages``, ``weights``, ``disk``, ``driver``, ``world``; without a recipe ``device`` and ``cores``.
     ok: False for what keeps the recipe from running here.
     remedy: what to type, empty when there is nothing to do.
     """
@@ -35,10 +42,18 @@ def look_around(recipe: Recipe, given: str) -> list[Finding]:
         given: the recipe as the user typed it, for the lines to type.
     """
     needs = needs_of(recipe)
-    return [*packages(recipe), *weights(needs, given), disk(recipe, needs), *driver(recipe), world()]
+    return [*packages(recipe), *weights(needs, given), disk(recipe.output_dir, needs), *driver(recipe), world()]
 
 
-def packages(recipe: Recipe) -> list[Finding]:
+def look_at_machine() -> list[Finding]:
+    """What is here, whatever it is to be used for."""
+    target = find_target(None)
+    python = Finding("packages", f"sdo {sdo_cli.__version__}, Python {sys.version.split()[0]}")
+    device = Finding("device", f"{target.name}, {size_text(target.memory)} of memory")
+    return [python, *packages(), *driver(), device, disk(RUNS, []), cores(), world()]
+
+
+def packages(recipe: Recipe | None = None) -> list[Finding]:
     """Versions against what sdo asks for, and the extras this recipe needs."""
     wanted = {name: f"{name}{range_}" for name, range_ in _requirements()}
     versions = {name: _version(name) for name in wanted}
@@ -46,12 +61,12 @@ def packages(recipe: Recipe) -> list[Finding]:
         Finding("packages", f"{name} is {version or 'missing'}; sdo needs {wanted[name]}", ok=False, remedy=remedy)
         for name, version in versions.items()
         if not _fits(name, version)
-        for remedy in [f"pip install '{wanted[name]}'"]
+        for remedy in [install(wanted[name])]
     ]
     for (setting, value), (package, extra) in EXTRAS.items():
-        if getattr(recipe, setting) == value and _version(package) is None:
+        if recipe is not None and getattr(recipe, setting) == value and _version(package) is None:
             text = f"{setting}={value} needs {package}, which is not installed"
-            found.append(Finding("packages", text, ok=False, remedy=f"pip install 'sdo-cli[{extra}]'"))
+            found.append(Finding("packages", text, ok=False, remedy=install_extra(extra)))
     shown = ("torch", "diffusers", "transformers", "peft", "open-clip-torch")
     return [Finding("packages", ", ".join(f"{name} {versions.get(name) or 'missing'}" for name in shown)), *found]
 
@@ -60,7 +75,7 @@ def _requirements() -> list[tuple[str, str]]:
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    every = [Requirement(text) for text in metadata.requires("sdo-cli") or ()]
+    every = [Requirement(text) for text in requirements()]
     return [(canonicalize_name(needed.name), str(needed.specifier)) for needed in every if needed.marker is None]
 
 
@@ -87,19 +102,19 @@ def weights(needs: list[Need], given: str) -> list[Finding]:
         if need.present:
             found.append(Finding("weights", f"{what} is here"))
             continue
-        remedy = "check the path" if need.is_local else f"sdo fetch {given}"
+        remedy = "check the path" if need.is_local else sdo("fetch", given)
         size = "no such path" if need.is_local else f"missing, {size_text(need.size)}, licence {need.licence or '?'}"
         found.append(Finding("weights", f"{what} {size}", ok=False, remedy=remedy))
     return found
 
 
-def disk(recipe: Recipe, needs: list[Need]) -> Finding:
+def disk(folder: str, needs: list[Need]) -> Finding:
     """Room for what has to be downloaded (published sizes), and what is free where the run is written."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     missing = sum(need.size for need in needs if not need.present)
-    cache, runs = _free(Path(HF_HUB_CACHE)), _free(Path(recipe.output_dir))
-    text = f"{size_text(runs)} free for {recipe.output_dir}/, {size_text(cache)} for downloads"
+    cache, runs = _free(Path(HF_HUB_CACHE)), _free(Path(folder))
+    text = f"{size_text(runs)} free for {folder}/, {size_text(cache)} for downloads"
     if missing > cache:
         text += f", which need about {size_text(missing)}"
         return Finding("disk", text, ok=False, remedy="set HF_HOME to a folder on a larger disk")
@@ -111,7 +126,7 @@ def _free(path: Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def driver(recipe: Recipe) -> list[Finding]:
+def driver(recipe: Recipe | None = None) -> list[Finding]:
     """The GPU as torch sees it; none is no fault."""
     import torch
 
@@ -124,7 +139,7 @@ def driver(recipe: Recipe) -> list[Finding]:
     version = nvidia.read_text().split("Kernel Module")[-1].split()[0] if nvidia.exists() else "?"
     text = f"{torch.cuda.get_device_name(0)}, driver {version}, CUDA {torch.version.cuda}"
     found = [Finding("driver", text)]
-    if recipe.mixed_precision == "bf16" and not torch.cuda.is_bf16_supported():
+    if recipe is not None and recipe.mixed_precision == "bf16" and not torch.cuda.is_bf16_supported():
         found.append(Finding("driver", "this GPU has no bf16", ok=False, remedy="set mixed_precision=fp16"))
     return found
 
@@ -138,10 +153,21 @@ def named_gpu(recipe: Recipe, target: Target) -> list[Finding]:
     return [Finding("driver", f"a {target.name} has no bf16", ok=False, remedy=f"set {remedy}")] if asked else []
 
 
+def cores() -> Finding:
+    """Of the CPU, and how many threads torch computes with."""
+    import torch
+
+    every, usable = os.cpu_count() or 1, usable_cores()
+    text = f"{every} core{'s' * (every != 1)}"
+    if usable < every:
+        text += f", {usable} of them for this process (affinity or quota)"
+    return Finding("cores", f"{text}; torch computes in {torch.get_num_threads()} threads")
+
+
 def world() -> Finding:
     """How many processes and GPUs there are."""
     import torch
 
     size, gpus = os.environ.get("WORLD_SIZE", "1"), torch.cuda.device_count()
-    note = f"; sdo finetune --gpus {gpus} uses all of them" if gpus > 1 and size == "1" else ""
+    note = f"; {sdo('finetune', '--gpus', gpus)} uses all of them" if gpus > 1 and size == "1" else ""
     return Finding("world", f"world size {size}, {gpus} GPU{'' if gpus == 1 else 's'}{note}")

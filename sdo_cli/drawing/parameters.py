@@ -2,12 +2,12 @@
 
 import json
 import re
-from importlib import metadata
 from pathlib import Path
 
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+import sdo_cli
 from sdo_cli.drawing.draw import DrawSettings
 from sdo_cli.skipping.skip_plan import SkipPlan
 
@@ -22,7 +22,6 @@ SAMPLERS = {
     "deis": "DEIS",
     "flow-euler": "Euler",
 }
-SDO_VERSION = metadata.version("sdo-cli")
 
 
 def parameters_text(
@@ -55,7 +54,7 @@ def parameters_text(
         "Model": _quoted(Path(model).name),
         **({"Eta": f"{settings.eta:g}"} if settings.eta else {}),
         **({"Skip plan": plan.fingerprint} if plan is not None else {}),
-        "Version": f"sdo {SDO_VERSION}",
+        "Version": f"sdo {sdo_cli.__version__}",
     }
     return "\n".join([*lines, ", ".join(f"{key}: {value}" for key, value in fields.items())])
 

@@ -6,6 +6,7 @@ import torch
 
 from sdo_cli.drawing.draw import DrawSettings, make_route, solver_of
 from sdo_cli.errors import EnvironmentFault
+from sdo_cli.installed import sdo
 from sdo_cli.models.base import Family
 from sdo_cli.sampling.guidance import Condition
 from sdo_cli.skipping.liveness import Wiring
@@ -54,7 +55,7 @@ def skips_of(plan: SkipPlan, family: Family, settings: DrawSettings, *, exact: b
         EnvironmentFault: made for another architecture, solver or number of steps.
     """
     mine, theirs = made_for(family, settings), plan.made_for
-    remedy = "make one for this with sdo prune"
+    remedy = f"make one for this with {sdo('prune')}"
     if settings.eta > 0:
         raise EnvironmentFault("a skip plan is for a solver without noise", remedy="write eta 0")
     if mine.architecture != theirs.architecture:

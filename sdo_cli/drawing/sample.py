@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from sdo_cli.device import dtype_of, pick_device
+from sdo_cli.device import described, dtype_of, pick_device
 from sdo_cli.drawing.draw import DrawSettings, draw_images, solver_of
 from sdo_cli.drawing.parameters import lora_name, parameters_text, png_note
 from sdo_cli.drawing.pictures import save_grid, save_image
@@ -45,6 +45,7 @@ def draw_to_folder(job: SampleJob, out: Path, *, grid: bool, reporter: Reporter,
 
     The processes of ``world`` draw batches in turn into the folder they share.
     """
+    reporter.note(overview(job))
     device, dtype = pick_device(), dtype_of(job.precision)
     family = load_family(job.model, dtype=dtype)
     if job.lora is not None:
@@ -85,6 +86,13 @@ def draw_to_folder(job: SampleJob, out: Path, *, grid: bool, reporter: Reporter,
         if world.is_main:
             save_grid(list(rows), job.prompts, out / "grid.png")
     return files
+
+
+def overview(job: SampleJob) -> str:
+    """Model, device, threads, and what is drawn, in one line."""
+    count, steps = len(job.prompts) * job.num_images, job.settings.num_inference_steps
+    lora = f" with {job.lora}" if job.lora is not None else ""
+    return f"{job.model.model}{lora} on {described()}; {count} image{'s' * (count != 1)} of {steps} steps"
 
 
 def _draw(

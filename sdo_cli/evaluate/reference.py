@@ -1,7 +1,7 @@
 """Distance of a set of images to a reference set: FID (Heusel et al. 2017) and KID (Bińkowski et al. 2018).
 
-Both are computed by torchmetrics, an extra (``sdo-cli[fid]``). Features are Inception's, as published figures have
-them, or those of clip-score's model, which need no further weights and compare only among themselves.
+Both are computed by torchmetrics, the extra ``fid``. Features are Inception's, as published figures have them,
+or those of clip-score's model, which need no further weights and compare only among themselves.
 """
 
 from importlib.util import find_spec
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sdo_cli.drawing.pictures import read_image
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.hub import is_offline
+from sdo_cli.installed import install_extra
 
 FEATURES = ("inception", "clip")
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
@@ -34,7 +35,7 @@ def require_torchmetrics(features: str, weights: Path | None) -> None:
     """Raises EnvironmentFault, before anything is drawn, when a distance could not be computed."""
     wanted = ["torchmetrics"] + ["torch_fidelity"] * (features == "inception")
     if missing := [name for name in wanted if find_spec(name) is None]:
-        raise EnvironmentFault(f"--reference needs {' and '.join(missing)}", remedy="pip install 'sdo-cli[fid]'")
+        raise EnvironmentFault(f"--reference needs {' and '.join(missing)}", remedy=install_extra("fid"))
     if features != "inception":
         return
     if weights is not None and not weights.is_file():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdo_cli.device import dtype_of, pick_device
+from sdo_cli.device import described, dtype_of, pick_device
 from sdo_cli.drawing.pictures import read_image
 from sdo_cli.errors import RecipeFault, Stopped
 from sdo_cli.evaluate.draw import draw_variant, missing_items
@@ -66,6 +66,7 @@ def evaluate(
     if reference is not None:
         require_torchmetrics(features, inception_weights)
     job = world.share(lambda: joined(job, folder))
+    reporter.note(overview(job, reference is not None, report))
     evaluation, points = Evaluation(job, folder), SafePoints(reporter, stopping or Stopping(world=world))
     started = {"command": command(), "started": now(), "versions": versions(), "machine": machine()}
 
@@ -104,6 +105,17 @@ def evaluate(
             world.peers.before_the_end = None
             record(status)
     return tree
+
+
+def overview(job: Job, reference: bool, report: bool) -> str:
+    """Model, device, threads, and the parts of an evaluation, in one line."""
+    drawn = [variant for variant in job.variants if variant.folder is None]
+    parts = [*job.rewards, *(["reference"] if reference else []), "report" if report else "tables"]
+    if job.settings is not None and drawn:
+        count = len(drawn) * len(job.prompts.prompts) * job.settings.seeds
+        parts.insert(0, f"{count} images ({', '.join(variant.name for variant in drawn)})")
+    what = job.settings.model.model if job.settings is not None else "images"
+    return f"{what} on {described()}; {len(parts)} part{'s' * (len(parts) != 1)}: {', '.join(parts)}"
 
 
 def _as_recipe(job: Job) -> Recipe:

@@ -40,7 +40,7 @@ def prepare(loaded: LoadedRecipe, world: World = SINGLE) -> tuple[Job, Validatio
 
 def _load_all(loaded: LoadedRecipe, world: World) -> tuple[Job, Validation | None]:
     recipe, device = loaded.recipe, pick_device()
-    prompts, held_out = loaded.prompts(recipe.prompts), _held_out(loaded)
+    prompts, held_out = loaded.prompts(recipe.prompts), held_out_prompts(loaded)
     family = fresh_family(recipe)
     if recipe.train == "full":
         train_everything(family)
@@ -100,7 +100,8 @@ def check_plan(job: Job) -> None:
         raise RecipeFault([f"rollout: {fault}"]) from fault
 
 
-def _held_out(loaded: LoadedRecipe) -> list[str]:
+def held_out_prompts(loaded: LoadedRecipe) -> list[str]:
+    """Those that are drawn before and after; none when the recipe names none."""
     spec = loaded.recipe.validation
     return [] if spec.prompts == PromptSource() else loaded.prompts(spec.prompts)[: spec.num_prompts]
 

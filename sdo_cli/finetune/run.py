@@ -15,6 +15,7 @@ from sdo_cli.files import alone_in, append_json_line, without_nan, write_json, w
 from sdo_cli.finetune import outputs
 from sdo_cli.finetune.guard import Guard, make_guard
 from sdo_cli.finetune.loop import Job, make_stepper, train
+from sdo_cli.finetune.overview import overview
 from sdo_cli.finetune.prepare import prepare
 from sdo_cli.finetune.validate import Validation
 from sdo_cli.gradients.outcome import added
@@ -77,6 +78,7 @@ def finetune(
         Stopped: there was a reason to; a checkpoint of the last step is there if any step was taken.
     """
     begin = find(loaded, folder, reporter, world) if resume else None
+    reporter.note(overview(loaded, begin.step if begin else 0))
     job, validation = prepare(loaded, world)
     guard = make_guard(loaded, job, validation)
     for spec in (*loaded.recipe.rewards, *loaded.recipe.validation.rewards):

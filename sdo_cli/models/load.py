@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdo_cli import embedded
 from sdo_cli.errors import EnvironmentFault
+from sdo_cli.installed import sdo
 from sdo_cli.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def _sentences(model: str) -> Iterator[None]:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
         raise EnvironmentFault(
             f"cannot load {model}{offline}: {str(fault).strip().splitlines()[0]}",
-            remedy="get the files with `sdo fetch RECIPE` on a machine with network, or try `model=embedded`",
+            remedy=f"get the files with `{sdo('fetch', 'RECIPE')}` on a machine with network, or try `model=embedded`",
         ) from fault
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sdo_cli.errors import EnvironmentFault
+from sdo_cli.installed import sdo
 from sdo_cli.models.kohya import PREFIXES, kohya_names
 
 NAME = "pytorch_lora_weights.safetensors"
@@ -101,7 +102,7 @@ def read_diffusers(path: Path) -> Layers:
     if is_kohya(tensors):
         raise EnvironmentFault(
             f"{path} has kohya's names, which only a model can resolve",
-            remedy="write it as diffusers' first: sdo export … --format diffusers --model …",
+            remedy=f"write it as diffusers' first: {sdo('export')} … --format diffusers --model …",
         )
     if strange := [component for component in components if component not in COMPONENTS]:
         raise EnvironmentFault(

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sdo_cli.errors import EnvironmentFault
+from sdo_cli.installed import install_extra
 from sdo_cli.recipe.schema import Recipe
 
 # settings of an optimizer that say how it computes and not what
@@ -41,5 +42,5 @@ def _adamw_class(name: str) -> Any:
     except ImportError as fault:
         raise EnvironmentFault(
             "optimizer adamw8bit needs the package bitsandbytes",
-            remedy="pip install 'sdo-cli[8bit]', or set optimizer=adamw",
+            remedy=f"{install_extra('8bit')}, or set optimizer=adamw",
         ) from fault

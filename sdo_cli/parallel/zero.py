@@ -12,11 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from sdo_cli.errors import EnvironmentFault, first_line
+from sdo_cli.installed import install_extra
 
 SWITCH = "ACCELERATE_USE_DEEPSPEED"
 # sums gradients and lets the caller say where accumulation ends, in both stages; no older one was tried
 NEEDED = (0, 19, 8)
-INSTALL = "pip install 'sdo-cli[deepspeed]'"
 # of zero_optimization: handed on to DeepSpeed
 CARRIED = ("reduce_bucket_size", "allgather_bucket_size", "reduce_scatter", "contiguous_gradients")
 # held against the recipe, or built from it
@@ -99,11 +99,11 @@ def _check_installed() -> None:
         there = version("deepspeed")
     except PackageNotFoundError as fault:
         raise EnvironmentFault(
-            "accelerate's configuration asks for DeepSpeed, which is not installed", remedy=INSTALL
+            "accelerate's configuration asks for DeepSpeed, which is not installed", remedy=install_extra("deepspeed")
         ) from fault
     numbers = tuple(int(part) for part in there.split("+")[0].split(".")[:3] if part.isdigit())
     if numbers < NEEDED:
-        raise EnvironmentFault(f"deepspeed {there} is too old, sdo needs {needed}", remedy=f"{INSTALL} --upgrade")
+        raise EnvironmentFault(f"deepspeed {there} is too old, sdo needs {needed}", remedy=install_extra("deepspeed"))
 
 
 def _read() -> dict[str, Any]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from sdo_cli.installed import install_extra
+
 # columns that hold prompts and categories, in the order they are looked for, any case
 PROMPT_COLUMNS = ("prompt", "prompts", "caption", "text", "description")
 CATEGORY_COLUMNS = ("category", "categories", "tag", "style", "class")
@@ -161,7 +163,7 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
     try:
         from pyarrow import parquet
     except ImportError:
-        raise ValueError(f"{path} needs pyarrow; pip install 'sdo-cli[parquet]'") from None
+        raise ValueError(f"{path} needs pyarrow; {install_extra('parquet')}") from None
     try:
         table = parquet.ParquetFile(path)
         # pictures beside the prompts are not read

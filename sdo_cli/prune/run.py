@@ -16,6 +16,7 @@ from sdo_cli.drawing.prompts import PromptEmbeddings, cut_prompts
 from sdo_cli.drawing.pruned import with_plan
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.files import append_json_line, write_atomic, write_json
+from sdo_cli.installed import sdo
 from sdo_cli.models.load import load_family
 from sdo_cli.progress import Reporter
 from sdo_cli.provenance import command, machine, now, versions
@@ -87,7 +88,8 @@ def scheduled(settings: DrawSettings, path: Path) -> DrawSettings:
     solver = plan.made_for.solver
     if plan.made_for.timesteps is None:
         raise EnvironmentFault(
-            f"{path} has no steps of its own", remedy="make one with sdo prune --method optimal-steps or pairwise-steps"
+            f"{path} has no steps of its own",
+            remedy=f"make one with {sdo('prune', '--method', 'optimal-steps')}, or pairwise-steps",
         )
     if settings.solver not in (AUTO, solver):
         raise EnvironmentFault(f"the steps in {path} were chosen for the solver {solver}", remedy="leave --solver out")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sdo_cli.errors import EnvironmentFault, first_line
+from sdo_cli.installed import install
 
 # of the registry, where it is not the tracker's own name
 PACKAGES = {"comet_ml": "comet-ml"}
@@ -31,10 +32,10 @@ class Trackers:
 
         there = {str(getattr(name, "value", name)) for name in get_available_trackers()}
         if missing := [name for name in names if name not in there]:
-            packages = " ".join(PACKAGES.get(name, name) for name in missing)
+            line = install(*(PACKAGES.get(name, name) for name in missing))
             raise EnvironmentFault(
                 f"trackers: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed",
-                remedy=f"pip install {packages}, or leave it out: metrics.jsonl and report.html are always written",
+                remedy=f"{line}, or leave it out: metrics.jsonl and report.html are always written",
             )
         flat = {key: v if isinstance(v, bool | int | float | str) else json.dumps(v) for key, v in settings.items()}
         try:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.files import write_text
+from sdo_cli.installed import sdo
 from sdo_cli.skipping.liveness import Wiring, live, read_later, stored_reads
 
 FORMAT, VERSION = "sdo-skip-plan", 1
@@ -154,7 +155,7 @@ def load_plan(path: Path) -> SkipPlan:
     Raises:
         EnvironmentFault: not there, or no such file.
     """
-    remedy = "make one with sdo prune"
+    remedy = f"make one with {sdo('prune')}"
     if not path.is_file():
         raise EnvironmentFault(f"there is no skip plan {path}", remedy=remedy)
     try:
@@ -166,7 +167,7 @@ def load_plan(path: Path) -> SkipPlan:
     if tree.get("version") != VERSION:
         raise EnvironmentFault(
             f"{path} is a skip plan of version {tree.get('version')}; this sdo reads version {VERSION}",
-            remedy="make it again with sdo prune, or use the sdo that made it",
+            remedy=f"make it again with {sdo('prune')}, or use the sdo that made it",
         )
     try:
         return _plan_of(tree)

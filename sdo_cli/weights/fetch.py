@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 
 from sdo_cli.hub import MissingWeights, WeightFile, download, is_offline, remedy_for, why_not
+from sdo_cli.installed import sdo
 from sdo_cli.models.catalog import MODELS
 from sdo_cli.weights.needs import Need, weights_of
 
@@ -27,7 +28,7 @@ def fetch(needs: list[Need], *, variant: str | None, t5: bool) -> Iterator[Need]
         if is_offline():
             raise MissingWeights(
                 "HF_HUB_OFFLINE is set: nothing is fetched",
-                remedy="unset it, or run sdo fetch where there is a network",
+                remedy=f"unset it, or run {sdo('fetch')} where there is a network",
             )
         if need.file is not None:
             download(need.file)

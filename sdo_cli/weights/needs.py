@@ -12,6 +12,7 @@ import rewards
 from sdo_cli import embedded
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.hub import MissingWeights, WeightFile, cached_file, is_offline, is_reachable
+from sdo_cli.installed import sdo
 from sdo_cli.models.catalog import MODELS
 from sdo_cli.recipe.schema import Recipe, RewardSpec
 
@@ -194,12 +195,14 @@ def missing_screen(missing: list[Need]) -> str:
 
 
 def remedy(missing: list[Need], name: str) -> str:
-    fetch = [f"get them where there is a network:  sdo fetch {name}"] if any(not n.is_local for n in missing) else []
+    fetch = []
+    if any(not need.is_local for need in missing):
+        fetch.append(f"get them where there is a network:  {sdo('fetch', name)}")
     if fetch and is_offline():
         fetch.append("     (HF_HUB_OFFLINE is set here; copy the folder HF_HOME from there, or name local folders)")
     elif fetch:
         fetch.append("     (no network here? copy the folder HF_HOME from there, or name local folders in the recipe)")
-    here = ["     try sdo now, without any weights:  sdo finetune --recipe quickstart"]
+    here = [f"     try sdo now, without any weights:  {sdo('finetune', '--recipe', 'quickstart')}"]
     return "\n".join((fetch or ["check the paths in the recipe"]) + here)
 
 

@@ -1,0 +1,30 @@
+"""What a run is about to do, in one line."""
+
+from sdo_cli.device import described
+from sdo_cli.finetune.prepare import held_out_prompts
+from sdo_cli.recipe.load import LoadedRecipe
+
+
+def overview(loaded: LoadedRecipe, start: int = 0) -> str:
+    """Model, device, threads, and the parts that follow.
+
+    Args:
+        start: the step it goes on from; what came before it is kept.
+    """
+    parts = parts_of(loaded, start)
+    return f"{loaded.recipe.model} on {described()}; {len(parts)} parts: {', '.join(parts)}"
+
+
+def parts_of(loaded: LoadedRecipe, start: int = 0) -> list[str]:
+    """Those of a run from step ``start``, in their order."""
+    recipe, held_out = loaded.recipe, len(held_out_prompts(loaded))
+    last = recipe.max_train_steps
+    steps = f"{last} step{'s' * (last != 1)}" if start == 0 else f"steps {start + 1} to {last}"
+    if recipe.guard.steps:
+        steps += f" with a check every {recipe.guard.steps}"
+    parts = [steps] if start < last else []
+    if held_out and start == 0:
+        parts.insert(0, f"{held_out} held-out prompts before")
+    if held_out:
+        parts.append("the same prompts after" if start == 0 else f"{held_out} held-out prompts after")
+    return [*parts, "report"]
