@@ -1,8 +1,8 @@
 """How many threads torch computes with, and how they wait for each other.
 
-OpenMP runtimes let a thread that waits spin for milliseconds. Where other processes want its core too (a shared machine,
-a container with a quota, CI) it uses up the time that the one it waits for needs, and a step takes ten times as long.
-The runtimes read their variables once, when torch loads them: :func:`set_up` has to come before.
+OpenMP runtimes let a thread that waits spin for milliseconds. Where other processes want its core too (a shared
+machine, a container with a quota, CI) it uses up the time that the one it waits for needs, and a step takes ten times
+as long. The runtimes read their variables once, when torch loads them: :func:`set_up` has to come before.
 """
 
 import math

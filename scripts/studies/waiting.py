@@ -2,7 +2,7 @@
 
     python scripts/studies/waiting.py --busy 6 --rounds 7          # beside six busy processes: default / one thread
     python scripts/studies/waiting.py --rounds 9 --arms default before         # on a quiet machine: default / before
-    python scripts/studies/waiting.py --arms default GOMP_SPINCOUNT=1000,OMP_NUM_THREADS=2 before    # others, by variable
+    python scripts/studies/waiting.py --arms default GOMP_SPINCOUNT=1000,OMP_NUM_THREADS=2 before   # others
 
 `before` imports torch before sdo, so libgomp waits as it does by itself. Every arm is a process that stays and takes a
 turn a round, the order changing; each round gives a ratio of times. The busy processes are started and ended here. The
