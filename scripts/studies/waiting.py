@@ -71,7 +71,10 @@ class Arm:
             env=environment(name),
             text=True,
         )
-        self.threads: int = self._answer()["threads"]
+        self.threads = 0
+
+    def ready(self) -> None:
+        self.threads = self._answer()["threads"]
 
     def turn(self) -> dict[str, Any]:
         assert self.process.stdin is not None
@@ -153,9 +156,11 @@ def main() -> None:
     words = [f"--steps={given.steps}", f"--rounds={given.rounds}", *(f"--set={word}" for word in given.set)]
     arms: list[Arm] = []
     try:
-        # loaded before the machine is busy
         for name in given.arms:
             arms.append(Arm(name, words))
+        # loaded before the machine is busy
+        for arm in arms:
+            arm.ready()
         with busy(given.busy):
             found = compare(arms, given.rounds)
         check_losses(arms, found)
