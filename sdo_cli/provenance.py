@@ -1,11 +1,12 @@
 """Where a result came from: versions, machine, command, time."""
 
-import os
 import platform
 import shlex
 import sys
 import time
 from importlib import metadata
+
+from sdo_cli.threads import cores
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "open_clip_torch", "omegaconf", "sdo-diffusion")
 
@@ -36,7 +37,7 @@ def machine() -> dict[str, str]:
     """What computed it; nothing that names a person or a host."""
     import torch
 
-    found = {"system": f"{platform.system()} {platform.machine()}", "processors": str(os.cpu_count())}
+    found = {"system": f"{platform.system()} {platform.machine()}", "processors": str(cores())}
     if torch.cuda.is_available():
         found["GPU"] = torch.cuda.get_device_name()
         found["CUDA"] = str(torch.version.cuda)

@@ -5,6 +5,8 @@ import sys
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: threads only wait for each other
+# threads of commands that tests start, and of tests that want several, wait as users' do
+import sdo_cli  # noqa: F401
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -18,6 +18,8 @@ import threading
 from pathlib import Path
 
 PRELOADED = [
+    # first: says how torch's threads wait
+    "sdo_cli",
     "accelerate",
     "diffusers.optimization",
     "diffusers.training_utils",

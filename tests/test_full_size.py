@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sdo_cli.threads import cores
+
 ROOT = Path(__file__).parent.parent
 STEP = ROOT / "scripts" / "full_size_step.py"
 
 
 def run(*words):
     # attention and convolutions of this size want every core
-    environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count()), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": str(cores()), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

@@ -9,6 +9,8 @@ import pytest
 import torch
 from studies.controls import permuted, run_controls
 
+from sdo_cli.threads import cores
+
 
 def test_permuting_leaves_no_sample_its_own_gradient():
     g = torch.arange(8.0)
@@ -37,7 +39,7 @@ def test_quickstart_raises_reward_and_judge_on_heldout_prompts(tmp_path):
 
 @pytest.mark.slow
 def test_the_gain_is_the_gradients():
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(cores())
     gains = run_controls("quickstart", ["max_train_steps=40", "validation.num_prompts=128"])
     for reward in ("clip-score", "judge"):
         assert gains["sign flipped"][reward].in_standard_errors < -4

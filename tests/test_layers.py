@@ -23,7 +23,7 @@ ROWS = [
     {"prompt_sets", "parallel"},
     {"hub", "embedded", "files", "seeding", "progress", "device", "provenance"},
     {"errors"},
-    {"installed"},
+    {"installed", "threads"},
 ]
 LEVEL = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}
 

@@ -16,6 +16,7 @@ from types import FrameType
 
 from sdo_cli.errors import EnvironmentFault, RecipeFault, first_line
 from sdo_cli.parallel.peers import LAUNCHED
+from sdo_cli.threads import THREADS, asked_threads, cores
 
 FORWARDED = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 
@@ -56,8 +57,8 @@ def launch(count: int, *, cpu: bool) -> int:
         EnvironmentFault: accelerate cannot start them.
     """
     with tempfile.TemporaryDirectory(prefix="sdo-") as folder, _signals(Path(folder)) as signals:
-        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // count))
-        os.environ |= {LAUNCHED: folder, "OMP_NUM_THREADS": threads, **({"ACCELERATE_USE_CPU": "true"} if cpu else {})}
+        threads = asked_threads() or str(max(1, cores() // count))
+        os.environ |= {LAUNCHED: folder, THREADS: threads, **({"ACCELERATE_USE_CPU": "true"} if cpu else {})}
         faults: list[BaseException] = []
         # on a thread of its own the launcher leaves the signals to us
         thread = threading.Thread(target=_under_accelerate, args=(count, faults), daemon=True)
