@@ -59,6 +59,11 @@ class Aesthetic:
 def build(model: str | None = None, head: str | None = None, pretrained: str | None = None) -> Aesthetic:
     """The published head on OpenAI's ViT-L/14, unless told otherwise.
 
+    Args:
+        model: which CLIP: ``embedded``, a folder with ``open_clip_config.json``, or an open_clip architecture name.
+        head: file of the predictor on top of it, or ``embedded``; it has to be made for that CLIP.
+        pretrained: open_clip's tag or the weight file, where ``model`` is an architecture name.
+
     Raises:
         EnvironmentFault: weights that are not there, or a head made for another CLIP.
     """

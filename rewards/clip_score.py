@@ -51,4 +51,10 @@ def openai_clip(model: str | None, pretrained: str | None) -> ClipEncoder:
 
 
 def build(model: str | None = None, pretrained: str | None = None) -> ClipScore:
+    """OpenAI's ViT-L/14, unless told otherwise.
+
+    Args:
+        model: ``embedded``, a folder with ``open_clip_config.json``, or an open_clip architecture name.
+        pretrained: open_clip's tag or the weight file, where ``model`` is an architecture name.
+    """
     return ClipScore(openai_clip(model, pretrained))

@@ -38,6 +38,9 @@ class JpegCompressibility:
 
 
 def build(quality: int = 95) -> JpegCompressibility:
+    """Args:
+    quality: of the JPEG, 1 to 100.
+    """
     if not 1 <= quality <= 100:
         raise RecipeFault([f"quality must be between 1 and 100, not {quality}"], what="reward's options")
     return JpegCompressibility(quality)

@@ -58,7 +58,8 @@ class Mixture:
 
 
 def build(parts: list[dict[str, Any]]) -> Mixture:
-    """``parts``: ``{name, weight: 1, mean: 0, std: 1, options: {}}`` each.
+    """Args:
+        parts: ``{name: …, weight: 1, mean: 0, std: 1, options: {}}`` each.
 
     Raises:
         RecipeFault: a part that only measures, or the same name twice: scores are told apart by it.

@@ -80,7 +80,10 @@ def _published() -> Path:
 
 
 def build(model: str | None = None) -> PickScore:
-    """The published model, or the folder of a ``CLIPModel``.
+    """The published model, unless told otherwise.
+
+    Args:
+        model: folder of a ``CLIPModel``.
 
     Raises:
         EnvironmentFault: it is not there.

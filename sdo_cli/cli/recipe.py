@@ -1,6 +1,7 @@
-"""`sdo recipe list|show|copy|check`."""
+"""`sdo recipe list|show|copy|check|explain`."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,9 @@ from sdo_cli.plugins import load_plugins
 from sdo_cli.recipe.load import find_recipe, load_recipe, read_recipe, shipped_recipes
 from sdo_cli.recipe.steering import find_steering, is_steering, load_steering, shipped_steerings
 
-app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="List, show, copy and check recipes; explain their keys.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @app.command("list")
@@ -75,3 +78,25 @@ def check(
         return
     loaded = load_recipe(name, overrides)
     typer.echo(f"{loaded.name}: no problems; {len(loaded.prompts(loaded.recipe.prompts))} training prompts")
+
+
+@app.command()
+def explain(
+    key: Annotated[str, typer.Argument(help="Like gradient.rule, guard, or a last part like rank; without: all.")] = "",
+    plugin: Annotated[list[Path] | None, typer.Option(help="Explain its rules and rewards too.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="All of it as a page, docs/recipe.md.")] = False,
+) -> None:
+    """What the keys of a recipe mean: type, default, choices, an example."""
+    from sdo_cli.recipe.explain import explained, find
+    from sdo_cli.recipe.explain_text import page, table, text_of
+
+    load_plugins(plugin or ())
+    if markdown:
+        typer.echo(page(), nl=False)
+        return
+    found = find(key) if key else explained()
+    if as_json:
+        typer.echo(json.dumps([asdict(entry) for entry in found], ensure_ascii=False))
+        return
+    typer.echo("\n\n".join(text_of(entry) for entry in found) if key else table())

@@ -21,8 +21,9 @@ def alignprop(
     """Backpropagation through the calls i ≥ b, the same b for the whole batch.
 
     Args:
-        truncation: b is ``gaussian`` (as in the authors' code), ``uniform`` over all calls, or ``fixed``.
-        step: the b of ``fixed``.
+        truncation: how the first call b with gradients is drawn: ``gaussian`` around 0.84 of all (as in the authors'
+            code), ``uniform`` over all calls, or ``fixed``.
+        step: the b of truncation ``fixed``.
     """
     del coefficients
     if truncation == "fixed":

@@ -9,7 +9,11 @@ from sdo_cli.sampling.coefficients import Coefficients
 
 
 def draft_k(calls: int, batch: int, coefficients: Coefficients, generator: torch.Generator, *, k: int = 1) -> Plan:
-    """Backpropagation through the last ``k`` calls; ``k`` = calls is ``full``."""
+    """Backpropagation through the last calls.
+
+    Args:
+        k: how many calls; all of them is ``full``.
+    """
     del coefficients, generator
     if not 1 <= k <= calls:
         raise ValueError(f"k must be in 1 … {calls}, not {k}")
@@ -22,6 +26,9 @@ def draft_lv(
     """The last call, then ``repeats`` times the last call again on the image with fresh noise of that level.
 
     All ``repeats`` + 1 rewards are averaged: lower variance of the last step's gradient for one call each.
+
+    Args:
+        repeats: how often, 1 to 64.
     """
     del coefficients
     plan = plan_of(calls, batch, [calls - 1], Mode.WEIGHTS)

@@ -15,9 +15,10 @@ def drtune(
     k: int = 3,
     early_stop: float = 0.4,
 ) -> Plan:
-    """``k`` equally spaced calls with a random offset, the input of each detached, true solver weights.
+    """Equally spaced calls with a random offset, the input of each detached, true solver weights.
 
     Args:
+        k: how many calls.
         early_stop: share of the calls, from the end, among which sampling stops at a random one and the reward
             sees its x0-prediction; the ``k`` calls are spaced over what is sampled. 0 samples to the end.
     """

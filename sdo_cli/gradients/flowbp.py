@@ -16,9 +16,11 @@ def flowbp_sparse(
     late_bias: float = 1.0,
     rescale: float = 0.5,
 ) -> Plan:
-    """``k`` distinct calls for the whole batch, call i with odds (i + 1)^late_bias, inputs detached.
+    """Distinct calls for the whole batch, inputs detached.
 
     Args:
+        k: how many calls.
+        late_bias: call i has the odds (i + 1)^late_bias; 0 makes all equally likely.
         rescale: ρ of the factor ``1 + ρ (Σ_all |w_i| / Σ_live |w_i| - 1)`` on every live call: 0 leaves the sum
             over the live calls alone, 1 gives it the size of the sum over all.
     """

@@ -31,13 +31,15 @@ def sdo(
     """One (or K) calls per sample, input detached.
 
     Args:
-        step_choice: ``stratified`` over the batch, ``uniform``, ``per-batch`` (one draw for all samples),
-            ``weight-proportional`` (p ∝ |w_i|), ``late-biased`` (p ∝ i + 1), ``first``, ``last`` or ``fixed``.
-        steps_per_sample: K; each sample's K calls are distinct, K = ``calls`` is the full sum.
-        step: the call of ``fixed``.
-        weights: ``true/p`` multiplies w_i by 1/p_i, ``plain`` leaves w_i, ``unit`` makes every w_i as large as
-            their mean (and multiplies by 1/p_i).
-        as_epsilon: hold ε constant along the linear path instead of the native output (v- networks).
+        step_choice: which calls: ``stratified`` (over the batch each comes up as evenly as it can), ``uniform`` (drawn
+            for each sample by itself), ``per-batch`` (one draw for all samples), ``weight-proportional`` (likelier
+            where the solver's weight is larger, p ∝ |w_i|), ``late-biased`` (p ∝ i + 1), ``first``, ``last``, or
+            ``fixed``.
+        steps_per_sample: K, how many distinct calls of each sample; all of them is the full sum.
+        step: the call of step_choice ``fixed``, 0 the noisiest.
+        weights: what a call's gradient is multiplied with: ``true/p`` the solver's weight w_i by 1/p_i (unbiased),
+            ``plain`` w_i alone, ``unit`` the mean of all |w_i| by 1/p_i, so that every call counts alike.
+        as_epsilon: hold ε constant along the linear path instead of the network's native output (for v-networks).
     """
     if as_epsilon:
         coefficients = coefficients.in_epsilon()

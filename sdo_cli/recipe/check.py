@@ -197,7 +197,7 @@ def check_reward(spec: RewardSpec, key: Key, problem: Problem) -> None:
         allowed = sorted(reward_table.OPTIONS[full])
         if option not in allowed:
             text = suggestion(option, allowed) if allowed else f"{spec.name} takes none"
-            problem((*key, "options", option), f"unknown option; {text}")
+            problem((*key, "options", option), f"unknown option; {text} (sdo recipe explain rewards.0.options)")
         elif wrong := wrong_reward_option(full, option, value):
             problem((*key, "options", option), wrong)
         elif (
@@ -301,7 +301,8 @@ def wrong_option(name: str, value: Any, rule: str) -> str | None:
     """What is wrong with one option of a gradient rule, or None."""
     allowed = RULES[rule].options
     if name not in allowed:
-        return f"unknown option; {suggestion(name, list(allowed)) if allowed else f'{rule} takes none'}"
+        text = suggestion(name, list(allowed)) if allowed else f"{rule} takes none"
+        return f"unknown option; {text} (sdo recipe explain gradient.options)"
     expected = allowed[name]
     if isinstance(expected, tuple):
         return None if value in expected else f"{value!r} is not one of {', '.join(map(str, expected))}"

@@ -1,4 +1,7 @@
-"""The recipe, typed. Names follow diffusers' training scripts where they have one."""
+"""The recipe, typed. Names follow diffusers' training scripts where they have one.
+
+What every key means stands in ``meanings`` (docs/recipe.md); a key without a meaning fails a test.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -6,11 +9,7 @@ from typing import Any, ClassVar, Literal
 
 @dataclass(frozen=True)
 class PromptSource:
-    """Prompts from a file, lines in the recipe, or a template with values; exactly one of them.
-
-    ``file`` is looked up beside the recipe, then among the shipped sets: text (one a line), JSON, JSON lines, CSV, TSV
-    or parquet, whose ``column`` of prompts is found by its name unless given.
-    """
+    """Prompts from a file, lines in the recipe, or a template with values; exactly one of them."""
 
     file: str | None = None
     column: str | None = None
@@ -21,10 +20,7 @@ class PromptSource:
 
 @dataclass(frozen=True)
 class RewardSpec:
-    """A reward by name, its weight in the objective, and what it is built with. A bare name stands for the whole.
-
-    ``loss`` is what is minimised: ``maximize`` -r, ``distance`` |target - r|, ``hinge`` max(0, target - r).
-    """
+    """A reward, its weight in the objective, and what it is built with. A bare name stands for the whole."""
 
     SHORTHAND: ClassVar[str] = "name"
 
@@ -37,10 +33,7 @@ class RewardSpec:
 
 @dataclass(frozen=True)
 class GradientSpec:
-    """How the reward is sent back through sampling. Micro-batches: 0 takes all samples at once.
-
-    ``checkpointing`` is for rules that chain live steps: recompute whole ``calls`` or their ``blocks``, or keep all.
-    """
+    """How the reward is sent back through sampling."""
 
     rule: str = "sdo"
     options: dict[str, Any] = field(default_factory=dict)
@@ -53,11 +46,7 @@ class GradientSpec:
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """Adapter; ``alpha`` 0 means alpha = rank; no ``target_modules`` means the family's attention projections.
-
-    ``text_encoder`` trains one in the CLIP text encoders too. ``start_from`` is a LoRA (run folder or file, diffusers'
-    or kohya's names) to go on with; rank and alpha are then the file's.
-    """
+    """The adapter."""
 
     rank: int = 8
     alpha: float = 0.0
@@ -68,10 +57,7 @@ class LoraSpec:
 
 @dataclass(frozen=True)
 class ValidationSpec:
-    """Held-out prompts, drawn with the same seeds before and after.
-
-    ``rewards`` are measured beside the trained ones and never select anything (their weight means nothing).
-    """
+    """Held-out prompts, drawn with the same seeds before and after; nothing is selected by them."""
 
     prompts: PromptSource = field(default_factory=PromptSource)
     num_prompts: int = 256
@@ -84,11 +70,7 @@ class ValidationSpec:
 
 @dataclass(frozen=True)
 class GuardSpec:
-    """Checks for over-optimisation, every ``steps`` (0: none), on ``prompts`` neither trained on nor held out.
-
-    ``rewards`` are not trained on: ``best/`` keeps the adapter they like most, and when they fall for ``patience``
-    checks in a row the run warns, and with ``stop`` ends.
-    """
+    """Checks for over-optimisation, on prompts neither trained on nor held out."""
 
     steps: int = 0
     prompts: PromptSource = field(default_factory=PromptSource)
@@ -101,13 +83,7 @@ class GuardSpec:
 
 @dataclass(frozen=True)
 class RolloutSpec:
-    """How training draws, where that is to cost less than sampling; held-out images are drawn in full.
-
-    ``num_inference_steps`` 0 is the recipe's own. ``skip_plan`` is a file of `sdo prune`, looked up beside the recipe;
-    with it the ``exact`` estimator has the gradients of the pruned sampler, ``whole`` runs the whole network again at
-    its live calls. Every ``drift_steps`` (0: never) the same samples are also drawn in full, and once their final
-    latents are further apart than ``max_drift`` (a share of their size; 0: no limit) training draws in full too.
-    """
+    """How training draws, where that is to cost less than sampling; held-out images are drawn in full."""
 
     num_inference_steps: int = 0
     skip_plan: str | None = None
@@ -118,17 +94,7 @@ class RolloutSpec:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One fine-tuning job.
-
-    ``vae`` replaces the model's own; ``t5: false`` leaves the third text encoder of SD 3 out;
-    ``prediction_type`` is for models whose scheduler config does not say what they predict. ``train: full`` trains
-    every weight of the denoiser instead of an adapter. ``mixed_precision`` is what frozen parts compute in (adapters
-    and fully trained weights stay in fp32), ``reward_precision`` the same for the rewards. ``checkpointing_steps`` 0
-    keeps no checkpoints, ``checkpoints_total_limit`` 0 all of them. A step whose reward or
-    gradient is not finite changes nothing; ``max_skipped_steps`` of them in a row end the run. ``train_batch_size`` is
-    per process. ``trackers`` are accelerate's (tensorboard, wandb, …), beside ``metrics.jsonl``. ``compile`` is torch's
-    mode for the network calls of training's rollouts; ``channels_last`` lays UNet and decoder out as GPUs like it.
-    """
+    """One fine-tuning job."""
 
     model: str
     rewards: list[RewardSpec]

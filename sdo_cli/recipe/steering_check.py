@@ -19,6 +19,22 @@ from sdo_cli.recipe.steering_schema import (
 from sdo_cli.recipe.typed import suggestion
 from sdo_cli.sampling.solvers import AUTO, MOST_STEPS, SOLVERS, STOCHASTIC, calls_of
 
+LIMITS: dict[str, tuple[float, float]] = {
+    "steps": (1, 10**6),
+    "num_inference_steps": (1, MOST_STEPS),
+    "num_images": (1, 10**6),
+    "batch_size": (1, 10**6),
+    "inversion_iterations": (1, 1000),
+    "patience": (0, 10**6),
+    "strip": (0, 100),
+    "seed": (0, 2**63 - 1),
+    "eta": (0, 1),
+    "guidance_scale": (-1000, 1000),
+    "norm_prior": (0, 1e6),
+    "adam_beta1": (0, 0.999999),
+    "adam_beta2": (0, 0.999999),
+}
+
 
 def check_steering(spec: Steering, beside: Path, problem: Problem) -> None:
     """Report everything that is wrong with well-typed settings."""
@@ -61,23 +77,7 @@ def _check_names(spec: Steering, problem: Problem) -> None:
 
 
 def _check_numbers(spec: Steering, problem: Problem) -> None:
-    limits: list[tuple[str, float, float]] = [
-        ("steps", 1, 10**6),
-        ("num_inference_steps", 1, MOST_STEPS),
-        ("num_images", 1, 10**6),
-        ("batch_size", 1, 10**6),
-        ("inversion_iterations", 1, 1000),
-        ("patience", 0, 10**6),
-        ("strip", 0, 100),
-        ("seed", 0, 2**63 - 1),
-        ("eta", 0, 1),
-        ("guidance_scale", -1000, 1000),
-        ("norm_prior", 0, 1e6),
-        ("adam_beta1", 0, 0.999999),
-        ("adam_beta2", 0, 0.999999),
-        ("start", 0, spec.num_inference_steps - 1),
-    ]
-    for name, low, high in limits:
+    for name, (low, high) in (LIMITS | {"start": (0, spec.num_inference_steps - 1)}).items():
         # also catches NaN
         if not low <= getattr(spec, name) <= high:
             problem((name,), f"must be between {low} and {high}, not {getattr(spec, name)}")

@@ -1,4 +1,4 @@
-"""The settings of `sdo optimize`, typed; imports no torch."""
+"""The settings of `sdo optimize`, typed; imports no torch. What they mean: ``steering_meanings``."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -24,9 +24,7 @@ ONE_STEP = (AUTO, "ddim", "euler", "flow-euler")
 
 @dataclass(frozen=True)
 class ObjectiveSpec:
-    """A reward's name, ``style:FILE``, ``text:WORDS``, ``image:FILE`` or ``classifier:REWARD``; a bare name stands for
-    the whole. A negative ``weight`` lowers a reward.
-    """
+    """One wish: a reward's name, or ``kind:value`` with a kind of ``KINDS``. A bare name stands for the whole."""
 
     SHORTHAND: ClassVar[str] = "name"
 
@@ -53,17 +51,7 @@ class ObjectiveSpec:
 
 @dataclass(frozen=True)
 class Steering:
-    """One optimisation of single images; fields of sampling are named as in fine-tuning recipes.
-
-    ``start`` is the solver step whose latent is optimised (0 the initial noise); what comes before is drawn once.
-    ``images`` are pictures to begin from: one for all, or one per prompt; they are inverted with
-    ``inversion_iterations`` fixed-point iterations a step at ``inversion_guidance`` (default: guidance_scale).
-    ``variables`` of ``VARIABLES``. ``learning_rates`` are for single variables, instead of ``learning_rate``.
-    ``norm_prior`` is the weight of ReNO's log-likelihood of the latent's norm, ``renormalise`` gives latents their
-    first norm after every step (DOODL). ``patience`` steps without a better image end it, 0 never.
-    ``measures`` are rewards that only measure before and after. ``seed``: image j starts from
-    ``manual_seed(seed + j)``, as in `sdo sample`.
-    """
+    """One optimisation of single images; fields of sampling are named as in fine-tuning recipes."""
 
     model: str
     objectives: list[ObjectiveSpec]

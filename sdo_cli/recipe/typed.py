@@ -22,8 +22,19 @@ BROKEN: Any = object()
 
 def suggestion(word: str, known: list[str]) -> str:
     """``did you mean …`` or the list of what there is."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    near = nearest(word, known)
     return f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
+
+
+def nearest(word: str, known: list[str]) -> list[str]:
+    """The one it was probably meant to be; none where nothing is like it."""
+    return difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+
+
+def _explained(word: str, known: list[str], key: Key) -> str:
+    """A suggestion, and the command that says more of it."""
+    command = " ".join(["sdo recipe explain", ".".join((*key, *nearest(word, known)))]).strip()
+    return f"{suggestion(word, known)} ({command})"
 
 
 class Reader:
@@ -98,7 +109,7 @@ class Reader:
         known = [f.name for f in dataclasses.fields(schema)]
         for word in value:
             if word not in known:
-                self.problem((*key, str(word)), f"unknown key; {suggestion(str(word), known)}")
+                self.problem((*key, str(word)), f"unknown key; {_explained(str(word), known, key)}")
         given = {name: self.read(value[name], hints[name], (*key, name)) for name in known if name in value}
         for f in dataclasses.fields(schema):
             required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING

@@ -1,0 +1,509 @@
+"""What every key of a recipe means, for `sdo recipe explain` and docs/recipe.md: the one place that says it.
+
+Types, allowed words, defaults and ranges are read off the schema and the checks, lists of rules, rewards and solvers
+off their own tables.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sdo_cli.recipe.schema import (
+    GradientSpec,
+    GuardSpec,
+    LoraSpec,
+    PromptSource,
+    Recipe,
+    RewardSpec,
+    RolloutSpec,
+    ValidationSpec,
+)
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """Attributes:
+    line: one short sentence, for the table.
+    more: units, what 0 and each word mean, what goes with what.
+    example: lines of a recipe.
+    """
+
+    line: str
+    example: str
+    more: str = ""
+
+
+MEANINGS: dict[Any, dict[str, Meaning]] = {
+    Recipe: {
+        "model": Meaning(
+            "The model that is fine-tuned.",
+            "model: stable-diffusion-v1-5/stable-diffusion-v1-5",
+            "`embedded` (the small emoji model that ships with sdo), a diffusers folder, one `.safetensors` checkpoint,"
+            " or a hub id. Stable Diffusion 1.x, 2.x, XL, 3 and 3.5. Hub ids are looked up in the local cache first;"
+            " `sdo fetch RECIPE` downloads what is missing.",
+        ),
+        "rewards": Meaning(
+            "What the pictures are scored by; training raises it.",
+            "rewards: [hps, {name: aesthetic, weight: 0.02}]",
+            "A list; a bare name stands for an entry with nothing but a name. Several are added up, each times its"
+            " weight. All of them have to be differentiable. No training images are used: the model draws its own"
+            " pictures, and the rewards say which way is better.",
+        ),
+        "prompts": Meaning(
+            "What is drawn in training.",
+            "prompts: {file: animals-train.txt}",
+            "Exactly one of `file`, `lines` and `template`. Only words are needed, no pictures. They are taken in a"
+            " shuffled order, all of them before any comes again.",
+        ),
+        "kl_weight": Meaning(
+            "How strongly the model is held near the one it was.",
+            "kl_weight: 0.01",
+            "Times the mean squared difference of the network's output to that of the model without the adapter, added"
+            " to the loss (DRaFT+). 0: not held, and no cost; else one more network call for each one with gradients."
+            " Only with `train: lora`.",
+        ),
+        "description": Meaning(
+            "A line for people.", "description: HPS v2.1 on SD 1.5", "Shown by `sdo recipe list` and in the model card."
+        ),
+        "revision": Meaning("Branch, tag or commit of a model on the hub.", "revision: main", "Not given: the newest."),
+        "variant": Meaning(
+            "Which of several weight files of a model is read.",
+            "variant: fp16",
+            "`fp16` reads `….fp16.safetensors`: half the download. It is not the precision that is computed in, which"
+            " is `mixed_precision`. Not given: files without such a word, or the only ones there are.",
+        ),
+        "vae": Meaning(
+            "Another VAE in place of the model's own.",
+            "vae: madebyollin/sdxl-vae-fp16-fix",
+            "A folder or hub id. SDXL's own VAE overflows in fp16; this example is its repaired twin.",
+        ),
+        "t5": Meaning(
+            "Whether SD 3's third text encoder, T5, is used.",
+            "t5: false",
+            "`false` leaves the largest file of SD 3 out; long prompts and writing inside pictures suffer. Means"
+            " nothing to other models.",
+        ),
+        "prediction_type": Meaning(
+            "What the network predicts, where the model does not say or lies.",
+            "prediction_type: v_prediction",
+            "`epsilon`: the noise, as SD 1.x, SDXL. `v_prediction`: as SD 2.1 at 768 pixels. Not given: as the model's"
+            " scheduler config says. Needed for some single checkpoint files; pictures that are all noise or washed out"
+            " are the sign.",
+        ),
+        "seed": Meaning(
+            "Another number, other noise, prompt order and first adapter.",
+            "seed: 1",
+            "The same recipe and seed give the same run: bit for bit on one CPU process.",
+        ),
+        "output_dir": Meaning(
+            "Where run folders are put.", "output_dir: /scratch/runs", "`--out` names the run folder itself."
+        ),
+        "max_train_steps": Meaning(
+            "Optimizer steps of the run.",
+            "max_train_steps: 200",
+            "Each step draws a global batch of pictures, which is what it costs. A finished run goes on with more:"
+            " `--resume max_train_steps=400`.",
+        ),
+        "checkpointing_steps": Meaning(
+            "Every so many steps everything is saved that `--resume` needs.",
+            "checkpointing_steps: 25",
+            "0: no checkpoints. A run that is stopped by a signal or `--time-limit` saves by itself; only a run that is"
+            " killed loses what came after the last checkpoint.",
+        ),
+        "checkpoints_total_limit": Meaning(
+            "How many checkpoints are kept; older ones are removed.",
+            "checkpoints_total_limit: 1",
+            "0 keeps all of them.",
+        ),
+        "train_batch_size": Meaning(
+            "Pictures of one pass, per process.",
+            "train_batch_size: 4",
+            "Global batch = `train_batch_size` × `gradient_accumulation_steps` × processes. Short of memory: lower"
+            " this, raise the accumulation, and the result is the same; or keep it and cut the stages into"
+            " micro-batches (`gradient.score_micro_batch` …).",
+        ),
+        "gradient_accumulation_steps": Meaning(
+            "Passes whose gradients are added up for one optimizer step.",
+            "gradient_accumulation_steps: 4",
+            "Costs time, not memory. 1: each pass is a step.",
+        ),
+        "learning_rate": Meaning(
+            "AdamW's step size, after the warm-up.",
+            "learning_rate: 3e-4",
+            "Shipped recipes use 1e-4 (SD 3.5) to 1e-3 (the embedded model), not tuned; `train: full` wants much less.",
+        ),
+        "lr_scheduler": Meaning(
+            "What becomes of the learning rate after the warm-up.",
+            "lr_scheduler: cosine",
+            "`constant`: it stays. `linear`, `cosine`: it falls to 0 at `max_train_steps`.",
+        ),
+        "lr_warmup_steps": Meaning(
+            "Optimizer steps over which the learning rate rises from 0.", "lr_warmup_steps: 10", "0: none."
+        ),
+        "adam_beta1": Meaning("AdamW's memory of gradients.", "adam_beta1: 0.9", "Nearer to 1 remembers longer."),
+        "adam_beta2": Meaning(
+            "AdamW's memory of squared gradients.", "adam_beta2: 0.99", "Nearer to 1 remembers longer."
+        ),
+        "adam_weight_decay": Meaning(
+            "AdamW's pull of the weights towards 0.",
+            "adam_weight_decay: 0.01",
+            "Of a LoRA that is a pull back to the model as it was. 0: none.",
+        ),
+        "adam_epsilon": Meaning("AdamW's guard against dividing by 0.", "adam_epsilon: 1e-6"),
+        "max_grad_norm": Meaning(
+            "Longer gradients are shortened to this length.",
+            "max_grad_norm: 0.1",
+            "The length of all trained weights' gradients together, once per optimizer step; `metrics.jsonl` has it as"
+            " `grad_norm`, before shortening.",
+        ),
+        "max_skipped_steps": Meaning(
+            "After so many broken steps in a row the run gives up.",
+            "max_skipped_steps: 3",
+            "A step whose reward or gradient is not a finite number changes nothing and is counted; in fp16 single ones"
+            " are normal.",
+        ),
+        "optimizer": Meaning(
+            "AdamW, with its state in 32 or in 8 bits.",
+            "optimizer: adamw8bit",
+            "`adamw8bit` needs a GPU and the package bitsandbytes, and saves memory where much is trained"
+            " (`train: full`); with a LoRA hardly any.",
+        ),
+        "ema_decay": Meaning(
+            "Running mean of the weights, which is what is saved and drawn with.",
+            "ema_decay: 0.99",
+            "At each step the mean keeps this share of itself. 0: no running mean, the last weights count.",
+        ),
+        "train": Meaning(
+            "What is trained: an adapter, or the whole denoiser.",
+            "train: full",
+            "`lora`: a small adapter, a few megabytes (keys under `lora`). `full`: every weight of the UNet or"
+            " transformer; the run folder holds a whole pipeline. It needs four times the denoiser's memory in fp32, no"
+            " `kl_weight` and a smaller learning rate; shared out over GPUs: docs/clusters.md.",
+        ),
+        "mixed_precision": Meaning(
+            "What the frozen parts of the model compute in.",
+            "mixed_precision: bf16",
+            "`no`: fp32. `bf16`: half the memory, for Ampere GPUs and newer. `fp16`: the same for older GPUs, with a"
+            " loss scale. Trained weights stay in fp32.",
+        ),
+        "reward_precision": Meaning(
+            "What the rewards compute in.",
+            "reward_precision: bf16",
+            "`no` (fp32) unless memory is short: scores become coarser.",
+        ),
+        "gradient_checkpointing": Meaning(
+            "Recompute the denoiser's blocks in the backward pass: less memory.",
+            "gradient_checkpointing: true",
+            "Nearly free with rule `sdo`, which sends gradients through few of its calls. Rules that chain steps have"
+            " `gradient.checkpointing` as well.",
+        ),
+        "vae_checkpointing": Meaning(
+            "Recompute the VAE decoder's blocks in the backward pass: less memory.",
+            "vae_checkpointing: true",
+            "Goes well with `gradient.score_micro_batch: 1`: both are about the same stage.",
+        ),
+        "vae_tiling": Meaning(
+            "Decode pictures in overlapping tiles of at most 512 pixels: less memory.",
+            "vae_tiling: true",
+            "Pictures change a little, since a tile does not see the others. For SDXL and SD 3 on small GPUs.",
+        ),
+        "reward_checkpointing": Meaning(
+            "Recompute the rewards' layers in the backward pass: less memory.", "reward_checkpointing: true"
+        ),
+        "compile": Meaning(
+            "torch.compile for the network calls that only draw.",
+            "compile: default",
+            "torch's modes; `none`: off. The first step takes longer while it compiles, so it is for long runs."
+            " `reduce-overhead` and `max-autotune` use CUDA graphs.",
+        ),
+        "channels_last": Meaning(
+            "Lay UNet and decoder out in memory as GPUs like it.",
+            "channels_last: true",
+            "For UNets (SD 1.x, 2.x, XL) in bf16 or fp16 on a GPU; changes nothing but rounding.",
+        ),
+        "solver": Meaning(
+            "The sampler, by name.",
+            "solver: dpm++2m",
+            "`auto` looks at the kind of model. SD 1.x, 2.x and XL, whose network predicts noise or v: `ddim`. SD 3 and"
+            " 3.5, which are flow-matching models: `flow-euler`. It does not take the scheduler that the model's folder"
+            " names (often PNDM or Euler): only its noise levels are used. Train with the solver you will draw with.",
+        ),
+        "eta": Meaning(
+            "DDIM's fresh noise at every step.",
+            "eta: 1.0",
+            "0: none, the first noise decides the picture. 1: as much as DDPM adds. Only with solver `ddim`.",
+        ),
+        "num_inference_steps": Meaning(
+            "Sampling steps of a picture.",
+            "num_inference_steps: 20",
+            "A training step costs about this many network calls per picture, twice as many with guidance. Training may"
+            " draw with fewer: `rollout.num_inference_steps`.",
+        ),
+        "guidance_scale": Meaning(
+            "Classifier-free guidance, as diffusers counts it.",
+            "guidance_scale: 7.5",
+            "1: none, and each network call costs half. SD 1.5 is usually drawn with 7.5, SDXL with 5 to 7, SD 3.5 with"
+            " 4.5.",
+        ),
+        "negative_prompt": Meaning(
+            "What guidance moves away from.",
+            "negative_prompt: blurry, text",
+            "The same for every picture. Means nothing with `guidance_scale: 1`.",
+        ),
+        "height": Meaning("Pixels; the model's own by default.", "height: 768", "A multiple of 8, for SD 3 of 16."),
+        "width": Meaning("Pixels; the model's own by default.", "width: 512", "A multiple of 8, for SD 3 of 16."),
+        "gradient": Meaning("How the reward is sent back through sampling.", "gradient: {rule: sdo}"),
+        "rollout": Meaning(
+            "How training draws, where that is to cost less than sampling.",
+            "rollout: {num_inference_steps: 10}",
+            "Held-out pictures are drawn in full. Left out: training draws as it samples.",
+        ),
+        "lora": Meaning("The adapter that is trained.", "lora: {rank: 16}", "With `train: lora`."),
+        "validation": Meaning(
+            "Held-out prompts, drawn before and after with the same noise.",
+            "validation: {prompts: {file: animals-heldout.txt}, num_prompts: 32, rewards: [clip]}",
+            "What the run's before and after, its report and its pictures come from. Without `prompts`: none of it.",
+        ),
+        "guard": Meaning(
+            "Checks for over-optimisation while the run goes on.",
+            "guard: {steps: 25, prompts: {file: animals-guard.txt}, num_prompts: 16, rewards: [clip]}",
+            "A reward can be won at the pictures' cost. Each check draws prompts of its own and scores them with the"
+            " trained rewards, with rewards that are not trained on, by diversity and by distance from the model as it"
+            " was. `best/` keeps the adapter the untrained rewards liked most; when they fall, the run warns.",
+        ),
+        "trackers": Meaning(
+            "Where figures go beside `metrics.jsonl`.",
+            "trackers: [tensorboard]",
+            "accelerate's trackers, each a package of its own; none by default.",
+        ),
+    },
+    PromptSource: {
+        "file": Meaning(
+            "A file of prompts, or a shipped set.",
+            "prompts: {file: my-prompts.txt}",
+            "`.txt` (one a line), `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`. Looked up beside the recipe, then in"
+            " the current folder, then among `sdo prompts list`.",
+        ),
+        "column": Meaning(
+            "The column of a table that holds the prompts.",
+            "prompts: {file: animals.csv, column: prompt}",
+            "Not given: found by its name (prompt, text, caption …).",
+        ),
+        "lines": Meaning("The prompts themselves.", "prompts: {lines: [a tiger, a bus]}"),
+        "template": Meaning(
+            "One prompt with {names} to fill in, in all combinations.",
+            'prompts: {template: "a {color} {thing}", values: {color: [red, blue], thing: [cat, bus]}}',
+        ),
+        "values": Meaning(
+            "The words of each name in `template`.",
+            'prompts: {template: "a {thing}", values: {thing: [cat, bus]}}',
+        ),
+    },
+    RewardSpec: {
+        "name": Meaning(
+            "Which reward.",
+            "rewards: [{name: hps}]",
+            "A short name stands for the newest version. `sdo reward list` also says size and licence of the weights,"
+            " docs/plugins.md how to write one of your own. Rewards that only measure may stand in"
+            " `validation.rewards`.",
+        ),
+        "weight": Meaning(
+            "Times this, in the sum of all rewards.",
+            "rewards: [{name: hps}, {name: aesthetic, weight: 0.02}]",
+            "Rewards have different units (hps 0 to 0.4, aesthetic 0 to 10, pickscore 15 to 30): weights bring them to"
+            " one. Below 0 lowers a reward. Means nothing in `validation.rewards` and `guard.rewards`.",
+        ),
+        "loss": Meaning(
+            "What is made of the score r.",
+            "rewards: [{name: aesthetic, loss: hinge, target: 7}]",
+            "`maximize`: the higher the better, the loss is -r. `distance`: |target - r|, so it should be `target`, no"
+            " more and no less. `hinge`: max(0, target - r), as `maximize` until `target` is reached.",
+        ),
+        "target": Meaning(
+            "The score that `loss: distance` or `hinge` aims at.",
+            "rewards: [{name: colorfulness, loss: distance, target: 0.3}]",
+            "In the reward's own units. Needed by these two, refused with `maximize`.",
+        ),
+        "options": Meaning(
+            "What the reward is built with, by the reward's own names.",
+            "rewards: [{name: hps, options: {checkpoint: /models/HPS_v2.1_compressed.pt}}]",
+            "Mostly where its weights are. Left out, published weights are taken from the hub's cache; with"
+            " `model: embedded` the small embedded ones, where a reward has them.",
+        ),
+    },
+    GradientSpec: {
+        "rule": Meaning(
+            "Which gradient is taken.",
+            "gradient: {rule: drtune}",
+            "`sdo` is cheap in memory and trains all steps. The rules side by side: docs/gradients.md, and on your own"
+            " model `sdo bench`. A rule of your own: docs/plugins.md.",
+        ),
+        "options": Meaning(
+            "What the rule can be told.",
+            "gradient: {rule: sdo, options: {step_choice: uniform, steps_per_sample: 2}}",
+            "Each rule has its own; another rule's are refused. Calls are network calls of one picture, 0 the noisiest:"
+            " as many as `num_inference_steps`, with solver `pndm` one more.",
+        ),
+        "negative_gradient": Meaning(
+            "Whether gradients also flow through guidance's negative branch.",
+            "gradient: {negative_gradient: false}",
+            "`false` saves a part of the backward pass, and gives another gradient. Means nothing with"
+            " `guidance_scale: 1`.",
+        ),
+        "checkpointing": Meaning(
+            "What rules that chain steps recompute in their backward pass.",
+            "gradient: {rule: full, checkpointing: blocks}",
+            "For `full`, `draft-k` and `alignprop`. `calls`: whole network calls, least memory. `blocks`: blocks inside"
+            " each call. `none`: everything is kept, quickest, and memory grows with every call.",
+        ),
+        "rollout_micro_batch": Meaning(
+            "Pictures drawn at a time, without gradients.",
+            "gradient: {rollout_micro_batch: 2}",
+            "Smaller needs less memory and changes nothing else. 0: all `train_batch_size` of them. For rules in three"
+            " stages: not `full`, `draft-k`, `alignprop`.",
+        ),
+        "score_micro_batch": Meaning(
+            "Pictures decoded and scored at a time, with gradients.",
+            "gradient: {score_micro_batch: 1}",
+            "The first thing to set to 1 where memory is short. 0: all `train_batch_size` of them.",
+        ),
+        "shortcut_micro_batch": Meaning(
+            "Network calls with gradients at a time.",
+            "gradient: {shortcut_micro_batch: 1}",
+            "0: all pictures of `train_batch_size`.",
+        ),
+    },
+    LoraSpec: {
+        "rank": Meaning(
+            "Size of the adapter.",
+            "lora: {rank: 16}",
+            "Rank of the two matrices put beside each layer. More can learn more; the file grows with it. Shipped"
+            " recipes use 4 to 8.",
+        ),
+        "alpha": Meaning(
+            "What the adapter is multiplied with is alpha / rank.",
+            "lora: {rank: 16, alpha: 8}",
+            "0 means alpha = rank, so times 1.",
+        ),
+        "target_modules": Meaning(
+            "Names of the layers that get an adapter.",
+            "lora: {target_modules: [to_q, to_k, to_v, to_out.0, proj_in, proj_out]}",
+            "Ends of diffusers' module names. Not given: the attention projections of the model's kind.",
+        ),
+        "text_encoder": Meaning(
+            "Whether the CLIP text encoders get an adapter as well.",
+            "lora: {text_encoder: true}",
+            "They then stay in memory and are run at every network call.",
+        ),
+        "start_from": Meaning(
+            "A LoRA to go on with.",
+            "lora: {start_from: runs/hps-1}",
+            "A run folder or a file, with diffusers' or kohya's names. Rank, alpha and layers are then the file's.",
+        ),
+    },
+    ValidationSpec: {
+        "prompts": Meaning(
+            "The held-out prompts; none may be trained on.",
+            "validation: {prompts: {file: animals-heldout.txt}}",
+            "Keys as under `prompts`.",
+        ),
+        "num_prompts": Meaning(
+            "Only the first so many are drawn.",
+            "validation: {prompts: {file: animals-heldout.txt}, num_prompts: 32}",
+            "More of them: smaller error bars, and more time before and after training.",
+        ),
+        "seeds": Meaning(
+            "Pictures per prompt, each from its own noise.",
+            "validation: {prompts: {file: animals-heldout.txt}, seeds: 2}",
+        ),
+        "rewards": Meaning(
+            "Measured beside the trained ones; nothing is chosen by them.",
+            "validation: {prompts: {file: animals-heldout.txt}, rewards: [judge, clip]}",
+            "Entries as under `rewards`. A gain in a reward that was not trained on is the better evidence."
+            " `judge` is for the embedded model.",
+        ),
+        "batch_size": Meaning(
+            "Held-out pictures at a time.",
+            "validation: {prompts: {file: animals-heldout.txt}, batch_size: 4}",
+            "No gradients, so more fit than in training. The guard draws with it too.",
+        ),
+        "grid_prompts": Meaning(
+            "Of so many prompts the pictures are kept, before and after.",
+            "validation: {prompts: {file: animals-heldout.txt}, grid_prompts: 4}",
+            "The first ones, in `samples/`. 0: none.",
+        ),
+        "grid_steps": Meaning(
+            "Every so many steps these pictures are drawn in between, too.",
+            "validation: {prompts: {file: animals-heldout.txt}, grid_steps: 50}",
+            "0: before and after training only.",
+        ),
+    },
+    GuardSpec: {
+        "steps": Meaning(
+            "A check every so many optimizer steps.",
+            "guard: {steps: 25, prompts: {file: animals-guard.txt}, rewards: [clip]}",
+            "0: no checks at all, and the other keys mean nothing. A check also comes before the first and after the"
+            " last step.",
+        ),
+        "prompts": Meaning(
+            "Prompts of the checks: neither trained on nor held out for the end.",
+            "guard: {steps: 25, prompts: {file: animals-guard.txt}, rewards: [clip]}",
+            "Keys as under `prompts`.",
+        ),
+        "num_prompts": Meaning(
+            "Only the first so many are drawn.",
+            "guard: {steps: 25, prompts: {file: animals-guard.txt}, num_prompts: 16, rewards: [clip]}",
+            "At least two. Checks cost time: pictures of a check = `num_prompts` × `seeds`.",
+        ),
+        "seeds": Meaning(
+            "Pictures per prompt.",
+            "guard: {steps: 25, prompts: {file: animals-guard.txt}, seeds: 4, rewards: [clip]}",
+            "With 1 there is no diversity, which compares pictures of one prompt.",
+        ),
+        "rewards": Meaning(
+            "Rewards that are not trained on; `best/` is chosen by them.",
+            "guard: {steps: 25, prompts: {file: animals-guard.txt}, rewards: [clip]}",
+            "Entries as under `rewards`. At least one, never one that only measures.",
+        ),
+        "patience": Meaning(
+            "So many bad checks in a row are over-optimisation.",
+            "guard: {steps: 25, prompts: {file: animals-guard.txt}, rewards: [clip], patience: 2}",
+            "A check is bad when the untrained rewards are below their best so far by more than the standard error of"
+            " that difference, or the trained reward is clearly below where it began.",
+        ),
+        "stop": Meaning(
+            "Whether the run then ends, or only warns.",
+            "guard: {steps: 25, prompts: {file: animals-guard.txt}, rewards: [clip], stop: true}",
+            "`--stop-on-overoptimisation` sets it.",
+        ),
+    },
+    RolloutSpec: {
+        "num_inference_steps": Meaning(
+            "Sampling steps of training's pictures.",
+            "rollout: {num_inference_steps: 10}",
+            "0: the recipe's own `num_inference_steps`.",
+        ),
+        "skip_plan": Meaning(
+            "A plan of `sdo prune`: what training's pictures leave out of the network.",
+            "rollout: {skip_plan: prunes/dip-go-1/plan-0.80.json}",
+            "Looked up beside the recipe, then in the current folder. It was made for one model, solver and number of"
+            " steps (docs/pruning.md).",
+        ),
+        "estimator": Meaning(
+            "With a skip plan: whose gradients are taken.",
+            "rollout: {skip_plan: prunes/dip-go-1/plan-0.80.json, estimator: whole}",
+            "`exact`: those of the pruned sampler. `whole`: the whole network is run again at the calls with"
+            " gradients.",
+        ),
+        "drift_steps": Meaning(
+            "Every so many steps the same pictures are also drawn in full.",
+            "rollout: {num_inference_steps: 10, drift_steps: 20}",
+            "To see how far the cheap ones are off. 0: never.",
+        ),
+        "max_drift": Meaning(
+            "Further off than this, training draws in full from then on.",
+            "rollout: {num_inference_steps: 10, drift_steps: 20, max_drift: 0.5}",
+            "A share: the root-mean-square difference of final latents, divided by their size; 0.1 is a tenth. 0: no"
+            " limit. Needs `drift_steps`.",
+        ),
+    },
+}
