@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from sdo_cli.drawing.draw import draw_noise, make_path
 from sdo_cli.errors import RecipeFault
+from sdo_cli.finetune.batches import PromptOrder
 from sdo_cli.finetune.loop import plan_step, train
 from sdo_cli.finetune.objective import RewardObjective, WeightedReward
 from sdo_cli.finetune.prepare import only_measured, prepare
@@ -265,6 +266,17 @@ def test_accumulation_and_micro_batches_draw_the_same_global_batch():
     assert split[0][0].loss == pytest.approx(whole[0][0].loss, abs=2e-6)
     assert split[0][0].grad_norm == pytest.approx(whole[0][0].grad_norm, rel=1e-3)
     assert micro[0][0].grad_norm == pytest.approx(whole[0][0].grad_norm, rel=1e-3)
+
+
+def test_only_prompts_that_the_steps_come_to_are_encoded():
+    """A file of thousands costs a short run nothing."""
+    loaded = load_recipe("quickstart", [*TINY, "validation.prompts={}", "validation.rewards=[]"])
+    job, _ = prepare(loaded, whole_file=False)
+    order = PromptOrder(job.prompts, job.recipe.seed)
+    come_to = {order.at(position) for position in range(2 * job.global_batch)}
+    assert job.embed._kept.keys() == come_to and len(come_to) == 4 < len(job.prompts)
+    assert order.first(len(job.prompts) + 1) == job.prompts
+    list(train(job))
 
 
 def test_steps_are_stratified_over_the_global_batch():

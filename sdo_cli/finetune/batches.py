@@ -17,5 +17,13 @@ class PromptOrder:
     def at(self, position: int) -> str:
         """The prompt of the ``position``-th sample of the run, counted over all steps."""
         epoch, place = divmod(position, len(self.prompts))
-        order = torch.randperm(len(self.prompts), generator=keyed_generator(self.seed, "prompt-order", epoch))
-        return self.prompts[int(order[place])]
+        return self.prompts[int(self._epoch(epoch)[place])]
+
+    def first(self, count: int) -> list[str]:
+        """The prompts of the first ``count`` samples, each once."""
+        if count >= len(self.prompts):
+            return self.prompts
+        return [self.prompts[place] for place in self._epoch(0)[:count].tolist()]
+
+    def _epoch(self, epoch: int) -> torch.Tensor:
+        return torch.randperm(len(self.prompts), generator=keyed_generator(self.seed, "prompt-order", epoch))

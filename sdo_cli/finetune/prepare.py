@@ -9,6 +9,7 @@ from sdo_cli.drawing.draw import draw_settings
 from sdo_cli.drawing.prompts import PromptEmbeddings
 from sdo_cli.drawing.rollouts import rollout_plan, rollout_settings, rollout_skips
 from sdo_cli.errors import RecipeFault
+from sdo_cli.finetune.batches import PromptOrder
 from sdo_cli.finetune.loop import Job, make_plan
 from sdo_cli.finetune.lora import add_lora, train_everything, trainable
 from sdo_cli.finetune.objective import WeightedReward
@@ -27,18 +28,21 @@ from sdo_cli.seeding import keyed_generator
 from sdo_cli.weights.needs import explaining, reward_options
 
 
-def prepare(loaded: LoadedRecipe, world: World = SINGLE) -> tuple[Job, Validation | None]:
+def prepare(loaded: LoadedRecipe, world: World = SINGLE, *, whole_file: bool = True) -> tuple[Job, Validation | None]:
     """Load models and rewards and put the adapter in; nothing is written.
 
     Prompts are encoded first and the text encoders freed, unless they are trained.
+
+    Args:
+        whole_file: False encodes only the prompts that the recipe's steps come to: none of a later step may be drawn.
     """
     if world.dealt_out:
         check_shardable(loaded.recipe, "FSDP" if world.sharded else "DeepSpeed")
     with explaining(loaded.recipe, loaded.given):
-        return _load_all(loaded, world)
+        return _load_all(loaded, world, whole_file)
 
 
-def _load_all(loaded: LoadedRecipe, world: World) -> tuple[Job, Validation | None]:
+def _load_all(loaded: LoadedRecipe, world: World, whole_file: bool) -> tuple[Job, Validation | None]:
     recipe, device = loaded.recipe, pick_device()
     prompts, held_out = loaded.prompts(recipe.prompts), held_out_prompts(loaded)
     family = fresh_family(recipe)
@@ -48,7 +52,8 @@ def _load_all(loaded: LoadedRecipe, world: World) -> tuple[Job, Validation | Non
         add_lora(family, recipe.lora, seed=recipe.seed)
     embed = PromptEmbeddings(family)
     if not recipe.lora.text_encoder:
-        embed.prepare([*prompts, *held_out, *guard_prompts(loaded)], recipe.negative_prompt, device)
+        drawn = prompts if whole_file else _drawn(prompts, recipe, world)
+        embed.prepare([*drawn, *held_out, *guard_prompts(loaded)], recipe.negative_prompt, device)
     if world.sharding is not None:
         # before the move: no device ever holds the whole network
         world.sharding.shard(family.denoiser, device, dtype_of(recipe.mixed_precision))
@@ -65,6 +70,11 @@ def _load_all(loaded: LoadedRecipe, world: World) -> tuple[Job, Validation | Non
     check_plan(job)
     world.make_same(job.parameters)
     return job, _prepare_validation(job, held_out)
+
+
+def _drawn(prompts: list[str], recipe: Recipe, world: World) -> list[str]:
+    """Those that training comes to: of a file of thousands often a few."""
+    return PromptOrder(prompts, recipe.seed).first(recipe.max_train_steps * recipe.global_batch(world.size))
 
 
 def cheap_rollouts(loaded: LoadedRecipe, family: Family) -> Rollouts | None:

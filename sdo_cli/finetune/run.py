@@ -79,7 +79,7 @@ def finetune(
     """
     begin = find(loaded, folder, reporter, world) if resume else None
     reporter.note(overview(loaded, begin.step if begin else 0))
-    job, validation = prepare(loaded, world)
+    job, validation = prepare(loaded, world, whole_file=False)
     guard = make_guard(loaded, job, validation)
     for spec in (*loaded.recipe.rewards, *loaded.recipe.validation.rewards):
         if spec.name in rewards.SHORT:
