@@ -583,8 +583,12 @@ def test_three_stage_refuses_chained_plans():
         three_stage(path, full(8, 4, path.coefficients, generator()), objective)
 
 
-@pytest.mark.parametrize("choice", ["stratified", "uniform", "per-batch", "weight-proportional", "late-biased"])
-@pytest.mark.parametrize("k", [1, 3, 8])
+CHOICES = ("stratified", "uniform", "per-batch", "weight-proportional", "late-biased")
+
+
+@pytest.mark.parametrize(
+    ("choice", "k"), [*((choice, 1) for choice in CHOICES), *zip(CHOICES, (3, 8, 3, 3, 8), strict=True)]
+)
 def test_calls_come_up_as_often_as_their_probability_says(choice, k):
     _, path = toy_path("ddim")
     c = path.coefficients
