@@ -549,6 +549,7 @@ def test_a_run_folder_brings_model_sampling_and_prompts(tmp_path, lora):
     found = sdo("eval", "--lora", "run", "--out", "e", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     assert "model, sampling and rewards as in run/resolved.yaml" in found.stderr
+    assert "; 4 parts: 4 images (base, run), clip-score, judge, report" in found.stderr
     settings = json.loads((tmp_path / "e" / "settings.json").read_text())
     assert settings["settings"]["draw"]["num_inference_steps"] == 2 and settings["trained_on"] == ["clip-score"]
     assert [v["name"] for v in settings["variants"]] == ["base", "run"] and list(settings["rewards"]) == [

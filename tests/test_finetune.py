@@ -20,6 +20,7 @@ from sdo_cli.errors import RecipeFault
 from sdo_cli.finetune.batches import PromptOrder
 from sdo_cli.finetune.loop import plan_step, train
 from sdo_cli.finetune.objective import RewardObjective, WeightedReward
+from sdo_cli.finetune.overview import parts_of
 from sdo_cli.finetune.prepare import only_measured, prepare
 from sdo_cli.gradients.one_graph import one_graph
 from sdo_cli.gradients.outcome import Terms
@@ -148,6 +149,16 @@ def test_the_run_has_a_page_of_its_own(run_folder, tmp_path):
     (stopped / "heldout_prompts.jsonl").write_text("".join(json.dumps(f"#{line}") + "\n" for line in lines))
     done = entry.run(["report", str(stopped)])
     assert done.returncode == 0 and f"#{lines[1]}" in (stopped / "report.html").read_text(), done.stderr
+
+
+def test_the_parts_of_a_run_are_those_that_follow():
+    assert parts_of(load_recipe("quickstart")) == [
+        "256 held-out prompts before", "120 steps", "the same prompts after", "report",
+    ]  # fmt: skip
+    assert parts_of(load_recipe("quickstart"), 40) == ["steps 41 to 120", "256 held-out prompts after", "report"]
+    assert parts_of(load_recipe("quickstart"), 120) == ["256 held-out prompts after", "report"]
+    guarded = parts_of(load_recipe("guarded", ["max_train_steps=1", "guard.steps=1", "validation.num_prompts=3"]))
+    assert guarded[:2] == ["3 held-out prompts before", "1 step with a check every 1"]
 
 
 def test_one_prompt_has_no_standard_error_and_the_json_is_json(tmp_path):
