@@ -23,6 +23,7 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    PreTrainedTokenizerBase,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -195,6 +196,21 @@ def make_small(kind: str, folder: Path, seed: int = 0) -> Path:
     for leftover in ("work", "work2"):
         shutil.rmtree(folder / leftover, ignore_errors=True)
     return target
+
+
+def read_tokenizers_once(root: Path) -> None:
+    """From here on those under ``root``, where nobody writes: 50,000 words are most of what a small pipeline loads."""
+    real, kept = vars(PreTrainedTokenizerBase)["from_pretrained"].__func__, {}
+
+    def from_pretrained(cls, folder, *words, **options):
+        if not Path(folder).is_relative_to(root):
+            return real(cls, folder, *words, **options)
+        key = (cls, str(folder), str(options.get("subfolder")))
+        if key not in kept:
+            kept[key] = real(cls, folder, *words, **options)
+        return kept[key]
+
+    PreTrainedTokenizerBase.from_pretrained = classmethod(from_pretrained)
 
 
 def plain(folder, **options):
