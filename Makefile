@@ -35,7 +35,7 @@ demo: $(BIN)/.installed  ## fine-tune the embedded model with SDO; ends with fig
 
 test: $(BIN)/.developing  ## all tests but the slow ones
 	@echo "== the tests, in two processes; a dot for each"
-	@$(call HEARTBEAT,testing); $(BIN)/python -m pytest -n 2 -q
+	@$(call HEARTBEAT,testing); $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 test-slow: $(BIN)/.developing  ## what takes minutes: the gain on held-out prompts and its controls, the built wheel
 	$(BIN)/python -m pytest -q -m slow
