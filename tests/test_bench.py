@@ -283,7 +283,7 @@ def command(*arguments, cwd=None):
 
 
 def test_the_whole_command(tmp_path, words, monkeypatch):
-    """Memory is measured in a process of its own: of one rule, as a new Python takes ten seconds to import everything."""
+    """Memory is measured in a process of its own: of one rule, as a new Python has ten seconds of imports."""
 
     def child(words, **options):
         if '"variant": "sdo"' in words[-1]:

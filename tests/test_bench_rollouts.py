@@ -30,8 +30,6 @@ from sdo_cli.prune.baselines import every
 from sdo_cli.recipe.load import load_recipe
 from sdo_cli.skipping.skip_plan import SkipPlan
 
-
-
 SMALL = ["num_inference_steps=6", "train_batch_size=2", "guidance_scale=3", "validation.num_prompts=4"]
 
 

@@ -265,7 +265,9 @@ def test_rewards_and_loras_can_be_added_later(tmp_path, lora, model):
     evaluate(job(model), tmp_path / "e", Silent(), batch_size=4)
     first = (tmp_path / "e" / "base" / "00000_00.png").stat()
     more = job(
-        model, *variants_of([str(lora)], [1.0], base=True), rewards=REWARDS | {"colorfulness": RewardSpec("colorfulness")}
+        model,
+        *variants_of([str(lora)], [1.0], base=True),
+        rewards=REWARDS | {"colorfulness": RewardSpec("colorfulness")},
     )
     tree = evaluate(more, tmp_path / "e", Silent(), batch_size=4)
     assert (tmp_path / "e" / "base" / "00000_00.png").stat() == first

@@ -52,7 +52,7 @@ class BenchSettings:
 def run_bench(
     settings: BenchSettings, loaded: dict[Variant, LoadedRecipe], folder: Path, reporter: Reporter
 ) -> BenchResult:
-    """Measure and write ``bench.json`` and a plot of each part into ``folder``, anew after every part and training run."""
+    """Measure; write ``bench.json`` and a plot of each part into ``folder``, anew after every part and training run."""
     started = now()
     bench = open_workbench(loaded)
     new_adapter(bench, seed=0, moved=MOVED)
