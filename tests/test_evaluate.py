@@ -551,8 +551,8 @@ def test_a_run_folder_brings_model_sampling_and_prompts(tmp_path, lora, model):
         (lora / "pytorch_lora_weights.safetensors").read_bytes()
     )
     (tmp_path / "run" / "resolved.yaml").write_text(
-        f"model: {model.model}\nrewards: [{{name: clip, options: {{model: embedded}}}}]\nprompts: {{lines: [a tiger]}}\n"
-        "num_inference_steps: 2\nguidance_scale: 1\n"
+        f"model: {model.model}\nrewards: [{{name: clip, options: {{model: embedded}}}}]\n"
+        "prompts: {lines: [a tiger]}\nnum_inference_steps: 2\nguidance_scale: 1\n"
         "validation: {prompts: {lines: [a rose on a white background, a cat on a pink background]}, rewards: [judge]}\n"
     )
     found = sdo("eval", "--lora", "run", "--out", "e", cwd=tmp_path)
