@@ -41,8 +41,7 @@ EXACT = {solver: 2e-13 if TOLERANCE[solver] == 1e-9 else 2e-6 for solver in CONF
 
 
 @pytest.mark.parametrize("solver", CONFIGS)
-@pytest.mark.parametrize("steps", [5, 20])
-@pytest.mark.parametrize("start", [0, 3])
+@pytest.mark.parametrize(("steps", "start"), [(5, 0), (20, 3)])
 def test_final_latent_is_rebuilt_from_outputs(solver, steps, start):
     _, path = toy_path(solver, steps, scale=3.0, start=start)
     x_N, outputs = outputs_of(path)

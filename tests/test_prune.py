@@ -136,26 +136,28 @@ def some_gates(setting, seed=0):
     return torch.cat([torch.ones_like(gates[:1]), gates[1:].round()])
 
 
-@pytest.mark.parametrize("distance", DISTANCES)
-def test_full_gradients_are_those_of_finite_differences(setting64, in_float64, distance):
-    wanted = SearchSettings(gradients="full", distance=distance)
-    gates = some_gates(setting64).requires_grad_()
-    full_update(setting64, wanted, 0, gates)
+def test_full_gradients_are_those_of_finite_differences(setting64, in_float64):
+    """Of every distance, each moved image decoded once."""
     path = setting64.update_path(0, 1)
     full = setting64.family.decode(sample_latents(path))
 
-    def value_of(moved):
-        with torch.no_grad():
-            x_N = gated_latents(path, setting64.family.skippable("blocks"), setting64.wiring.units, moved)
-            return DISTANCES[distance](setting64.family.decode(x_N), full).mean().item()
+    @torch.no_grad()
+    def values_of(moved):
+        x_N = gated_latents(path, setting64.family.skippable("blocks"), setting64.wiring.units, moved)
+        images = setting64.family.decode(x_N)
+        return torch.stack([distance(images, full).mean() for distance in DISTANCES.values()])
 
     entries = [(1, 0), (1, 4), (2, 2), (3, 1), (3, len(setting64.wiring.units) - 1)]
-    found = differences(value_of, gates.detach(), entries)
-    size = gates.grad.abs().max().item()
-    assert size > 0
-    assert all(abs(gates.grad[entry].item() - value) <= 1e-5 * size for entry, value in found.items())
-    # the first call's gates do nothing
-    assert bool((gates.grad[0] == 0).all())
+    found = differences(values_of, some_gates(setting64), entries)
+    for number, distance in enumerate(DISTANCES):
+        gates = some_gates(setting64).requires_grad_()
+        full_update(setting64, SearchSettings(gradients="full", distance=distance), 0, gates)
+        size = gates.grad.abs().max().item()
+        assert size > 0
+        for place, values in found.items():
+            assert abs(gates.grad[place].item() - values[number].item()) <= 1e-5 * size, distance
+        # the first call's gates do nothing
+        assert bool((gates.grad[0] == 0).all())
 
 
 def test_shortcut_gradients_are_those_of_the_linear_path(setting64, in_float64, monkeypatch):
@@ -234,22 +236,22 @@ def test_gates_of_zero_and_one_are_the_skip_plan(small):
 
 
 @pytest.fixture(scope="module")
-def setting():
-    source = ModelSource("embedded")
+def setting(small):
+    source = ModelSource(str(small("sd15")))
     family = load_family(source, dtype=torch.float32)
     family.to(torch.device("cpu"), torch.float32)
     settings = DrawSettings(num_inference_steps=6, guidance_scale=3.0)
-    prompts = ["a tiger on a teal background", "a red apple on a grey background", "a bus on a blue background"]
-    return Setting(family, source, PromptEmbeddings(family), settings, prompts)
+    return Setting(family, source, PromptEmbeddings(family), settings, PROMPTS)
 
 
 @pytest.mark.parametrize("gradients", ["shortcut", "full", "one-step"])
 def test_a_search_drops_what_costs_and_is_the_same_again(setting, gradients):
-    wanted = SearchSettings("attention", gradients, updates=8, live_calls=2, learning_rate=0.3)
-    first, second = list(search(setting, wanted)), list(search(setting, wanted))
+    few = replace(setting, settings=replace(setting.settings, num_inference_steps=4))
+    wanted = SearchSettings("attention", gradients, updates=4, live_calls=2, learning_rate=0.3)
+    first, second = list(search(few, wanted)), list(search(few, wanted))
     assert first[0].kept == 1.0 and first[-1].kept < 0.9
     assert torch.equal(first[-1].scores, second[-1].scores)
-    assert [update.number for update in first] == list(range(1, 9))
+    assert [update.number for update in first] == list(range(1, 5))
 
 
 def test_without_sparsity_nothing_is_dropped(setting):
@@ -353,7 +355,8 @@ def test_controls_have_as_much_computation_at_most(setting):
     assert {arm.name.rstrip("0123456789. -") for arm in arms} == {
         "ddim", "dpm++2m", "optimal-steps", "pairwise-steps", "uniform", "deepcache", "random"
     }  # fmt: skip
-    found = {item.arm.name: item for item in measure(setting, arms, setting.prompts, {}, reporter=Silent(), rounds=1)}
+    measured = measure(setting, arms, setting.prompts, {}, reporter=Silent(), rounds=1, batch_size=3)
+    found = {item.arm.name: item for item in measured}
     full = found["full"]
     assert full.kept == 1.0 and full.values["ssim"].mean() == pytest.approx(1)
     assert all(item.kept <= 0.5 + 1e-9 and item.speed_up[0] > 0 for name, item in found.items() if name != "full")
@@ -367,7 +370,7 @@ def test_controls_of_chosen_steps_and_of_a_solver_with_an_extra_call(setting):
     pndm = replace(setting, settings=replace(setting.settings, solver="pndm"))
     for other in (chosen, pndm):
         arms = controls(other, [0.4])
-        found = list(measure(other, arms, other.prompts, {}, reporter=Silent(), rounds=1))
+        found = list(measure(other, arms, other.prompts[:2], {}, reporter=Silent(), rounds=0, batch_size=2))
         assert all(item.kept <= 0.6 + 1e-9 for item in found[1:])
     # pndm makes a call more than steps
     assert "pndm-3" in [arm.name for arm in controls(pndm, [0.4])]
@@ -396,23 +399,32 @@ def test_kept_is_counted_flops(setting):
 
 
 @pytest.fixture(scope="module")
-def pruned(tmp_path_factory):
-    """A folder of `sdo prune`, dip-go on the embedded model."""
+def model(small):
+    """Words of a command that name a small model."""
+    return "-m", str(small("sd15"))
+
+
+@pytest.fixture(scope="module")
+def mine(model):
+    return *model, "-p", "mine.txt"
+
+
+@pytest.fixture(scope="module")
+def pruned(mine, tmp_path_factory):
+    """A folder of `sdo prune`, dip-go on a small model."""
     where = tmp_path_factory.mktemp("prune")
-    (where / "mine.txt").write_text(
-        "".join(f"a {name} on a teal background\n" for name in ("tiger", "bus", "dog", "cat", "rose", "bee"))
-    )
+    (where / "mine.txt").write_text("".join(f"a {name} on the cat\n" for name in ("tiger", "bus", "dog", "rose")))
     done = sdo(
-        "prune", "-p", "mine.txt", "--steps", "6", "--guidance", "3", "--ratio", "0.6", "--ratio", "0.4",
-        "--updates", "6", "--lr", "0.4", "--live-calls", "2", "--num-prompts", "3", "--rounds", "1",
-        "--reward", "clip", "--out", "found",
+        "prune", *mine, "--steps", "5", "--guidance", "3", "--ratio", "0.6", "--ratio", "0.4",
+        "--updates", "4", "--lr", "0.4", "--live-calls", "2", "--num-prompts", "2", "--rounds", "1",
+        "--batch-size", "2", "--reward", "colorfulness", "--out", "found",
         cwd=where,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return where, done
 
 
-def test_prune_writes_plans_scores_and_figures(pruned):
+def test_prune_writes_plans_scores_and_figures(pruned, model):
     where, done = pruned
     folder = where / "found"
     assert {path.name for path in folder.iterdir()} == {
@@ -421,74 +433,72 @@ def test_prune_writes_plans_scores_and_figures(pruned):
     }  # fmt: skip
     plan = load_plan(folder / "plan-0.60.json")
     assert plan.cost["kept"] <= 0.4 and plan.made_by["method"] == "dip-go"
-    assert plan.quality["clip-score"]["difference"] and plan.quality["prompts"] == 3
-    assert len((folder / "search.jsonl").read_text().splitlines()) == 6
+    assert plan.quality["colorfulness"]["difference"] and plan.quality["prompts"] == 2
+    assert len((folder / "search.jsonl").read_text().splitlines()) == 4
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["status"] == "finished"
     searched, measured = manifest["job"]["prompts"], manifest["job"]["measure"]["prompts"]
-    assert len(searched) == len(measured) == 3 and not set(searched) & set(measured)
+    assert len(searched) == len(measured) == 2 and not set(searched) & set(measured)
     assert "dip-go 0.6" in done.stdout and "ddim-2" in done.stdout and "--skip-plan found/plan-0.40.json" in done.stdout
     assert Image.open(folder / "measures.png").width > 600
     figures = json.loads((folder / "measures.json").read_text())
     assert sum(unit["share"] for unit in figures["units"].values()) == pytest.approx(1, abs=0.01)
     arm = next(arm for arm in figures["arms"] if arm["name"] == "dip-go 0.6")
-    network = arm["cost"]["kept"] * 2 * 6 * figures["call"]["gflops"]
-    # both branches of six calls, and the decoder
-    assert arm["cost"]["image_gflops"] == pytest.approx(network + decode_flops(ModelSource("embedded")) / 1e9)
+    network = arm["cost"]["kept"] * 2 * 5 * figures["call"]["gflops"]
+    # both branches of five calls, and the decoder
+    assert arm["cost"]["image_gflops"] == pytest.approx(network + decode_flops(ModelSource(model[1])) / 1e9)
 
 
-def test_other_ratios_come_from_the_same_scores(pruned):
+def test_other_ratios_come_from_the_same_scores(pruned, mine):
     where, _ = pruned
     done = sdo(
-        "prune", "-p", "mine.txt", "--steps", "6", "--guidance", "3", "--ratio", "0.5", "--scores", "found",
+        "prune", *mine, "--steps", "5", "--guidance", "3", "--ratio", "0.5", "--scores", "found",
         "--num-prompts", "0", "--out", "again", cwd=where,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "search" not in done.stderr
     assert load_plan(where / "again/plan-0.50.json").made_by["ratio"] == 0.5
-    wrong = sdo(
-        "prune", "-p", "mine.txt", "--steps", "7", "--scores", "found", "--num-prompts", "0", "--out", "b", cwd=where
-    )
+    wrong = sdo("prune", *mine, "--steps", "7", "--scores", "found", "--num-prompts", "0", "--out", "b", cwd=where)
     assert wrong.returncode == 2 and "are of another num_inference_steps" in wrong.stderr
 
 
-def test_sample_uses_a_plan_and_takes_its_steps(pruned):
+def test_sample_uses_a_plan_and_takes_its_steps(pruned, model):
     where, _ = pruned
-    done = sdo("sample", "a tiger", "--skip-plan", "found/plan-0.60.json", "--guidance", "3", "--out", "s", cwd=where)
+    words = ("sample", "a tiger", *model)
+    done = sdo(*words, "--skip-plan", "found/plan-0.60.json", "--guidance", "3", "--out", "s", cwd=where)
     assert done.returncode == 0, done.stderr
     text = Image.open(where / "s/00000.png").text["parameters"]
-    assert "Steps: 6" in text and f"Skip plan: {load_plan(where / 'found/plan-0.60.json').fingerprint}" in text
-    full = sdo("sample", "a tiger", "--steps", "6", "--guidance", "3", "--out", "f", cwd=where)
+    assert "Steps: 5" in text and f"Skip plan: {load_plan(where / 'found/plan-0.60.json').fingerprint}" in text
+    full = sdo(*words, "--steps", "5", "--guidance", "3", "--out", "f", cwd=where)
     assert full.returncode == 0
     pixels = [np.asarray(Image.open(where / name / "00000.png")) for name in ("s", "f")]
     assert not np.array_equal(*pixels)
-    other = sdo("sample", "a tiger", "--skip-plan", "found/plan-0.60.json", "--steps", "9", "--out", "o", cwd=where)
-    assert other.returncode == 2 and "--steps 9: found/plan-0.60.json was made for 6" in other.stderr
+    other = sdo(*words, "--skip-plan", "found/plan-0.60.json", "--steps", "9", "--out", "o", cwd=where)
+    assert other.returncode == 2 and "--steps 9: found/plan-0.60.json was made for 5" in other.stderr
     assert not (where / "o").exists()
 
 
-def test_sample_refuses_a_plan_of_another_model(pruned, small):
+def test_sample_refuses_a_plan_of_another_model(pruned, model):
     where, _ = pruned
-    plan = "found/plan-0.60.json"
-    done = sdo("sample", "the cat", "--model", str(small("sd15")), "--skip-plan", plan, "--out", "o", cwd=where)
-    assert done.returncode == 2 and "made for embedded, whose denoiser is built otherwise" in done.stderr
+    done = sdo("sample", "the cat", "--skip-plan", "found/plan-0.60.json", "-q", "--out", "o", cwd=where)
+    assert done.returncode == 2 and f"made for {model[1]}, whose denoiser is built otherwise" in done.stderr
     assert len(done.stderr.strip().splitlines()) <= 2
 
 
-def test_eval_draws_everything_with_a_plan_too(pruned):
+def test_eval_draws_everything_with_a_plan_too(pruned, model, mine):
     where, _ = pruned
-    words = ["eval", "-p", "mine.txt", "--skip-plan", "found/plan-0.60.json", "--guidance", "3", "--rewards", "clip"]
+    words = ["eval", *mine, "--skip-plan", "found/plan-0.60.json", "--guidance", "3", "--rewards", "colorfulness"]
     done = sdo(*words, "--no-embedding", "--out", "e", cwd=where)
     assert done.returncode == 0, done.stderr
     tree = json.loads((where / "e/summary.json").read_text())
     assert list(tree["variants"]) == ["base", "base+plan-0.60"]
-    assert tree["settings"]["draw"]["num_inference_steps"] == 6
-    assert "difference" in tree["differences"]["base+plan-0.60"]["clip-score"]
+    assert tree["settings"]["draw"]["num_inference_steps"] == 5
+    assert "difference" in tree["differences"]["base+plan-0.60"]["colorfulness"]
     # the same images again from what the PNG and the plan say
     item = json.loads((where / "e/base+plan-0.60/metadata.jsonl").read_text().splitlines()[0])
     again = sdo(
-        "sample", item["prompt"], "--seed", str(item["seed"]), "--skip-plan", "found/plan-0.60.json", "--guidance", "3",
-        "--out", "again-e", cwd=where,
+        "sample", item["prompt"], *model, "--seed", str(item["seed"]), "--skip-plan", "found/plan-0.60.json",
+        "--guidance", "3", "--out", "again-e", cwd=where,
     )  # fmt: skip
     assert again.returncode == 0
     gap = np.asarray(Image.open(where / "again-e/00000.png")).astype(int) - np.asarray(
@@ -497,7 +507,7 @@ def test_eval_draws_everything_with_a_plan_too(pruned):
     assert np.abs(gap).max() <= 1
     changed = json.loads((where / "found/plan-0.60.json").read_text())
     changed["runs"][-1] = "1" * len(changed["units"])
-    changed["runs"] = changed["runs"][:1] + ["1" * len(changed["units"])] * 5
+    changed["runs"] = changed["runs"][:1] + ["1" * len(changed["units"])] * 4
     (where / "plan-0.60.json").write_text(json.dumps(changed))
     words[words.index("found/plan-0.60.json")] = "plan-0.60.json"
     other = sdo(*words, "--no-embedding", "--out", "e", cwd=where)
@@ -505,42 +515,51 @@ def test_eval_draws_everything_with_a_plan_too(pruned):
 
 
 @pytest.mark.parametrize("method", ["uniform", "optimal-steps"])
-def test_methods_without_a_search(pruned, method):
+def test_methods_without_a_search(pruned, model, mine, method):
     where, _ = pruned
-    words = ("--steps", "6", "--guidance", "3", "--ratio", "0.5", "--num-prompts", "0", "--out", method)
-    done = sdo("prune", "-p", "mine.txt", "--method", method, *words, cwd=where)
+    words = ("--steps", "5", "--guidance", "3", "--ratio", "0.5", "--num-prompts", "0", "--out", method)
+    done = sdo("prune", *mine, "--method", method, *words, cwd=where)
     assert done.returncode == 0, done.stderr
     plan = f"{method}/plan-0.50.json"
-    drawn = sdo("sample", "a tiger", "--skip-plan", plan, "--guidance", "3", "--out", f"s-{method}", cwd=where)
+    drawn = sdo("sample", "a tiger", *model, "--skip-plan", plan, "--guidance", "3", "--out", f"s-{method}", cwd=where)
     assert drawn.returncode == 0, drawn.stderr
     if method == "optimal-steps":
-        assert "Steps: 3" in Image.open(where / f"s-{method}/00000.png").text["parameters"]
+        assert "Steps: 2" in Image.open(where / f"s-{method}/00000.png").text["parameters"]
         # chosen steps, and blocks of those steps skipped
         both = sdo(
-            "prune", "-p", "mine.txt", "--schedule", plan, "--guidance", "3", "--ratio", "0.3", "--updates", "5",
+            "prune", *mine, "--schedule", plan, "--guidance", "3", "--ratio", "0.3", "--updates", "2",
             "--live-calls", "1", "--num-prompts", "0", "--out", "both", cwd=where,
         )  # fmt: skip
         assert both.returncode == 0, both.stderr
         found = load_plan(where / "both/plan-0.30.json")
         assert found.made_for.timesteps == load_plan(where / plan).made_for.timesteps and not bool(found.runs.all())
-        drawn = sdo("sample", "a tiger", "--skip-plan", "both/plan-0.30.json", "--out", "s-both", cwd=where)
+        drawn = sdo("sample", "a tiger", *model, "--skip-plan", "both/plan-0.30.json", "--out", "s-both", cwd=where)
         assert drawn.returncode == 0, drawn.stderr
 
 
-def test_a_schedule_has_steps_of_its_own_and_their_solver(pruned):
+def test_the_embedded_model_is_measured_by_the_embedded_clip(pruned):
     where, _ = pruned
-    words = ("prune", "-p", "mine.txt", "--num-prompts", "0", "--guidance", "3", "--updates", "2", "--live-calls", "1")
+    words = ("--steps", "5", "--ratio", "0.5", "--method", "uniform", "--no-controls", "--rounds", "1")
+    more = ("--num-prompts", "2", "--batch-size", "2", "--reward", "clip", "--out", "clip")
+    done = sdo("prune", "-p", "mine.txt", *words, *more, cwd=where)
+    assert done.returncode == 0, done.stderr
+    assert load_plan(where / "clip/plan-0.50.json").quality["clip-score"]["difference"]
+
+
+def test_a_schedule_has_steps_of_its_own_and_their_solver(pruned, mine):
+    where, _ = pruned
+    words = ("prune", *mine, "--num-prompts", "0", "--guidance", "3", "--updates", "2", "--live-calls", "1")
     done = sdo(*words, "--schedule", "found/plan-0.60.json", "--out", "no", cwd=where)
     assert done.returncode == 2 and "found/plan-0.60.json has no steps of its own" in done.stderr
-    made = ("--method", "pairwise-steps", "--steps", "6", "--ratio", "0.5", "--out", "pairs")
-    assert sdo(*words[:7], *made, cwd=where).returncode == 0
+    made = ("--method", "pairwise-steps", "--steps", "5", "--ratio", "0.5", "--out", "pairs")
+    assert sdo(*words[:9], *made, cwd=where).returncode == 0
     done = sdo(*words, "--schedule", "pairs/plan-0.50.json", "--solver", "euler", "--out", "no", cwd=where)
     assert done.returncode == 2 and "were chosen for the solver ddim" in done.stderr and not (where / "no").exists()
 
 
-def test_an_interrupted_search_can_be_used(pruned):
+def test_an_interrupted_search_can_be_used(pruned, mine):
     where, _ = pruned
-    words = ["prune", "-p", "mine.txt", "--steps", "6", "--guidance", "3", "--num-prompts", "0", "--live-calls", "2"]
+    words = ["prune", *mine, "--steps", "5", "--guidance", "3", "--num-prompts", "0", "--live-calls", "2"]
     process = forked.Forked([*words, "--updates", "100000", "--out", "cut"], cwd=where)
     until = time.monotonic() + 120
     while not (where / "cut/search.jsonl").exists() and time.monotonic() < until:
@@ -564,7 +583,7 @@ BAD = {
     "decimals": (["-p", "mine.txt", "--ratio", "0.875"], "--ratio: 0.875 has more than two decimals"),
     "others": (["-p", "mine.txt", "--method", "uniform", "--scores", "found"], "--method uniform makes none"),
     "searched on": (
-        ["-p", "mine.txt", "--steps", "6", "--scores", "found", "--measure-on", "searched.txt"],
+        ["-p", "mine.txt", "-m", "small", "--steps", "5", "--scores", "found", "--measure-on", "searched.txt"],
         "2 of the prompts to measure on were searched on",
     ),
     "nan": (["-p", "mine.txt", "--ratio", "nan"], "--ratio: must be at least 0 and below 1"),
@@ -580,12 +599,12 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_sentence_and_code_2(pruned, case):
+def test_bad_input_is_one_sentence_and_code_2(pruned, model, case):
     where, _ = pruned
     (where / "one.txt").write_text("a tiger\n")
     searched = json.loads((where / "found/manifest.json").read_text())["job"]["prompts"]
     (where / "searched.txt").write_text("\n".join(searched[:2]) + "\n")
     words, said = BAD[case]
-    done = sdo("prune", *words, cwd=where)
+    done = sdo("prune", *(model[1] if word == "small" else word for word in words), cwd=where)
     assert done.returncode == 2 and said in done.stderr, done.stderr
     assert "Traceback" not in done.stderr

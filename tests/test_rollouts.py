@@ -4,6 +4,7 @@ import json
 import os
 import re
 from dataclasses import replace
+from functools import cache
 
 import entry
 import pytest
@@ -20,13 +21,12 @@ from sdo_cli.prune.baselines import uniform
 from sdo_cli.prune.ratios import Budget
 from sdo_cli.recipe.load import load_recipe
 from sdo_cli.sampling.coefficients import coefficients_of
-from sdo_cli.skipping.skip_plan import MadeFor, SkipPlan, load_plan
+from sdo_cli.skipping.skip_plan import SkipPlan, load_plan
 
 RECIPE = """
-model: embedded
-rewards: [clip-score]
-prompts: {lines: [a tiger on a teal background, a bus on a white background, a rose on a blue background]}
-max_train_steps: 4
+rewards: [colorfulness]
+prompts: {lines: [a tiger on the cat, a bus on the dog, a rose on a cat]}
+max_train_steps: 3
 train_batch_size: 2
 num_inference_steps: 6
 guidance_scale: 2.0
@@ -41,10 +41,10 @@ def sdo(*arguments, cwd):
 
 
 @pytest.fixture(scope="module")
-def where(tmp_path_factory):
+def where(small, tmp_path_factory):
     """A recipe beside a plan that repeats every second call, and one that skips inner blocks."""
     folder = tmp_path_factory.mktemp("rollouts")
-    (folder / "mine.yaml").write_text(RECIPE)
+    (folder / "mine.yaml").write_text(f"model: {small('sd15')}" + RECIPE)
     job, _ = prepare(load_recipe(str(folder / "mine.yaml"), []))
     condition = job.embed(job.prompts[:1])
     wiring = wiring_of(job.family, "blocks", condition)
@@ -63,6 +63,16 @@ def where(tmp_path_factory):
 
 def prepared(where, *overrides):
     return prepare(load_recipe(str(where / "mine.yaml"), list(overrides)))[0]
+
+
+@pytest.fixture(scope="module")
+def trained(where):
+    """trained(*overrides) -> the steps of that training, each run once."""
+    return cache(lambda *overrides: list(train(prepared(where, *overrides))))
+
+
+def losses(steps):
+    return [(step.loss, step.grad_norm) for step in steps]
 
 
 def test_the_plan_lies_beside_the_recipe_and_draws_among_computed_calls(where):
@@ -89,56 +99,46 @@ def test_whole_draws_among_all_calls(where):
     assert chosen == set(range(6))
 
 
-@pytest.mark.parametrize("plan", ["half.json", "inner.json"])
-def test_a_plan_with_everything_computed_trains_as_without(where, plan, tmp_path):
-    """The same draws, losses and gradients, bit for bit; and other ones with the plan."""
-    found = load_plan(where / plan)
-    replace(found, runs=torch.ones_like(found.runs)).save(tmp_path / "open.json")
-
-    def losses(*overrides):
-        return [(r.loss, r.grad_norm) for r in train(prepared(where, "max_train_steps=2", *overrides))]
-
-    plain = losses()
+def test_a_plan_with_everything_computed_trains_as_without(where, trained):
+    """The same draws, losses and gradients, bit for bit; and other ones with plans that skip."""
+    found = load_plan(where / "half.json")
+    replace(found, runs=torch.ones_like(found.runs)).save(where / "open.json")
     for estimator in ("exact", "whole"):
-        path = f"rollout.skip_plan={tmp_path / 'open.json'}"
-        assert losses(path, f"rollout.estimator={estimator}") == plain
-    assert losses(f"rollout.skip_plan={plan}") != plain
+        opened = trained("rollout.skip_plan=open.json", f"rollout.estimator={estimator}")
+        assert losses(opened) == losses(trained())
+    for plan in ("half.json", "inner.json"):
+        assert losses(trained(f"rollout.skip_plan={plan}")) != losses(trained())
 
 
-def test_fewer_steps_are_those_of_a_recipe_with_fewer(where):
-    def losses(*overrides):
-        return [(r.loss, r.grad_norm, r.calls) for r in train(prepared(where, "max_train_steps=2", *overrides))]
-
-    assert losses("rollout.num_inference_steps=3") == losses("num_inference_steps=3") != losses()
-
-
-def test_calls_are_counted_as_they_are_made(where):
-    (result,) = train(prepared(where, "max_train_steps=1", "rollout.skip_plan=half.json"))
-    assert result.calls == {"no_grad": 3 * 2, "grad": 2} and result.cheap_rollouts
+def test_fewer_steps_are_those_of_a_recipe_with_fewer(trained):
+    few, own = trained("rollout.num_inference_steps=3"), trained("num_inference_steps=3")
+    assert losses(few) == losses(own) != losses(trained())
+    assert [step.calls for step in few] == [step.calls for step in own]
 
 
-def test_drift_is_looked_at_and_ends_what_drifted_too_far(where):
-    def run(*more):
-        overrides = ("rollout.skip_plan=half.json", "rollout.drift_steps=2", *more)
-        return list(train(prepared(where, *overrides)))
+def test_calls_are_counted_as_they_are_made(trained):
+    for step in trained("rollout.skip_plan=half.json"):
+        assert step.calls == {"no_grad": 3 * 2, "grad": 2} and step.cheap_rollouts
 
-    free, limited = run(), run("rollout.max_drift=1e-6")
-    assert [r.drift is not None for r in free] == [True, False, True, False]
+
+DRIFTING = ("rollout.skip_plan=half.json", "rollout.drift_steps=2")
+
+
+def test_drift_is_looked_at_and_ends_what_drifted_too_far(trained):
+    free, limited = trained(*DRIFTING), trained(*DRIFTING, "rollout.max_drift=1e-6")
+    assert [r.drift is not None for r in free] == [True, False, True]
     assert all(r.cheap_rollouts for r in free) and free[0].drift.distance > 1e-3
     assert -1 <= free[0].drift.cosine <= 1
     # switched off at the first look: all of it is drawn in full, as without a plan
-    assert [r.cheap_rollouts for r in limited] == [False] * 4
-    assert [r.drift is not None for r in limited] == [True, False, False, False]
-    plain = list(train(prepared(where)))
-    assert [(r.loss, r.grad_norm) for r in limited] == [(r.loss, r.grad_norm) for r in plain]
+    assert [r.cheap_rollouts for r in limited] == [False] * 3
+    assert [r.drift is not None for r in limited] == [True, False, False]
+    assert losses(limited) == losses(trained())
     # looking changes nothing
-    unseen = list(train(prepared(where, "rollout.skip_plan=half.json")))
-    assert [(r.loss, r.grad_norm) for r in free] == [(r.loss, r.grad_norm) for r in unseen]
+    assert losses(free) == losses(trained("rollout.skip_plan=half.json"))
 
 
-def test_drift_is_what_it_says(where):
-    job = prepared(where, "rollout.skip_plan=half.json", "rollout.drift_steps=1")
-    first = next(iter(train(prepared(where, "rollout.skip_plan=half.json", "rollout.drift_steps=1"))))
+def test_drift_is_what_it_says(where, trained):
+    job, first = prepared(where, *DRIFTING), trained(*DRIFTING)[0]
     order = PromptOrder(job.prompts, job.recipe.seed)
 
     def once(job):
@@ -210,7 +210,7 @@ def test_a_run_with_a_plan_resumes_bit_for_bit_even_when_it_was_over(where, tmp_
         whole, cut = tmp_path / f"whole-{limit}", tmp_path / f"cut-{limit}"
         more = (*words, f"rollout.max_drift={limit}")
         assert sdo("finetune", *more, "--out", str(whole), cwd=tmp_path).returncode == 0
-        assert sdo("finetune", *more, "max_train_steps=3", "--out", str(cut), cwd=tmp_path).returncode == 0
+        assert sdo("finetune", *more, "max_train_steps=2", "--out", str(cut), cwd=tmp_path).returncode == 0
         done = sdo("finetune", *more, "--resume", "--out", str(cut), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         name = "pytorch_lora_weights.safetensors"
@@ -240,12 +240,12 @@ def test_two_processes_look_at_the_same_drift(where, tmp_path):
 
 
 def test_drift_is_said_and_shown(where, tmp_path):
-    words = ("rollout.skip_plan=half.json", "rollout.drift_steps=2", "rollout.max_drift=1e-6")
+    words = ("rollout.skip_plan=half.json", "rollout.drift_steps=2", "rollout.max_drift=1e-6", "max_train_steps=1")
     done = sdo("finetune", "--recipe", str(where / "mine.yaml"), *words, "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.search(r"step 1: rollouts end \d+\.\d% from those in full, cosine of the gradients", done.stderr)
     assert "training draws in full from here on" in done.stderr
-    assert MadeFor("embedded", "", "ddim", 6).model == load_plan(tmp_path / "run/skip_plan.json").made_for.model
+    assert load_plan(tmp_path / "run/skip_plan.json").made_for.model == load_plan(where / "half.json").made_for.model
 
 
 def test_the_estimate_knows_cheaper_rollouts(where):
@@ -258,7 +258,8 @@ def test_the_estimate_knows_cheaper_rollouts(where):
 
     assert calls() == 6 and calls("rollout.num_inference_steps=3") == 3
     assert calls("rollout.skip_plan=half.json") == pytest.approx(3)
-    share = unit_flops(ModelSource("embedded"), "blocks").kept(load_plan(where / "inner.json"))
+    model = load_recipe(str(where / "mine.yaml"), []).recipe.model
+    share = unit_flops(ModelSource(model), "blocks").kept(load_plan(where / "inner.json"))
     assert 0.4 < share < 0.9 and calls("rollout.skip_plan=inner.json") == pytest.approx(6 * share)
 
 

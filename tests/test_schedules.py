@@ -420,14 +420,14 @@ def embedded_path(family, settings, prompts, seed):
 def test_on_the_embedded_model_it_is_nearer_than_even_steps():
     """From noise that was not searched with."""
     family = load_family(ModelSource("embedded"))
-    settings = DrawSettings(num_inference_steps=20, guidance_scale=5.0)
-    prompts = [f"a {a} on a {c} background" for a in ("cow", "tiger") for c in ("red", "yellow", "green", "teal")]
-    schedule = optimal_stepsize(embedded_path(family, settings, prompts, 0), 5)[5]
+    settings = DrawSettings(num_inference_steps=12, guidance_scale=5.0)
+    prompts = ["a cow on a red background", "a tiger on a teal background", "a cow on a green background"]
+    schedule = optimal_stepsize(embedded_path(family, settings, prompts, 0), 4)[4]
     held_out = embedded_path(family, settings, prompts, 100)
     x_N = sample_latents(held_out)
 
     def distance(**steps):
-        few = replace(settings, num_inference_steps=5, **steps)
+        few = replace(settings, num_inference_steps=4, **steps)
         ran = sample_latents(replace(held_out, route=make_route(family, few)))
         return (ran - x_N).square().mean().sqrt().item()
 
