@@ -202,12 +202,13 @@ def read_tokenizers_once(root: Path) -> None:
     """From here on those under ``root``, where nobody writes: 50,000 words are most of what a small pipeline loads."""
     real, kept = vars(PreTrainedTokenizerBase)["from_pretrained"].__func__, {}
 
-    def from_pretrained(cls, folder, *words, **options):
-        if not Path(folder).is_relative_to(root):
-            return real(cls, folder, *words, **options)
-        key = (cls, str(folder), str(options.get("subfolder")))
+    def from_pretrained(cls, pretrained_model_name_or_path, *words, **options):
+        name = str(pretrained_model_name_or_path)
+        if not Path(name).is_relative_to(root):
+            return real(cls, name, *words, **options)
+        key = (cls, name, str(options.get("subfolder")))
         if key not in kept:
-            kept[key] = real(cls, folder, *words, **options)
+            kept[key] = real(cls, name, *words, **options)
         return kept[key]
 
     PreTrainedTokenizerBase.from_pretrained = classmethod(from_pretrained)

@@ -292,8 +292,9 @@ def test_it_warns_and_stops_if_asked(tmp_path, monkeypatch, stop):
 
 
 def test_without_adapters_nothing_is_kept_as_best_but_it_still_warns(small, tmp_path):
-    words = [f"model={small('sd15')}", "train=full", "max_train_steps=2", "train_batch_size=1"]
-    done = run(tmp_path / "run", "-q", *GUARD, *UNMEASURED, *words)
+    words = [f"model={small('sd15')}", "rewards=[{name: clip-score, options: {model: embedded}}]", *GUARD, *UNMEASURED]
+    words += ["guard.rewards=[colorfulness]", "train=full", "max_train_steps=2", "train_batch_size=1"]
+    done = run(tmp_path / "run", "-q", *words)
     assert done.returncode == 0, done.stderr
     assert len(rows_of(tmp_path / "run")) == 2 and not (tmp_path / "run" / "best").exists()
 
