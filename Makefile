@@ -15,10 +15,10 @@ help:  ## what there is
 
 # what running sdo needs
 $(BIN)/.installed: pyproject.toml
-	@echo "== a virtual environment in $(VENV)/, for Python $$($(PYTHON) -V 2>&1 | cut -d' ' -f2)"
-	@$(PYTHON) -m venv $(VENV)
+	@echo "== a virtual environment in $(VENV)/"
+	@$(call HEARTBEAT,making it); $(PYTHON) -m venv $(VENV) && $(PIP) --upgrade pip
 	@echo "== sdo and what it needs: about 2 minutes and 6 GB, most of it PyTorch"
-	@$(call HEARTBEAT,installing); $(PIP) --upgrade pip && $(PIP) --editable .
+	@$(call HEARTBEAT,installing); $(PIP) --editable .
 	@touch $@
 
 # and what working on it needs
@@ -34,7 +34,8 @@ demo: $(BIN)/.installed  ## fine-tune the embedded model with SDO; ends with fig
 	@$(BIN)/sdo finetune --recipe quickstart
 
 test: $(BIN)/.developing  ## all tests but the slow ones
-	$(BIN)/python -m pytest -n 2 -q
+	@echo "== the tests, in two processes; a dot for each"
+	@$(call HEARTBEAT,testing); $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 test-slow: $(BIN)/.developing  ## what takes minutes: the gain on held-out prompts and its controls, the built wheel
 	$(BIN)/python -m pytest -q -m slow
@@ -43,7 +44,8 @@ gpu-check: $(BIN)/.developing  ## on a GPU: its tests, speed, memory, targets; 1
 	$(BIN)/python scripts/gpu/check.py --out gpu-check.json
 
 check: $(BIN)/.developing  ## format, lint, types, layers
+	@echo "== format, lint, types (a minute the first time), layers"
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_layers.py
+	@$(call HEARTBEAT,checking types); $(BIN)/mypy
+	@$(call HEARTBEAT,testing layers); $(BIN)/python -m pytest -q tests/test_layers.py

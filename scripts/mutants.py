@@ -15,21 +15,33 @@ import ast
 import json
 import os
 import shutil
+import signal
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
 import xml.etree.ElementTree as xml
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
-from queue import Queue
+from typing import NoReturn
 
 from mutant_list import MUTANTS, Mutant
 
 SOURCES = ("sdo_cli", "rewards")
+# imported once, before the forks; nothing of ours
+SLOW_IMPORTS = (
+    "accelerate",
+    "diffusers.optimization",
+    "diffusers.training_utils",
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+    "open_clip",
+    "peft",
+    "pytest",
+    "scipy.stats",
+    "transformers.models.clip.modeling_clip",
+)
 COPIED = (*SOURCES, "tests", "recipes", "scripts", "docs", "pyproject.toml", "README.md", "Makefile")
 
 
@@ -126,77 +138,114 @@ def _node(case: xml.Element) -> str:
     return f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}"
 
 
-def try_one(mutant: Mutant, root: Path, copy: Path, traced: Traced, limit: float, catcher: str = "") -> Verdict:
-    """Change the copy, run its tests until one fails, change it back."""
-    place, begun = place_of(mutant, root), time.monotonic()
+@dataclass
+class Try:
+    """A change in a copy of the tree, whose tests are running in process ``pid``."""
+
+    mutant: Mutant
+    copy: Path
+    place: Place
+    tests: list[str]
+    of: int
+    text: str
+    begun: float
+    pid: int = 0
+
+    def verdict(self, status: int | None) -> Verdict:
+        """Change the copy back; ``status`` as ``waitpid`` gives it, None where the time was up."""
+        (self.copy / self.place.file).write_text(self.text)
+        caught = "time" if status is None else "" if status == 0 else _first_failure(self.copy, status)
+        seconds = round(time.monotonic() - self.begun, 1)
+        return Verdict(self.mutant.name, self.place.file, caught, len(self.tests), self.of, seconds)
+
+
+def start(mutant: Mutant, root: Path, copy: Path, traced: Traced, limit: float, catcher: str) -> Try:
+    """Change the copy and run its tests until one fails, in a fork of this process, which has imported what is slow."""
+    place = place_of(mutant, root)
     every = traced.tests(place)
-    chosen, budget = [], limit
-    if catcher in every:
-        # what caught it last time most likely does again
-        every = [catcher, *(name for name in every if name != catcher)]
-    for name in every:
+    # what caught it last time most likely does again
+    every = [catcher] * (catcher in every) + [name for name in every if name != catcher]
+    chosen, budget = every[:1], limit
+    for name in every[1:]:
         budget -= traced.seconds[name]
-        if budget < 0 and chosen:
+        if budget < 0:
             break
         chosen.append(name)
     path = copy / place.file
-    text = path.read_text()
-    path.write_text(text.replace(mutant.old, mutant.new))
+    found = Try(mutant, copy, place, chosen, len(every), path.read_text(), time.monotonic())
+    path.write_text(found.text.replace(mutant.old, mutant.new))
+    (copy / "mutant.xml").unlink(missing_ok=True)
+    if (pid := os.fork()) == 0:
+        _run_tests(copy, chosen)
+    found.pid = pid
+    return found
+
+
+def _run_tests(copy: Path, tests: list[str]) -> NoReturn:
+    code = 70
     try:
-        caught = first_failure(copy, chosen, 3 * limit) if chosen else ""
+        os.setsid()
+        os.chdir(copy)
+        os.environ |= {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+        log = os.open("mutant.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for target in (1, 2):
+            os.dup2(log, target)
+        import pytest
+
+        words = ["-q", "-x", "-p", "no:cacheprovider", "--junitxml=mutant.xml"]
+        code = int(pytest.main([*words, *tests])) if tests else 0
     finally:
-        path.write_text(text)
-    return Verdict(mutant.name, place.file, caught, len(chosen), len(every), round(time.monotonic() - begun, 1))
+        os._exit(code)
 
 
-def first_failure(copy: Path, tests: list[str], limit: float) -> str:
-    """The first test that fails, ``crash`` or ``time`` where pytest itself did not come to an end; empty for none."""
-    report = copy / "mutant.xml"
-    report.unlink(missing_ok=True)
-    words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    # node ids of a file together, in the order in which the files come: shorter tests first
-    (copy / "mutant-tests.txt").write_text("\n".join(tests))
-    env = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-    try:
-        done = subprocess.run(
-            [*words, f"@{copy / 'mutant-tests.txt'}"], cwd=copy, env=env, capture_output=True, text=True, timeout=limit
-        )
-    except subprocess.TimeoutExpired:
-        return "time"
-    if done.returncode == 0:
-        return ""
-    if report.is_file():
+def _first_failure(copy: Path, status: int) -> str:
+    """The test that failed; ``crash`` and how where pytest did not come to an end."""
+    if (report := copy / "mutant.xml").is_file():
         for case in xml.parse(report).iter("testcase"):
             if case.find("failure") is not None or case.find("error") is not None:
-                return _node(case)
-    return f"crash: {done.stdout.strip().splitlines()[-1:] or done.stderr[-200:]}"
+                return _node(case) if case.get("classname") else f"collecting {case.get('name')}"
+    return f"crash: {os.waitstatus_to_exitcode(status)}"
+
+
+def verdicts(arguments: argparse.Namespace, wanted: list[Mutant], folder: Path) -> Iterator[Verdict]:
+    """Of all, as they come; so many at a time as there are workers."""
+    root, traced = arguments.tree.resolve(), Traced(arguments.coverage, arguments.tests)
+    before = {v["name"]: v["caught_by"] for v in json.loads(arguments.before.read_text())} if arguments.before else {}
+    free = [_copy(root, folder / str(number)) for number in range(arguments.workers)]
+    running: list[Try] = []
+    while wanted or running:
+        while wanted and free:
+            mutant = wanted.pop(0)
+            catcher = before.get(mutant.name, "")
+            running.append(start(mutant, root, free.pop(), traced, arguments.limit, catcher))
+        time.sleep(0.2)
+        for one in list(running):
+            pid, status = os.waitpid(one.pid, os.WNOHANG)
+            late = pid == 0 and time.monotonic() - one.begun > 4 * arguments.limit
+            if late:
+                os.killpg(one.pid, signal.SIGKILL)
+                os.waitpid(one.pid, 0)
+            if pid or late:
+                running.remove(one)
+                free.append(one.copy)
+                yield one.verdict(None if late else status)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    root, out = arguments.tree.resolve(), arguments.out
+    out = arguments.out
     known = {v["name"]: v for v in json.loads(out.read_text())} if out.is_file() else {}
-    before = {v["name"]: v["caught_by"] for v in json.loads(arguments.before.read_text())} if arguments.before else {}
-    traced, copies = Traced(arguments.coverage, arguments.tests), Queue[Path]()
-    wanted = [m for m in MUTANTS if m.name not in known and (not arguments.only or m.name in arguments.only)]
     for mutant in MUTANTS:
         # all of them, before an hour is spent
-        place_of(mutant, root)
-    with tempfile.TemporaryDirectory(prefix="sdo-mutants-") as folder, ThreadPoolExecutor(arguments.workers) as pool:
-        for number in range(arguments.workers):
-            copies.put(_copy(root, Path(folder) / str(number)))
-
-        def one(mutant: Mutant) -> Verdict:
-            copy = copies.get()
-            try:
-                return try_one(mutant, root, copy, traced, arguments.limit, before.get(mutant.name, ""))
-            finally:
-                copies.put(copy)
-
-        for verdict in pool.map(one, wanted):
+        place_of(mutant, arguments.tree.resolve())
+    wanted = [m for m in MUTANTS if m.name not in known and (not arguments.only or m.name in arguments.only)]
+    for name in SLOW_IMPORTS:
+        import_module(name)
+    with tempfile.TemporaryDirectory(prefix="sdo-mutants-") as folder:
+        for verdict in verdicts(arguments, wanted, Path(folder)):
             known[verdict.name] = asdict(verdict)
-            out.write_text(json.dumps(list(known.values()), indent=1))
+            out.write_text(json.dumps(list(known.values()), indent=1) + "\n")
             said = verdict.caught_by or f"SURVIVES {verdict.tried} of {verdict.of} tests"
-            print(f"{verdict.seconds:6.1f} s  {verdict.name:<40} {said}", flush=True)
+            print(f"{verdict.seconds:6.1f} s  {verdict.name:<46} {said}", flush=True)
     caught = sum(bool(v["caught_by"]) for v in known.values())
     print(f"{caught} of {len(known)} caught")
 
@@ -244,4 +293,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     main()

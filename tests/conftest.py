@@ -16,12 +16,13 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 @pytest.fixture(scope="session")
 def small(tmp_path_factory):
     """small(kind) -> folder, made once for all workers; nobody writes into it."""
-    from small_models import make_small
+    from small_models import make_small, read_tokenizers_once
 
     base = tmp_path_factory.getbasetemp()
     # the workers' own folders lie side by side
     root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "small"
     root.mkdir(exist_ok=True)
+    read_tokenizers_once(root)
 
     def folder(kind):
         with (root / f"{kind}.lock").open("w") as lock:

@@ -63,18 +63,24 @@ def _main():
 
 @contextmanager
 def _tables():
-    """What is put into them meanwhile is forgotten; new modules only where they are plug-ins, as names may return."""
+    """What is put into them meanwhile is forgotten; of new modules those that the test wrote."""
     from importlib import import_module
+
+    from sdo_cli import plugins
 
     tables = [getattr(import_module(module), name) for module, names in TABLES for name in names]
     kept = [dict(table) for table in tables]
+    # a process of its own has loaded no plug-in yet
+    plugins._loaded.clear()
+    plugins._installed.clear()
     try:
         yield
     finally:
         for table, before in zip(tables, kept, strict=True):
             if table is sys.modules:
-                for name in [name for name in table.keys() - before.keys() if name.startswith("sdo_plugin_")]:
-                    del table[name]
+                for name in table.keys() - before.keys():
+                    if "pytest-of-" in str(getattr(table[name], "__file__", None)):
+                        del table[name]
             elif dict(table) != before:
                 table.clear()
                 table.update(before)

@@ -123,7 +123,8 @@ _lock = threading.Lock()
 _server = None
 
 
-def _address():
+def address():
+    """Where the process that forks listens; started by the first who asks."""
     global _server
     with _lock:
         if _server is None:
@@ -154,7 +155,7 @@ class Forked:
     def __init__(self, argv, *, env=None, cwd=None, call="sdo_cli.cli.app:main"):
         self.args, self.returncode = ["sdo", *map(str, argv)], None
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._connection.connect(_address())
+        self._connection.connect(address())
         out, err = os.pipe(), os.pipe()
         where = {"env": dict(env or os.environ), "cwd": str(cwd or Path.cwd())}
         asked = {"argv": self.args[1:], "call": call, **where}

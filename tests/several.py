@@ -183,6 +183,14 @@ def steep():
     main()
 
 
+def launching():
+    """`sdo`, which takes a light worker for itself when it starts others."""
+    from sdo_cli.cli.app import main
+
+    sys.argv[0] = os.environ["SDO_TEST_WORKER"]
+    main()
+
+
 def main():
     with joined(shards=True) as world:
         calls = {"draws": draws, "add": add, "overlap": overlap, "shards": shards, "dealt": dealt}

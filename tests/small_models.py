@@ -23,6 +23,7 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    PreTrainedTokenizerBase,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -195,6 +196,22 @@ def make_small(kind: str, folder: Path, seed: int = 0) -> Path:
     for leftover in ("work", "work2"):
         shutil.rmtree(folder / leftover, ignore_errors=True)
     return target
+
+
+def read_tokenizers_once(root: Path) -> None:
+    """From here on those under ``root``, where nobody writes: 50,000 words are most of what a small pipeline loads."""
+    real, kept = vars(PreTrainedTokenizerBase)["from_pretrained"].__func__, {}
+
+    def from_pretrained(cls, pretrained_model_name_or_path, *words, **options):
+        name = str(pretrained_model_name_or_path)
+        if not Path(name).is_relative_to(root):
+            return real(cls, name, *words, **options)
+        key = (cls, name, str(options.get("subfolder")))
+        if key not in kept:
+            kept[key] = real(cls, name, *words, **options)
+        return kept[key]
+
+    PreTrainedTokenizerBase.from_pretrained = classmethod(from_pretrained)
 
 
 def plain(folder, **options):

@@ -1,11 +1,18 @@
 """The bench of rules with rollouts of their own: fewer steps, or a skip plan."""
 
+import io
 import json
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from types import SimpleNamespace
 
 import entry
 import pytest
 import torch
+from test_bench import quick_figures  # noqa: F401
 
+from sdo_cli.bench import memory
 from sdo_cli.bench.bench_job import new_adapter, open_workbench
 from sdo_cli.bench.cost import count_flops, measure_cost
 from sdo_cli.bench.nearness import measure_nearness
@@ -27,10 +34,15 @@ SMALL = ["num_inference_steps=6", "train_batch_size=2", "guidance_scale=3", "val
 
 
 @pytest.fixture(scope="module")
-def plans(tmp_path_factory):
+def words(small):
+    return [*SMALL, f"model={small('sd15')}", "rewards=[colorfulness]", "max_train_steps=2"]
+
+
+@pytest.fixture(scope="module")
+def plans(tmp_path_factory, words):
     """Two whole calls of six; and one plan that leaves inner blocks out too. By name, as paths."""
     folder = tmp_path_factory.mktemp("plans")
-    job, _ = prepare(load_recipe("bench", SMALL))
+    job, _ = prepare(load_recipe("bench", words))
     wiring = wiring_of(job.family, "blocks", job.embed(job.prompts[:1]))
     made = made_for(job.family, job.draw_settings)
     whole = every(6, 2)[:, None].expand(6, len(wiring.units)).clone()
@@ -57,8 +69,8 @@ def arms(plans):
 
 
 @pytest.fixture(scope="module")
-def bench(arms):
-    found = open_workbench(load_variants("bench", SMALL, arms.values()))
+def bench(arms, words):
+    found = open_workbench(load_variants("bench", words, arms.values()))
     new_adapter(found, seed=0, moved=0.02)
     return found
 
@@ -87,11 +99,11 @@ def test_flops_of_cheap_rollouts_are_what_the_counter_says(bench, arms):
     assert found["sdo"] - found["whole"] == pytest.approx(4 * parts["call"], rel=5e-3)
 
 
-def test_calls_are_those_of_the_arm_and_blocks_are_recomputed_for_it(plans, arms, bench):
+def test_calls_are_those_of_the_arm_and_blocks_are_recomputed_for_it(arms, bench, words):
     table = measure_cost(picked(bench, arms, "full", "sdo", "whole", "fewer"), rounds=1, reporter=Silent())
     calls = {variant.name: cost.calls["no_grad"] for variant, cost in table.variants.items()}
     assert [calls[arms[name]] for name in ("full", "sdo", "whole", "fewer")] == [0, 6, 2, 3]
-    recomputing = open_workbench(load_variants("bench", [*SMALL, "gradient_checkpointing=true"], [arms["whole"]]))
+    recomputing = open_workbench(load_variants("bench", [*words, "gradient_checkpointing=true"], [arms["whole"]]))
     new_adapter(recomputing, seed=0, moved=0.02)
     (variant,) = recomputing.jobs
     assert recomputing.any_job.rollouts is not None
@@ -149,31 +161,29 @@ def test_a_compiled_network_is_not_shared_with_a_skip_plan(plans):
     assert len(load_variants("bench", [*SMALL, "compile=default"], [rule])) == 1
 
 
-def test_more_live_steps_than_computed_calls_are_refused_for_that_arm(plans):
+def test_more_live_steps_than_computed_calls_are_refused_for_that_arm(plans, words):
     rule = f"sdo:steps_per_sample=4,rollout.skip_plan={plans['whole']}"
     with pytest.raises(RecipeFault) as fault:
-        open_workbench(load_variants("bench", SMALL, ["sdo", rule]))
+        open_workbench(load_variants("bench", words, ["sdo", rule]))
     assert f"recipe with --rule {rule}" in str(fault.value)
 
 
-def test_through_the_command(plans, arms, tmp_path):
-    words = [
-        "bench",
-        "--out",
-        "b",
-        "--part",
-        "cost",
-        "--rounds",
-        "1",
-        "--rule",
-        "full",
-        "--rule",
-        arms["whole"],
-        *SMALL,
-    ]
-    done = entry.run(words, cwd=tmp_path, timeout=300)
+def child_here(words, **options):
+    """What a child process would do and say, in this one."""
+    assert words[:3] == [sys.executable, "-m", "sdo_cli.bench.memory"] and options["capture_output"]
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
+        patch.setattr(sys, "argv", words[2:])
+        memory.main()
+    return subprocess.CompletedProcess(words, 0, said.getvalue(), "")
+
+
+def test_through_the_command(arms, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "subprocess", SimpleNamespace(run=child_here))
+    few = ["--part", "cost", "--rounds", "1", "--rule", "full", "--rule", arms["whole"]]
+    done = entry.run(["bench", "--out", "b", *few, *words], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rules = json.loads((tmp_path / "b" / "bench.json").read_text())["cost"]["rules"]
     assert rules[arms["whole"]]["memory"]["tensors"] > 0 and rules[arms["whole"]]["calls"]["no_grad"] == 2
-    refused = entry.run(["bench", "--rule", arms["full, fewer"], "--part", "nearness", *SMALL], cwd=tmp_path)
+    refused = entry.run(["bench", "--rule", arms["full, fewer"], "--part", "nearness", *words], cwd=tmp_path)
     assert refused.returncode == 2 and "--part nearness compares with full" in refused.stderr

@@ -11,7 +11,6 @@ from small_models import make_small
 from sdo_cli.cli.doctor import machine_alone
 from sdo_cli.doctor import environment
 from sdo_cli.doctor.advice import advise, candidates, estimate_recipe
-from sdo_cli.doctor.cores import usable_cores
 from sdo_cli.doctor.environment import look_around, packages
 from sdo_cli.doctor.examine import examine
 from sdo_cli.doctor.target import Target, find_target, gpu, parse_size
@@ -54,27 +53,6 @@ def test_the_machine_alone_may_be_what_is_wrong(monkeypatch, capsys):
         machine_alone(as_json=False)
     assert end.value.exit_code == 2
     assert "! packages  peft is missing" in (said := capsys.readouterr().out) and install("peft>=0")[:-2] in said
-
-
-@pytest.mark.parametrize(
-    ("files", "cores"),
-    [
-        ({}, 6),
-        ({"cpu.max": "max 100000"}, 6),
-        ({"cpu.max": "250000 100000"}, 2),
-        ({"cpu.max": "50000 100000"}, 1),
-        ({"cpu.max": "900000 100000"}, 6),
-        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 6),
-    ],
-)
-def test_cores_are_those_of_the_affinity_and_the_quota(files, cores, tmp_path, monkeypatch):
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text + "\n")
-    monkeypatch.setattr("sdo_cli.doctor.cores.QUOTAS", tmp_path)
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(6)))
-    assert usable_cores() == cores
 
 
 def test_what_does_not_fit_gets_a_line_to_type(tmp_path):

@@ -1,4 +1,4 @@
-"""`sdo eval` through the real command and the library, on the embedded model."""
+"""`sdo eval` through the real command and the library."""
 
 import csv
 import io
@@ -49,10 +49,11 @@ REWARDS = {
 }
 
 
-def job(*variants, **changes):
-    return replace(
-        Job(PROMPTS, SETTINGS, list(variants) or [Variant("base")], REWARDS, select_by="clip-score"), **changes
-    )
+def job(model, *variants, settings=SETTINGS, **changes):
+    """With the model of this machine's ``small`` pipelines."""
+    settings = replace(settings, model=model)
+    wanted = Job(PROMPTS, settings, list(variants) or [Variant("base")], REWARDS, select_by="clip-score")
+    return replace(wanted, **changes)
 
 
 def sdo(*arguments, cwd=None):
@@ -68,10 +69,15 @@ def content(folder):
 
 
 @pytest.fixture(scope="module")
-def lora(tmp_path_factory):
-    """A LoRA of the embedded model that changes its pictures visibly."""
+def model(small):
+    return ModelSource(str(small("sd15")))
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory, model):
+    """A LoRA that changes pictures visibly."""
     folder = tmp_path_factory.mktemp("lora") / "strong"
-    family = load_family("embedded")
+    family = load_family(model)
     add_lora(family, LoraSpec(rank=2), seed=0)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in family.denoiser.named_parameters():
@@ -82,10 +88,10 @@ def lora(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory, lora):
+def done(tmp_path_factory, lora, model):
     """An evaluation of base and LoRA at two scales, by the library."""
     folder = tmp_path_factory.mktemp("eval") / "e"
-    wanted = job(*variants_of([str(lora)], [0.0, 0.5, 1.0], base=True))
+    wanted = job(model, *variants_of([str(lora)], [0.0, 0.5, 1.0], base=True))
     tree = evaluate(wanted, folder, Silent(), batch_size=4)
     return folder, tree, wanted
 
@@ -149,14 +155,15 @@ def test_the_text_in_the_png_is_a1111s(done):
     lines = text.splitlines()
     assert lines[0] == "a tiger on a teal background <lora:strong:0.5>"
     assert lines[1].startswith(
-        f"Steps: 3, Sampler: DDIM, CFG scale: 2, Seed: {seed}, Size: 64x64, Model: embedded, Version: sdo "
+        f"Steps: 3, Sampler: DDIM, CFG scale: 2, Seed: {seed}, Size: 64x64, Model: sd15, Version: sdo "
     )
     assert prompt_inside(done[0] / "base" / "00004_00.png") == TEXTS[4][0]
 
 
-def test_the_seed_in_the_metadata_is_sdo_samples_and_diffusers(done, tmp_path):
+def test_the_seed_in_the_metadata_is_sdo_samples_and_diffusers(done, model, tmp_path):
     row = json.loads((done[0] / "base" / "metadata.jsonl").read_text().splitlines()[2])
     words = ["--seed", row["seed"], "--steps", 3, "--guidance", 2, "--out", tmp_path / "s", "-q"]
+    words += ["--model", model.model]
     assert sdo("sample", row["prompt"], *words).returncode == 0
     mine, theirs = (
         np.asarray(Image.open(p), dtype=int)
@@ -165,9 +172,10 @@ def test_the_seed_in_the_metadata_is_sdo_samples_and_diffusers(done, tmp_path):
     assert np.abs(mine - theirs).max() <= 1
 
 
-def test_the_scale_is_sdo_samples(done, lora, tmp_path):
+def test_the_scale_is_sdo_samples(done, lora, model, tmp_path):
     row = json.loads((done[0] / "strong@0.5" / "metadata.jsonl").read_text().splitlines()[2])
     words = ["--seed", row["seed"], "--steps", 3, "--guidance", 2, "--lora", lora, "--lora-scale", 0.5, "-q"]
+    words += ["--model", model.model]
     assert sdo("sample", row["prompt"], *words, "--out", tmp_path / "s").returncode == 0
     paths = [done[0] / name / row["file_name"] for name in ("strong@0.5", "strong", "base")]
     half, whole, none, theirs = (np.asarray(Image.open(p), dtype=int) for p in (*paths, tmp_path / "s" / "00000.png"))
@@ -253,21 +261,22 @@ def test_more_seeds_and_prompts_leave_the_others_as_they_are():
     assert len({i.seed for i in more}) == 30
 
 
-def test_rewards_and_loras_can_be_added_later(done, tmp_path, lora):
-    _folder, _, _wanted = done
-    evaluate(job(), tmp_path / "e", Silent(), batch_size=4)
+def test_rewards_and_loras_can_be_added_later(tmp_path, lora, model):
+    evaluate(job(model), tmp_path / "e", Silent(), batch_size=4)
     first = (tmp_path / "e" / "base" / "00000_00.png").stat()
     more = job(
-        *variants_of([str(lora)], [1.0], base=True), rewards=REWARDS | {"colorfulness": RewardSpec("colorfulness")}
+        model,
+        *variants_of([str(lora)], [1.0], base=True),
+        rewards=REWARDS | {"colorfulness": RewardSpec("colorfulness")},
     )
     tree = evaluate(more, tmp_path / "e", Silent(), batch_size=4)
     assert (tmp_path / "e" / "base" / "00000_00.png").stat() == first
     assert set(tree["variants"]) == {"base", "strong"} and "colorfulness" in tree["differences"]["strong"]
     # another scale takes its place in the sweep
-    half = job(*variants_of([str(lora)], [0.5], base=False))
+    half = job(model, *variants_of([str(lora)], [0.5], base=False))
     assert list(evaluate(half, tmp_path / "e", Silent(), batch_size=4)["variants"]) == ["base", "strong@0.5", "strong"]
     # and asked for less, what is there stays
-    tree = evaluate(job(), tmp_path / "e", Silent(), batch_size=4)
+    tree = evaluate(job(model), tmp_path / "e", Silent(), batch_size=4)
     assert len(tree["variants"]) == 3
 
 
@@ -284,10 +293,10 @@ def test_rewards_and_loras_can_be_added_later(done, tmp_path, lora):
         ({"variants": [Variant("base"), Variant("strong", "x", 1.0, "other")]}, "its LoRA strong has changed"),
     ],
 )
-def test_other_settings_do_not_go_into_the_same_folder(done, change, said):
+def test_other_settings_do_not_go_into_the_same_folder(done, model, change, said):
     before = content(done[0])
     with pytest.raises(RecipeFault, match="other settings") as caught:
-        evaluate(job(**change), done[0], Silent())
+        evaluate(job(model, **change), done[0], Silent())
     assert said in caught.value.message and content(done[0]) == before
 
 
@@ -301,23 +310,22 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
         pass
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
+def test_a_folder_of_something_else_is_left_alone(tmp_path, model):
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(RecipeFault, match="holds no evaluation"):
-        evaluate(job(), tmp_path, Silent())
+        evaluate(job(model), tmp_path, Silent())
 
 
 # folders made elsewhere
 
 
-def test_an_image_folder_made_by_diffusers_gets_the_values_of_our_own(done, tmp_path):
+def test_an_image_folder_made_by_diffusers_gets_the_values_of_our_own(done, model, tmp_path):
     """Drawn by a plain pipeline with the seeds of the metadata, saved as people save; scored through the command."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-    from sdo_cli.models.load import locate
-
-    pipe = StableDiffusionPipeline.from_pretrained(locate("embedded"), safety_checker=None)
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe = StableDiffusionPipeline.from_pretrained(model.model, safety_checker=None)
+    # as Stable Diffusion's own scheduler says
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     pipe.set_progress_bar_config(disable=True)
     folder = tmp_path / "theirs"
     folder.mkdir()
@@ -536,19 +544,21 @@ def test_missing_weights_are_said_before_anything_is_drawn(tmp_path):
     assert not (tmp_path / "evals").exists()
 
 
-def test_a_run_folder_brings_model_sampling_and_prompts(tmp_path, lora):
+def test_a_run_folder_brings_model_sampling_and_prompts(tmp_path, lora, model):
     """A run's own settings are taken and said; the command prints a table and where the report is."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "pytorch_lora_weights.safetensors").write_bytes(
         (lora / "pytorch_lora_weights.safetensors").read_bytes()
     )
     (tmp_path / "run" / "resolved.yaml").write_text(
-        "model: embedded\nrewards: [clip]\nprompts: {lines: [a tiger]}\nnum_inference_steps: 2\nguidance_scale: 1\n"
+        f"model: {model.model}\nrewards: [{{name: clip, options: {{model: embedded}}}}]\n"
+        "prompts: {lines: [a tiger]}\nnum_inference_steps: 2\nguidance_scale: 1\n"
         "validation: {prompts: {lines: [a rose on a white background, a cat on a pink background]}, rewards: [judge]}\n"
     )
     found = sdo("eval", "--lora", "run", "--out", "e", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     assert "model, sampling and rewards as in run/resolved.yaml" in found.stderr
+    assert "; 4 parts: 4 images (base, run), clip-score, judge, report" in found.stderr
     settings = json.loads((tmp_path / "e" / "settings.json").read_text())
     assert settings["settings"]["draw"]["num_inference_steps"] == 2 and settings["trained_on"] == ["clip-score"]
     assert [v["name"] for v in settings["variants"]] == ["base", "run"] and list(settings["rewards"]) == [

@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import cache
 from pathlib import Path
 
 import diffusers
@@ -31,7 +32,7 @@ def sdo(*arguments, cwd):
 
 
 def picture(pipe, seed=4):
-    image = pipe("the cat", num_inference_steps=3, guidance_scale=2.0, generator=torch.Generator().manual_seed(seed))
+    image = pipe("the cat", num_inference_steps=2, guidance_scale=2.0, generator=torch.Generator().manual_seed(seed))
     return np.asarray(image.images[0], dtype=int)
 
 
@@ -65,25 +66,40 @@ def run_of(small, tmp_path_factory):
     return run
 
 
+@pytest.fixture(scope="module")
+def kohya_of(run_of, tmp_path_factory):
+    """kohya_of(kind) -> what `sdo export` makes of that run."""
+    folder = tmp_path_factory.mktemp("kohya")
+
+    @cache
+    def file(kind):
+        done = sdo("export", run_of(kind), "--out", f"{kind}.safetensors", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        return folder / f"{kind}.safetensors"
+
+    return file
+
+
 @pytest.mark.parametrize("kind", ["sd15", "sd2", "sdxl"])
-def test_kohya_file_gives_the_same_image(kind, small, run_of, tmp_path):
-    done = sdo("export", run_of(kind), "--out", "k.safetensors", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    base, lora, kohya, halved = (plain(small(kind)) for _ in range(4))
-    lora.load_lora_weights(run_of(kind))
-    kohya.load_lora_weights(tmp_path / "k.safetensors")
-    assert np.abs(picture(lora) - picture(kohya)).max() <= 1
-    assert np.abs(picture(lora) - picture(base)).mean() > 2
+def test_kohya_file_gives_the_same_image(kind, small, run_of, kohya_of, tmp_path):
+    pipe, other = plain(small(kind)), plain(small(kind))
+    base = picture(pipe)
+    pipe.load_lora_weights(run_of(kind))
+    other.load_lora_weights(kohya_of(kind))
+    lora = picture(pipe)
+    assert np.abs(lora - picture(other)).max() <= 1
+    assert np.abs(lora - base).mean() > 2
     # alpha is read: with alpha = rank the picture is another
-    state = load_file(tmp_path / "k.safetensors")
+    state = load_file(kohya_of(kind))
     alphas = {key: value for key, value in state.items() if key.endswith(".alpha")}
     assert {value.item() for value in alphas.values()} == {4.0} and len(alphas) * 3 == len(state)
     save_file(state | {key: torch.tensor(16.0) for key in alphas}, tmp_path / "wrong.safetensors")
-    halved.load_lora_weights(tmp_path / "wrong.safetensors")
-    assert np.abs(picture(lora) - picture(halved)).mean() > 2
+    other.unload_lora_weights()
+    other.load_lora_weights(tmp_path / "wrong.safetensors")
+    assert np.abs(lora - picture(other)).mean() > 2
     prefixes = {"sdxl": {"unet", "te1", "te2"}}.get(kind, {"unet", "te"})
     assert {key.split("_")[1] for key in state} == prefixes
-    with safe_open(tmp_path / "k.safetensors", "pt") as stream:
+    with safe_open(kohya_of(kind), "pt") as stream:
         metadata = stream.metadata()
     assert metadata["ss_network_dim"] == "16" and metadata["ss_network_alpha"] == "4.0"
     # the small SD 2 is not 1024 wide, so its version does not show
@@ -103,28 +119,25 @@ def test_sd_2_is_known_by_its_width():
     assert metadata["ss_v2"] == "True" and metadata["modelspec.architecture"] == "stable-diffusion-v2-768-v/lora"
 
 
-def test_sd3_file_has_the_names_comfyui_reads(run_of, tmp_path):
+def test_sd3_file_has_the_names_comfyui_reads(kohya_of):
     """comfy/lora.py: ``lora_transformer_`` and diffusers' module name; it never reads the alpha in metadata."""
-    done = sdo("export", run_of("sd3"), "--out", "k.safetensors", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    state = load_file(tmp_path / "k.safetensors")
+    state = load_file(kohya_of("sd3"))
     assert {key.split("_")[1] for key in state} == {"transformer", "te1", "te2"}
     assert state["lora_transformer_transformer_blocks_0_attn_to_q.alpha"].item() == 4
     assert state["lora_te2_text_model_encoder_layers_0_self_attn_q_proj.alpha"].item() == 4
 
 
 @pytest.mark.parametrize("kind", ["sdxl", "sd3"])
-def test_sample_and_training_read_kohya_files_as_well(kind, small, run_of, tmp_path):
-    assert sdo("export", run_of(kind), "--out", "k.safetensors", cwd=tmp_path).returncode == 0
-    for name, lora in (("one", run_of(kind)), ("two", tmp_path / "k.safetensors")):
-        words = ["the cat", "--model", small(kind), "--steps", 3, "-q", "--lora", lora, "--out", name]
+def test_sample_and_training_read_kohya_files_as_well(kind, small, run_of, kohya_of, tmp_path):
+    for name, lora in (("one", run_of(kind)), ("two", kohya_of(kind))):
+        words = ["the cat", "--model", small(kind), "--steps", 2, "-q", "--lora", lora, "--out", name]
         done = sdo("sample", *words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     one, two = (diffusers.utils.load_image(str(tmp_path / name / "00000.png")) for name in ("one", "two"))
     assert np.abs(np.asarray(one, dtype=int) - np.asarray(two, dtype=int)).max() <= 1
     recipe = f"model: {small(kind)}\nrewards: [colorfulness]\nprompts: {{lines: [x]}}\nmax_train_steps: 1\n"
     (tmp_path / "r.yaml").write_text(recipe + "num_inference_steps: 2\nlearning_rate: 1e-9\ntrain_batch_size: 1\n")
-    words = ["lora.start_from=k.safetensors", "lora.text_encoder=true", "--out", "run", "-q"]
+    words = [f"lora.start_from={kohya_of(kind)}", "lora.text_encoder=true", "--out", "run", "-q"]
     done = sdo("finetune", "--recipe", "r.yaml", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     first, then = (read_diffusers(lora_path(place)) for place in (run_of(kind), tmp_path / "run"))
@@ -137,9 +150,8 @@ def test_sample_and_training_read_kohya_files_as_well(kind, small, run_of, tmp_p
 
 
 @pytest.mark.parametrize("kind", ["sdxl", "sd3"])
-def test_back_from_kohya_to_diffusers(kind, small, run_of, tmp_path):
-    assert sdo("export", run_of(kind), "--out", "k.safetensors", cwd=tmp_path).returncode == 0
-    words = ["export", "k.safetensors", "--format", "diffusers", "--model", small(kind), "--out", "back"]
+def test_back_from_kohya_to_diffusers(kind, small, run_of, kohya_of, tmp_path):
+    words = ["export", kohya_of(kind), "--format", "diffusers", "--model", small(kind), "--out", "back"]
     done = sdo(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lora, back = plain(small(kind)), plain(small(kind))
@@ -155,11 +167,12 @@ def test_back_from_kohya_to_diffusers(kind, small, run_of, tmp_path):
 def test_merged_pipeline_gives_the_same_image(kind, small, run_of, tmp_path):
     done = sdo("export", run_of(kind), "-f", "merged", "--lora-scale", 0.5, "--out", "m", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    lora, merged = plain(small(kind)), plain(tmp_path / "m")
-    lora.load_lora_weights(run_of(kind), adapter_name="a")
-    lora.set_adapters(["a"], [0.5])
-    assert np.abs(picture(lora) - picture(merged)).max() <= 1
-    assert np.abs(picture(plain(small(kind))) - picture(merged)).mean() > 1
+    pipe, merged = plain(small(kind)), picture(plain(tmp_path / "m"))
+    base = picture(pipe)
+    pipe.load_lora_weights(run_of(kind), adapter_name="a")
+    pipe.set_adapters(["a"], [0.5])
+    assert np.abs(picture(pipe) - merged).max() <= 1
+    assert np.abs(base - merged).mean() > 1
     assert sdo("sample", "x", "--model", "m", "--steps", 2, "-q", "--out", "o", cwd=tmp_path).returncode == 0
 
 

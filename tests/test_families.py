@@ -3,12 +3,14 @@
 import json
 import os
 import shutil
+from functools import cache
 
 import diffusers
 import entry
 import numpy as np
 import pytest
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from small_models import FAMILY_OF, KINDS, plain
 
@@ -29,12 +31,18 @@ def sdo(*arguments, cwd):
 
 def drawn(pipe, seed=5, **options):
     """[prompts, H, W, 3] as 8-bit numbers."""
-    settings = {"num_inference_steps": 5, "guidance_scale": 4.0} | options
+    settings = {"num_inference_steps": 3, "guidance_scale": 4.0} | options
     images = [
         pipe(prompt, generator=torch.Generator().manual_seed(seed + j), **settings).images[0]
         for j, prompt in enumerate(PROMPTS)
     ]
     return np.stack([np.asarray(image, dtype=int) for image in images])
+
+
+@pytest.fixture(scope="module")
+def family_of(small):
+    """family_of(kind) -> the family, for those who change nothing in it."""
+    return cache(lambda kind: load_family(str(small(kind))))
 
 
 def ours(folder):
@@ -43,7 +51,7 @@ def ours(folder):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_sample_equals_plain_diffusers(kind, small, tmp_path):
-    words = ["--model", small(kind), "--seed", 5, "--steps", 5, "--guidance", 4, "--out", "out", "-q"]
+    words = ["--model", small(kind), "--seed", 5, "--steps", 3, "--guidance", 4, "--out", "out", "-q"]
     done = sdo("sample", *PROMPTS, *words, "--solver", OWN_SOLVER.get(kind, "auto"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     theirs = drawn(plain(small(kind)))
@@ -53,44 +61,44 @@ def test_sample_equals_plain_diffusers(kind, small, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd3"])
-def test_negative_prompt_and_size_as_in_plain_diffusers(kind, small):
-    family = load_family(str(small(kind)))
+def test_negative_prompt_and_size_as_in_plain_diffusers(kind, small, family_of):
+    family, pipe = family_of(kind), plain(small(kind))
     settings = DrawSettings(
-        OWN_SOLVER.get(kind, "auto"), num_inference_steps=4, guidance_scale=3.0, negative_prompt="the dog",
+        OWN_SOLVER.get(kind, "auto"), num_inference_steps=2, guidance_scale=3.0, negative_prompt="the dog",
         height=48, width=96,
     )  # fmt: skip
     images = torch.cat(list(draw_images(family, PROMPTS, lambda j: torch.Generator().manual_seed(5 + j), settings)))
     assert images.shape == (2, 3, 48, 96)
-    options = {"num_inference_steps": 4, "guidance_scale": 3.0, "height": 48, "width": 96}
-    theirs = drawn(plain(small(kind)), negative_prompt="the dog", **options)
+    options = {"num_inference_steps": 2, "guidance_scale": 3.0, "height": 48, "width": 96}
+    theirs = drawn(pipe, negative_prompt="the dog", **options)
     assert np.abs((images.permute(0, 2, 3, 1).numpy() * 255).round() - theirs).max() <= 2
-    assert np.abs(theirs - drawn(plain(small(kind)), **options)).mean() > 1
+    assert np.abs(theirs - drawn(pipe, **options)).mean() > 1
 
 
-def test_an_empty_negative_prompt_of_sdxl_is_zeros(small):
-    family = load_family(str(small("sdxl")))
+def test_an_empty_negative_prompt_of_sdxl_is_zeros(family_of):
+    family = family_of("sdxl")
     assert all(not value.any() for value in family.encode_negative("").values())
     assert all(value.any() for value in family.encode_negative("the dog").values())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_decode_is_diffusers_with_gradient(kind, small):
-    family, pipe = load_family(str(small(kind))), plain(small(kind))
+def test_decode_is_diffusers_with_gradient(kind, small, family_of):
+    family, vae = family_of(kind), diffusers.AutoencoderKL.from_pretrained(small(kind), subfolder="vae")
     assert family.name == FAMILY_OF[kind]
     latents = torch.randn(2, *family.latent_shape(), generator=torch.Generator().manual_seed(0)).requires_grad_()
     images = family.decode(latents)
-    config = pipe.vae.config
+    config = vae.config
     with torch.no_grad():
-        raw = pipe.vae.decode(latents / config.scaling_factor + (config.shift_factor or 0.0)).sample
-    assert torch.allclose(images, pipe.image_processor.denormalize(raw), atol=1e-5)
+        raw = vae.decode(latents / config.scaling_factor + (config.shift_factor or 0.0)).sample
+    assert torch.allclose(images, VaeImageProcessor.denormalize(raw), atol=1e-5)
     images.mean().backward()
     assert latents.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("kind", ["sd2", "sdxl", "sd3"])
-def test_network_takes_a_timestep_per_sample(kind, small):
+def test_network_takes_a_timestep_per_sample(kind, family_of):
     """Each sample of a batch at a time of its own gives what it gives alone: the shortcut stage stands on this."""
-    family = load_family(str(small(kind)))
+    family = family_of(kind)
     x = torch.randn(3, *family.latent_shape(), generator=torch.Generator().manual_seed(1))
     t, condition = torch.tensor([900.0, 500.0, 20.0]), family.encode(["a cat", "the dog", "a dog on the cat"])
     with torch.no_grad():
@@ -101,7 +109,7 @@ def test_network_takes_a_timestep_per_sample(kind, small):
     assert not torch.allclose(together[0], together[1], atol=1e-2)
 
 
-def test_prompts_are_encoded_once_and_the_encoders_freed(small):
+def test_prompts_are_encoded_once_and_the_encoders_freed(small, family_of):
     family = load_family(str(small("sdxl")))
     embed, calls = PromptEmbeddings(family), []
     count = family.pipeline.text_encoder.register_forward_hook(lambda *_: calls.append(1))
@@ -110,24 +118,24 @@ def test_prompts_are_encoded_once_and_the_encoders_freed(small):
     count.remove()
     again = embed(PROMPTS[::-1])
     assert again["text_embeds"].shape == (2, 24)
-    fresh = load_family(str(small("sdxl"))).encode(PROMPTS[::-1])
+    fresh = family_of("sdxl").encode(PROMPTS[::-1])
     assert all(torch.allclose(again[key], fresh[key], atol=1e-6) for key in fresh)
     with pytest.raises(RuntimeError, match="encoders are freed"):
         embed(["a new one"])
 
 
-def test_t5_can_be_left_out(small):
+def test_t5_can_be_left_out(small, family_of):
     family = load_family(ModelSource(str(small("sd3")), t5=False))
     assert family.pipeline.text_encoder_3 is None
-    whole = load_family(str(small("sd3"))).encode(PROMPTS)["encoder_hidden_states"]
+    whole = family_of("sd3").encode(PROMPTS)["encoder_hidden_states"]
     without = family.encode(PROMPTS)["encoder_hidden_states"]
     assert whole.shape == without.shape and without[:, 77:].abs().max() == 0 and whole[:, 77:].abs().max() > 0
     assert torch.equal(whole[:, :77], without[:, :77])
 
 
-def test_another_vae(small):
+def test_another_vae(small, family_of):
     family = load_family(ModelSource(str(small("sd15")), vae=str(small("sd2") / "vae")))
-    expected = load_family(str(small("sd2"))).vae.state_dict()
+    expected = family_of("sd2").vae.state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in family.vae.state_dict().items())
 
 
@@ -145,15 +153,15 @@ def test_the_vae_of_sdxl_stays_in_fp32_unless_it_is_the_repaired_one(small, tmp_
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd3"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_draws_nearly_the_same(kind, dtype, small):
-    settings = DrawSettings(num_inference_steps=3, guidance_scale=2.0)
+def test_half_precision_draws_nearly_the_same(kind, dtype, small, family_of):
+    settings = DrawSettings(num_inference_steps=2, guidance_scale=2.0)
 
-    def draw(dtype):
-        family = load_family(str(small(kind)), dtype=dtype)
-        family.to(torch.device("cpu"), dtype)
+    def draw(family):
         return next(draw_images(family, PROMPTS[:1], lambda j: torch.Generator().manual_seed(3), settings))
 
-    half, full = draw(dtype), draw(torch.float32)
+    family = load_family(str(small(kind)), dtype=dtype)
+    family.to(torch.device("cpu"), dtype)
+    half, full = draw(family), draw(family_of(kind))
     assert half.dtype == torch.float32 and 0 < (half - full).abs().mean() < 0.03
 
 
@@ -174,14 +182,14 @@ def test_fp16_files_are_found(small, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_attention_is_fused(kind, small):
-    processors = {type(p).__name__ for p in load_family(str(small(kind))).denoiser.attn_processors.values()}
+def test_attention_is_fused(kind, family_of):
+    processors = {type(p).__name__ for p in family_of(kind).denoiser.attn_processors.values()}
     assert processors <= {"AttnProcessor2_0", "JointAttnProcessor2_0"}
 
 
-def test_sizes_that_do_not_fit_are_refused(small, tmp_path):
+def test_sizes_that_do_not_fit_are_refused(small, family_of, tmp_path):
     with pytest.raises(RecipeFault, match="width: must be a multiple of 16 for sd3 models, not 72"):
-        load_family(str(small("sd3"))).latent_shape(64, 72)
+        family_of("sd3").latent_shape(64, 72)
     done = sdo("sample", "x", "--model", small("sd3"), "--width", 72, "-q", cwd=tmp_path)
     assert done.returncode == 2 and "width: must be a multiple of 16" in done.stderr
 
@@ -229,9 +237,9 @@ def test_every_command_says_what_is_cut(tmp_path):
     (tmp_path / "p.txt").write_text(f"a tiger\n{long}\n")
     words = ["--steps", 1, "--guidance", 1, "--out"]
     drawn = sdo("sample", long, *words, "s", cwd=tmp_path)
-    evaluated = sdo("eval", "--prompts", "p.txt", "--rewards", "clip", *words, "e", cwd=tmp_path)
+    evaluated = sdo("eval", "--prompts", "p.txt", "--rewards", "colorfulness", *words, "e", cwd=tmp_path)
     recipe = ["max_train_steps=1", "train_batch_size=1", "num_inference_steps=2", "prompts.file=p.txt"]
-    recipe += ["validation.num_prompts=1", "validation.grid_prompts=0", "--out", "r"]
+    recipe += ["rewards=[colorfulness]", "validation.prompts={}", "validation.rewards=[]", "--out", "r"]
     trained = sdo("finetune", "--recipe", "quickstart", *recipe, cwd=tmp_path)
     for done in (drawn, evaluated, trained):
         assert done.returncode == 0 and done.stderr.count("CLIP reads 20 tokens") == 1, done.stderr

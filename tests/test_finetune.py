@@ -1,18 +1,17 @@
 """Fine-tuning through the real command and the library, on the embedded model."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import entry
 import pytest
 import torch
+from forked import Forked
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -21,6 +20,7 @@ from sdo_cli.errors import RecipeFault
 from sdo_cli.finetune.batches import PromptOrder
 from sdo_cli.finetune.loop import plan_step, train
 from sdo_cli.finetune.objective import RewardObjective, WeightedReward
+from sdo_cli.finetune.overview import parts_of
 from sdo_cli.finetune.prepare import only_measured, prepare
 from sdo_cli.gradients.one_graph import one_graph
 from sdo_cli.gradients.outcome import Terms
@@ -42,14 +42,17 @@ TINY = [
 ]
 
 
+UNMEASURED = ["validation.prompts={}", "validation.rewards=[]"]
+
+
 def command(*arguments):
-    return [sys.executable, "-m", "sdo_cli", "finetune", "--recipe", "quickstart", *arguments]
+    return ["finetune", "--recipe", "quickstart", *arguments]
 
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "mine"
-    done = entry.run(command("--out", str(folder), "--json", *TINY, "lora.alpha=4")[3:])
+    done = entry.run(command("--out", str(folder), "--json", *TINY, "lora.alpha=4"))
     assert done.returncode == 0, done.stderr
     return folder, done
 
@@ -104,7 +107,7 @@ def test_the_resolved_recipe_repeats_the_run(run_folder, tmp_path):
     shutil.copytree(run_folder[0], moved)
     again = command("--out", str(tmp_path / "again"), "-q")
     again[again.index("quickstart")] = str(moved / "resolved.yaml")
-    assert subprocess.run(again).returncode == 0
+    assert entry.run(again).returncode == 0
     first, second = (load_file(p / "pytorch_lora_weights.safetensors") for p in (run_folder[0], tmp_path / "again"))
     assert all(torch.equal(first[key], second[key]) for key in first)
 
@@ -137,22 +140,30 @@ def test_the_run_has_a_page_of_its_own(run_folder, tmp_path):
     (stopped / "manifest.json").write_text(json.dumps(manifest | {"status": "interrupted"}))
     with (stopped / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 3, "rew')
-    done = subprocess.run([sys.executable, "-m", "sdo_cli", "report", str(stopped)], capture_output=True, text=True)
+    done = entry.run(["report", str(stopped)])
     assert done.returncode == 0, done.stderr
     assert "Run: quickstart (interrupted)" in (stopped / "report.html").read_text()
     # as they are kept when one begins with a #
     lines = (stopped / "heldout_prompts.txt").read_text().splitlines()
     (stopped / "heldout_prompts.txt").unlink()
     (stopped / "heldout_prompts.jsonl").write_text("".join(json.dumps(f"#{line}") + "\n" for line in lines))
-    done = subprocess.run([sys.executable, "-m", "sdo_cli", "report", str(stopped)], capture_output=True, text=True)
+    done = entry.run(["report", str(stopped)])
     assert done.returncode == 0 and f"#{lines[1]}" in (stopped / "report.html").read_text(), done.stderr
+
+
+def test_the_parts_of_a_run_are_those_that_follow():
+    assert parts_of(load_recipe("quickstart")) == [
+        "256 held-out prompts before", "120 steps", "the same prompts after", "report",
+    ]  # fmt: skip
+    assert parts_of(load_recipe("quickstart"), 40) == ["steps 41 to 120", "256 held-out prompts after", "report"]
+    assert parts_of(load_recipe("quickstart"), 120) == ["256 held-out prompts after", "report"]
+    guarded = parts_of(load_recipe("guarded", ["max_train_steps=1", "guard.steps=1", "validation.num_prompts=3"]))
+    assert guarded[:2] == ["3 held-out prompts before", "1 step with a check every 1"]
 
 
 def test_one_prompt_has_no_standard_error_and_the_json_is_json(tmp_path):
     words = ["validation.num_prompts=1", "validation.grid_prompts=0", "max_train_steps=1"]
-    done = subprocess.run(
-        command("--out", str(tmp_path / "r"), "--json", *TINY, *words), capture_output=True, text=True
-    )
+    done = entry.run(command("--out", str(tmp_path / "r"), "--json", *TINY, *words))
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout, parse_constant=lambda word: pytest.fail(word))
     assert record["gains"]["judge"]["standard_error"] is None
@@ -166,7 +177,7 @@ def test_a_reward_that_is_not_finite_stops_the_run_with_a_sentence(tmp_path):
     )
     arguments = command("--out", str(tmp_path / "run"), "-q")
     arguments[arguments.index("quickstart")] = str(recipe)
-    done = subprocess.run(arguments, capture_output=True, text=True)
+    done = entry.run(arguments)
     assert done.returncode == 2 and "finite" in done.stderr and "learning_rate" in done.stderr
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "failed"
     assert not list((tmp_path / "run").glob("*.safetensors"))
@@ -188,7 +199,7 @@ def test_the_weights_outlive_a_measurement_that_fails(tmp_path):
         "validation.grid_prompts=0",
         "validation.seeds=1",
     ]
-    done = subprocess.run(command("--out", str(tmp_path / "r"), "-q", *TINY, *words), capture_output=True, text=True)
+    done = entry.run(command("--out", str(tmp_path / "r"), "-q", *TINY, *words))
     assert done.returncode != 0 and "the second time" in done.stderr
     ups = [v for k, v in load_file(tmp_path / "r" / "pytorch_lora_weights.safetensors").items() if ".up." in k]
     assert any(value.abs().max() > 0 for value in ups)
@@ -242,27 +253,31 @@ def test_no_error_no_number_of_errors():
 
 def test_what_is_only_measured_changes_nothing():
     """The judge is drawn and scored, and the adapter does not know."""
-    assert torch.equal(trained()[1], trained("validation.rewards=[]")[1])
+    measured = trained("validation.prompts={file: emoji-heldout.txt}", "validation.rewards=[judge]")
+    assert torch.equal(trained()[1], measured[1])
 
 
+@cache
 def trained(*overrides, steps=2):
+    """What the steps were, and the adapter after them; the same words give what they gave before."""
     torch.set_num_threads(1)
-    job, _ = prepare(load_recipe("quickstart", [*TINY, f"max_train_steps={steps}", *overrides]))
+    words = [*TINY, *UNMEASURED, f"max_train_steps={steps}", *overrides]
+    job, _ = prepare(load_recipe("quickstart", words), whole_file=False)
     results = list(train(job))
     return results, torch.cat([p.detach().flatten() for p in job.parameters])
 
 
 def test_training_is_deterministic_and_follows_the_seed():
-    first, again, other = trained(), trained(), trained("seed=1")
+    first, again, other = trained(), trained.__wrapped__(), trained("seed=1")
     assert torch.equal(first[1], again[1])
     assert [r.loss for r in first[0]] == [r.loss for r in again[0]]
     assert not torch.equal(first[1], other[1])
 
 
 def test_accumulation_and_micro_batches_draw_the_same_global_batch():
-    whole = trained("train_batch_size=4")
-    split = trained("train_batch_size=2", "gradient_accumulation_steps=2")
-    micro = trained("train_batch_size=4", "gradient.rollout_micro_batch=3", "gradient.shortcut_micro_batch=1")
+    whole = trained("train_batch_size=4", steps=1)
+    split = trained("train_batch_size=2", "gradient_accumulation_steps=2", steps=1)
+    micro = trained("train_batch_size=4", "gradient.rollout_micro_batch=3", "gradient.shortcut_micro_batch=1", steps=1)
     assert split[0][0].loss == pytest.approx(whole[0][0].loss, abs=2e-6)
     assert split[0][0].grad_norm == pytest.approx(whole[0][0].grad_norm, rel=1e-3)
     assert micro[0][0].grad_norm == pytest.approx(whole[0][0].grad_norm, rel=1e-3)
@@ -289,7 +304,7 @@ def test_steps_are_stratified_over_the_global_batch():
 def test_the_saved_adapter_is_the_trained_one(tmp_path):
     """Alpha other than rank: what training saw, the loaded file gives."""
     words = ["learning_rate=2e-2", "lr_warmup_steps=0", "lora.rank=4", "lora.alpha=12", "max_train_steps=4"]
-    job, validation = prepare(load_recipe("quickstart", [*TINY, *words]))
+    job, validation = prepare(load_recipe("quickstart", [*TINY, *words]), whole_file=False)
     plain = validation.draw(job.family, range(2))
     list(train(job))
     seen = validation.draw(job.family, range(2))
@@ -323,15 +338,19 @@ def test_what_is_recomputed_does_not_change_the_gradient(kind):
 def test_three_stages_equal_one_graph_on_the_embedded_model():
     """Real UNet, LoRA, guidance, VAE and reward in float32."""
     torch.set_num_threads(1)
-    words = [*TINY, "guidance_scale=3", "train_batch_size=3", "learning_rate=2e-2", "lr_warmup_steps=0"]
-    job, _ = prepare(load_recipe("quickstart", words))
-    list(train(job))  # an adapter that has moved: both halves have a gradient
+    job, _ = prepare(load_recipe("quickstart", [*TINY, *UNMEASURED, "guidance_scale=3"]), whole_file=False)
+    # an adapter that has moved: both halves have a gradient
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in job.parameters:
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
     settings = job.draw_settings
-    noise = draw_noise(job.family, settings, [torch.Generator().manual_seed(s) for s in range(3)])
-    path = make_path(job.family, settings, noise, job.embed(job.prompts[:3]), job.embed.negative("", 3))
-    objective = RewardObjective(job.family, job.rewards, job.prompts[:3])
-    for rule, options in (("sdo", {"steps_per_sample": 2}), ("refl", {}), ("draft-lv", {}), ("sdo", {})):
-        plan = find_rule(rule)(4, 3, path.coefficients, torch.Generator().manual_seed(1), **options)
+    noise = draw_noise(job.family, settings, [torch.Generator().manual_seed(s) for s in range(2)])
+    prompts = list(job.embed._kept)[:2]
+    path = make_path(job.family, settings, noise, job.embed(prompts), job.embed.negative("", 2))
+    objective = RewardObjective(job.family, job.rewards, prompts)
+    for rule, options in (("sdo", {"steps_per_sample": 2}), ("refl", {}), ("draft-lv", {"repeats": 1})):
+        plan = find_rule(rule)(4, 2, path.coefficients, torch.Generator().manual_seed(1), **options)
         gradients = []
         for engine in (three_stage, one_graph):
             with_repeats(lambda p, q, o, t, e=engine: e(p, q, o, terms=t), path, plan, objective, Terms(kl_weight=0.5))
@@ -343,7 +362,8 @@ def test_three_stages_equal_one_graph_on_the_embedded_model():
 
 def test_the_base_network_is_the_model_without_its_adapter():
     plain = load_family("embedded")
-    job, _ = prepare(load_recipe("quickstart", [*TINY, "learning_rate=2e-2", "lr_warmup_steps=0"]))
+    words = [*TINY, *UNMEASURED, "learning_rate=2e-2", "lr_warmup_steps=0"]
+    job, _ = prepare(load_recipe("quickstart", words), whole_file=False)
     list(train(job))
     x, t, c = torch.randn(2, *plain.latent_shape()), torch.full((2,), 400), plain.encode(["a tiger", "a rose"])
     with torch.no_grad():
@@ -357,10 +377,10 @@ def test_the_base_network_is_the_model_without_its_adapter():
 
 def test_kl_weight_keeps_the_adapter_near_the_base():
     words = ["learning_rate=2e-2", "lr_warmup_steps=0", "lr_scheduler=constant"]
-    loose, _ = trained(*words, "kl_weight=1e-6", steps=5)
-    tight, _ = trained(*words, "kl_weight=100", steps=5)
+    loose, _ = trained(*words, "kl_weight=1e-6", steps=4)
+    tight, _ = trained(*words, "kl_weight=100", steps=4)
     assert loose[0].penalty == 0 and loose[1].penalty > 0
-    assert tight[4].penalty < 0.5 * loose[4].penalty
+    assert tight[3].penalty < 0.5 * loose[3].penalty
     assert trained(*words, steps=1)[0][0].penalty is None
 
 
@@ -390,15 +410,12 @@ def test_noise_of_ddim_is_drawn_per_sample():
     assert whole.loss != trained("train_batch_size=4", steps=1)[0][0].loss
 
 
-def test_half_precision_trains_an_adapter_in_full_precision(tmp_path):
-    words = [
-        "mixed_precision=bf16",
-        "gradient_checkpointing=true",
-        "lr_warmup_steps=0",
-        "validation.grid_prompts=0",
-        "validation.seeds=1",
-    ]
-    done = subprocess.run(command("--out", str(tmp_path / "r"), "-q", *TINY, *words), capture_output=True, text=True)
+def test_half_precision_trains_an_adapter_in_full_precision(tmp_path, small):
+    # CPUs are slow at it: as little as there can be
+    words = ["mixed_precision=bf16", "gradient_checkpointing=true", "lr_warmup_steps=0", "max_train_steps=1"]
+    words += ["train_batch_size=1", "num_inference_steps=1", "validation.num_prompts=1", "validation.grid_prompts=0"]
+    words += [f"model={small('sd15')}", "rewards=[colorfulness]", "validation.rewards=[]"]
+    done = entry.run(command("--out", str(tmp_path / "r"), "-q", *TINY, *words))
     assert done.returncode == 0, done.stderr
     weights = load_file(tmp_path / "r" / "pytorch_lora_weights.safetensors")
     assert all(value.dtype == torch.float32 and torch.isfinite(value).all() for value in weights.values())
@@ -406,20 +423,24 @@ def test_half_precision_trains_an_adapter_in_full_precision(tmp_path):
 
 
 def test_the_base_model_is_never_changed():
-    job, _ = prepare(load_recipe("quickstart", TINY))
+    job, _ = prepare(load_recipe("quickstart", [*TINY, *UNMEASURED]), whole_file=False)
     own = {n: p.detach().clone() for n, p in job.family.denoiser.named_parameters() if not p.requires_grad}
     list(train(job))
     assert own and all(torch.equal(p, own[n]) for n, p in job.family.denoiser.named_parameters() if n in own)
 
 
+def until_it_trains(folder):
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
 def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path):
     folder = tmp_path / "run"
     arguments = ["max_train_steps=400", *TINY[1:]]
-    process = subprocess.Popen(command("--out", str(folder), "-q", *arguments), start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGKILL)
+    process = Forked(command("--out", str(folder), "-q", *arguments))
+    until_it_trains(folder)
+    process.kill()
     process.wait()
     assert json.loads((folder / "manifest.json").read_text())["status"] == "running"
     assert not list(folder.rglob("*.safetensors")) and not (folder / "README.md").exists()
@@ -427,16 +448,8 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path):
 
 def test_ctrl_c_is_one_line(tmp_path):
     folder = tmp_path / "run"
-    process = subprocess.Popen(
-        command("--out", str(folder), "-q", "max_train_steps=400", *TINY[1:]),
-        stderr=subprocess.PIPE,
-        text=True,
-        # shells start background jobs with Ctrl-C ignored, and children inherit that
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 120
-    while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
+    process = Forked(command("--out", str(folder), "-q", "max_train_steps=400", *TINY[1:]))
+    until_it_trains(folder)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -446,13 +459,11 @@ def test_ctrl_c_is_one_line(tmp_path):
 
 def test_unwritable_output_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    done = subprocess.run(command("--out", str(tmp_path / "file" / "run"), *TINY), capture_output=True, text=True)
+    done = entry.run(command("--out", str(tmp_path / "file" / "run"), *TINY))
     assert done.returncode == 2 and "Traceback" not in done.stderr
 
 
 def test_lora_targets_that_match_nothing_are_refused(tmp_path):
-    done = subprocess.run(
-        command("--out", str(tmp_path / "run"), "lora.target_modules=[nowhere]", *TINY), capture_output=True, text=True
-    )
+    done = entry.run(command("--out", str(tmp_path / "run"), "lora.target_modules=[nowhere]", *TINY))
     assert done.returncode == 2 and "lora.target_modules" in done.stderr
     assert not (tmp_path / "run").exists()

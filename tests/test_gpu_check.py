@@ -1,13 +1,16 @@
 """scripts/gpu/check.py at tiny size on the CPU: every arm is there, ratios and targets are what the rounds say."""
 
 import json
-import os
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 
+import gpu.check
 import pytest
 from gpu.arms import ARMS, FULL_SIZE, TINY
 from gpu.count import count_table, flops_of, from_json
@@ -16,6 +19,7 @@ from gpu.report import arm_record, bounds_record, report, target, targets_of
 
 from sdo_cli.bench.cost import Cost
 from sdo_cli.bench.memory import Memory
+from sdo_cli.estimate import measuring
 from sdo_cli.estimate.gpus import find_gpu
 from sdo_cli.estimate.speed import Speed
 from sdo_cli.estimate.work import Operation, Work, moving
@@ -24,16 +28,54 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "gpu" / "check.py"
 
 
-def run(*words, **environment):
-    there = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)} | environment
-    command = [sys.executable, str(SCRIPT), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env=there, timeout=600)
+def run(*words, **changed):
+    """The script in this process: what it says, and its exit code; ``changed`` are names of its own.
+
+    A new Python takes ten seconds to import everything.
+    """
+    out, err = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err), chdir(ROOT):
+        for name, value in changed.items():
+            patch.setattr(gpu.check, name, value)
+        for name in ("ACCELERATE_USE_CPU", "PYTORCH_CUDA_ALLOC_CONF"):
+            # said by the script; taken back afterwards
+            patch.setenv(name, "1")
+            patch.delenv(name)
+        patch.setattr(sys, "argv", [str(SCRIPT), *map(str, words)])
+        patch.setattr(sys, "path", [*sys.path])
+        try:
+            gpu.check.main()
+        except SystemExit as end:
+            return SimpleNamespace(returncode=1, stdout=out.getvalue(), stderr=f"{err.getvalue()}{end}\n")
+    return SimpleNamespace(returncode=0, stdout=out.getvalue(), stderr=err.getvalue())
+
+
+class Counting:
+    """In ``Popen``'s place: the script that counts beside the measuring one, in this process."""
+
+    def __init__(self, command, **_):
+        assert command[:2] == [sys.executable, str(SCRIPT)]
+        self.code = run(*command[2:]).returncode
+
+    def wait(self, timeout):
+        return self.code
+
+    def kill(self):
+        pass
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    out = tmp_path_factory.mktemp("check") / "check.json"
-    result = run("--tiny", "--only", "sd", "--only", "sdxl", "--only", "compile", "--out", out)
+def done(tmp_path_factory, small):
+    folder = tmp_path_factory.mktemp("check")
+    for kind in ("sd15", "sdxl"):
+        (folder / kind).symlink_to(small(kind))
+    out = folder / "check.json"
+    words = ["--tiny", "--only", "sd", "--only", "sdxl", "--only", "compile", "--folder", folder, "--out", out]
+    with pytest.MonkeyPatch.context() as patch:
+        # how fast this machine is does not matter here
+        patch.setattr(measuring, "ENOUGH", {"cpu": 1e-4})
+        patch.setattr(measuring, "REPEATS", 1)
+        result = run(*words, subprocess=SimpleNamespace(Popen=Counting, DEVNULL=subprocess.DEVNULL))
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(out.read_text()), result.stdout
 
@@ -195,13 +237,15 @@ def test_counting_alone_prints_the_ratios(tmp_path):
 
 def test_it_says_in_one_sentence_what_is_missing(tmp_path):
     """Packages, or the GPU."""
-    done = run("--out", tmp_path / "c.json", CUDA_VISIBLE_DEVICES="")
+    done = run("--out", tmp_path / "c.json")
     assert done.returncode == 1 and done.stderr.strip().startswith("gpu-check: no CUDA GPU here")
     code = f"import sys; sys.argv = ['check.py']; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import gpu.check\n"
     code += "gpu.check.NEEDED = (*gpu.check.NEEDED, 'no_such_package'); gpu.check.main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1 and "gpu-check: no_such_package not installed here" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+    done = subprocess.run([sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "--tiny" in done.stdout
 
 
 def test_full_size_is_what_the_targets_are_about():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_checkpoints import TINY, run
+from test_checkpoints import STEPS, TINY, UNMEASURED, run
 from typer.testing import CliRunner
 
 from sdo_cli.errors import RecipeFault, Stopped
@@ -22,6 +22,8 @@ from sdo_cli.runs.checkpoint import newest
 OWN = "guard.prompts={lines: [a cow on a silver sky, a fish on a pale sea, a rose on a dark desk]}"
 # a rate that does not depend on the number of steps
 GUARD = ["lr_scheduler=constant", "guard.steps=2", OWN, "guard.rewards=[colorfulness, aesthetic]", "guard.seeds=2"]
+# a check after every step, nothing else
+QUICK = [*GUARD, *UNMEASURED, "guard.steps=1", "guard.seeds=1", "guard.patience=2"]
 
 
 def checks(trained, untrained, *, prompts=8):
@@ -130,7 +132,7 @@ def test_a_guard_that_could_not_judge_is_refused(words, said):
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
-    """A run with checks at steps 0, 2, 4, 6."""
+    """A run with checks at steps 0, 2, 4."""
     folder = tmp_path_factory.mktemp("watched") / "run"
     done = run(folder, "-q", *GUARD, "trackers=[tensorboard]")
     assert done.returncode == 0, done.stderr
@@ -143,7 +145,7 @@ def rows_of(folder):
 
 def test_a_run_keeps_its_checks_and_the_best_adapter(watched):
     rows = rows_of(watched)
-    assert [row["step"] for row in rows] == [0, 2, 4, 6]
+    assert [row["step"] for row in rows] == [0, 2, 4]
     names = {"clip-score", "aesthetic", "colorfulness", "objective", "diversity", "distance-from-base"}
     assert all(set(row["values"]) == names and len(row["values"]["diversity"]) == 3 for row in rows)
     assert rows[0]["values"]["distance-from-base"] == pytest.approx([0] * 3, abs=1e-6)
@@ -156,18 +158,19 @@ def test_a_run_keeps_its_checks_and_the_best_adapter(watched):
 
 
 def test_best_holds_the_weights_of_its_step(watched, tmp_path):
-    """Equal to those of a run that ends there."""
+    """Equal to those of a run that ends there and was not looked at."""
     step = json.loads((watched / "best" / "best.json").read_text())["step"]
-    assert run(tmp_path / "run", "-q", *GUARD, f"max_train_steps={step}").returncode == 0
+    words = ["lr_scheduler=constant", *UNMEASURED, f"max_train_steps={step}"]
+    assert run(tmp_path / "run", "-q", *words).returncode == 0
     best, end = (load_file(f / "pytorch_lora_weights.safetensors") for f in (watched / "best", tmp_path / "run"))
     assert all(torch.equal(best[name], end[name]) for name in end)
 
 
 def test_killed_and_resumed_the_checks_and_the_best_are_the_same(watched, tmp_path):
-    """Cut back to step 4 as a kill leaves it, with a best/ and checks from after the checkpoint."""
+    """Cut back to step 2 as a kill leaves it, with a best/ and checks from after the checkpoint."""
     folder = tmp_path / "run"
     shutil.copytree(watched, folder)
-    shutil.rmtree(folder / "checkpoints" / "checkpoint-6")
+    shutil.rmtree(folder / "checkpoints" / "checkpoint-4")
     (folder / "pytorch_lora_weights.safetensors").unlink()
     for name in ("best.json", "pytorch_lora_weights.safetensors"):
         (folder / "best" / name).write_bytes(b"from a step that is done again")
@@ -197,17 +200,17 @@ def test_stopped_in_a_check_it_is_made_again(watched, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(guarding.Guard, "check", check)
         with pytest.raises(Stopped):
-            in_this_process(tmp_path / "run", *GUARD)
+            in_this_process(tmp_path / "run", *GUARD, *UNMEASURED)
     assert newest(tmp_path / "run")[0].step == 2
-    done = run(tmp_path / "run", "-q", "--resume", *GUARD)
+    done = run(tmp_path / "run", "-q", "--resume", *GUARD, *UNMEASURED)
     assert done.returncode == 0, done.stderr
     assert rows_of(tmp_path / "run") == rows_of(watched)
 
 
 def test_a_run_its_guard_ended_does_not_train_on_when_it_is_resumed(tmp_path, monkeypatch):
-    """Stopped while the last held-out prompts were drawn."""
+    """Stopped after the check, before anything was kept."""
     falling(monkeypatch)
-    words = [*GUARD, "guard.steps=1", "guard.patience=2", "guard.stop=true"]
+    words = [*QUICK, "guard.stop=true"]
     in_this_process(tmp_path / "run", *words)
     path = tmp_path / "run" / "manifest.json"
     ended = json.loads(path.read_text())
@@ -219,7 +222,7 @@ def test_a_run_its_guard_ended_does_not_train_on_when_it_is_resumed(tmp_path, mo
     assert (tmp_path / "run" / "pytorch_lora_weights.safetensors").is_file()
     # and without it training goes on
     in_this_process(tmp_path / "run", *words[:-1], "guard.stop=false", resume=True)
-    assert len(rows_of(tmp_path / "run")) == 7
+    assert len(rows_of(tmp_path / "run")) == STEPS + 1
 
 
 def test_the_folder_alone_repeats_it(watched, tmp_path, monkeypatch):
@@ -241,7 +244,7 @@ def test_trackers_get_the_numbers_of_metrics_and_checks(watched):
     for tag, value in (("train/loss", "loss"), ("train/grad_norm", "grad_norm")):
         assert [step for step, _ in found[tag]] == [row["step"] for row in metrics]
         assert [v for _, v in found[tag]] == pytest.approx([row[value] for row in metrics], rel=1e-6)
-    assert [step for step, _ in found["guard/diversity"]] == [0, 2, 4, 6]
+    assert [step for step, _ in found["guard/diversity"]] == [0, 2, 4]
 
 
 def test_a_tracker_that_is_not_installed_is_said_before_anything_is_trained(tmp_path):
@@ -270,7 +273,7 @@ def test_it_warns_and_stops_if_asked(tmp_path, monkeypatch, stop):
     from sdo_cli.cli import app
 
     falling(monkeypatch)
-    words = [*GUARD, "guard.steps=1", "guard.patience=2", *(["--stop-on-overoptimisation"] if stop else [])]
+    words = [*QUICK, *(["--stop-on-overoptimisation"] if stop else [])]
     done = CliRunner().invoke(app.app, command(tmp_path / "run", *words))
     assert done.exit_code == 0, done.output
     said = done.stderr
@@ -278,7 +281,7 @@ def test_it_warns_and_stops_if_asked(tmp_path, monkeypatch, stop):
     assert "check at step 1: clip-score" in said
     assert "best/ holds step 1" in said
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert len(rows) == (2 if stop else 6) and said.count("over-optimisation at") == 1
+    assert len(rows) == (2 if stop else STEPS) and said.count("over-optimisation at") == 1
     tree = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert tree["status"] == "finished" and tree["stopped_at"] == (2 if stop else None)
     page = (tmp_path / "run" / "report.html").read_text()
@@ -288,8 +291,10 @@ def test_it_warns_and_stops_if_asked(tmp_path, monkeypatch, stop):
         assert again.returncode == 0 and "is finished already; its guard ended it" in again.stdout
 
 
-def test_without_adapters_nothing_is_kept_as_best_but_it_still_warns(tmp_path):
-    done = run(tmp_path / "run", "-q", *GUARD, "train=full", "max_train_steps=2", "train_batch_size=1")
+def test_without_adapters_nothing_is_kept_as_best_but_it_still_warns(small, tmp_path):
+    words = [f"model={small('sd15')}", "rewards=[{name: clip-score, options: {model: embedded}}]", *GUARD, *UNMEASURED]
+    words += ["guard.rewards=[colorfulness]", "train=full", "max_train_steps=2", "train_batch_size=1"]
+    done = run(tmp_path / "run", "-q", *words)
     assert done.returncode == 0, done.stderr
     assert len(rows_of(tmp_path / "run")) == 2 and not (tmp_path / "run" / "best").exists()
 

@@ -1,13 +1,12 @@
 """`sdo reward`, and rewards of plug-ins and installed packages through the commands."""
 
 import json
-import os
 import re
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import entry
 import pytest
 
 import rewards
@@ -20,9 +19,12 @@ BLOCKS = [block.splitlines() for block in re.findall(r"```console\n(.*?)```", PA
 TINY = ["max_train_steps=2", "train_batch_size=2", "num_inference_steps=4", "validation.num_prompts=3"]
 
 
-def run(words, cwd, **environment):
-    command = [sys.executable, "-m", "sdo_cli", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ | environment)
+def run(words, cwd, site=None):
+    """With packages that are installed in ``site``."""
+    with pytest.MonkeyPatch.context() as patch:
+        if site is not None:
+            patch.syspath_prepend(site)
+        return entry.run(words, cwd=cwd)
 
 
 @dataclass
@@ -143,20 +145,20 @@ def test_an_installed_package_is_found_by_its_entry_point(folder):
         "[sdo.gradient_rules]\nmiddle = my_package.middle\n"
     )
     words = ["finetune", "--recipe", "quickstart", "--out", "run", "-q", *TINY, "validation.grid_prompts=0"]
-    done = run([*words, "rewards=[warmth]", "gradient.rule=middle"], folder, PYTHONPATH=str(site))
+    done = run([*words, "rewards=[warmth]", "gradient.rule=middle"], folder, site=site)
     assert done.returncode == 0, done.stderr
     found = json.loads((folder / "run" / "manifest.json").read_text())["plugins"]
     assert {(entry["path"], entry["package"]) for entry in found} == {
         ("my_package.warm", "my-package 1.2"), ("my_package.middle", "my-package 1.2")
     }  # fmt: skip
-    done = run(["recipe", "check", "quickstart", "rewards=[bad]"], folder, PYTHONPATH=str(site))
+    done = run(["recipe", "check", "quickstart", "rewards=[bad]"], folder, site=site)
     assert done.returncode == 2 and "the package my-package 1.2 (my_package.bad) cannot be loaded" in done.stderr
     # a recipe that uses none of it runs none of it, nor does a list of names
     (site / "my_package" / "__init__.py").write_text("raise SystemExit('ran')")
-    assert run(["recipe", "check", "quickstart"], folder, PYTHONPATH=str(site)).returncode == 0
-    done = run(["reward", "list", "--json"], folder, PYTHONPATH=str(site))
+    assert run(["recipe", "check", "quickstart"], folder, site=site).returncode == 0
+    done = run(["reward", "list", "--json"], folder, site=site)
     assert [row["name"] for row in json.loads(done.stdout) if row["use"] == "installed"] == ["bad", "warmth"]
-    done = run(["recipe", "check", "quickstart", "rewards=[warmty]"], folder, PYTHONPATH=str(site))
+    done = run(["recipe", "check", "quickstart", "rewards=[warmty]"], folder, site=site)
     assert done.returncode == 2 and "unknown reward 'warmty'; did you mean warmth?" in done.stderr
 
 
@@ -175,7 +177,7 @@ def test_a_package_that_keeps_no_word_is_named(tmp_path):
         ("gradient.rule", "nothing", "the package empty 1 (json) offers 'nothing' but registers nothing of that name"),
         ("rewards", "[twice]", "twice is offered by empty 1 and other 1"),
     ):
-        done = run(["recipe", "check", "quickstart", f"{key}={name}"], tmp_path, PYTHONPATH=str(tmp_path))
+        done = run(["recipe", "check", "quickstart", f"{key}={name}"], tmp_path, site=tmp_path)
         assert done.returncode == 2 and expected in done.stderr, done.stderr
 
 

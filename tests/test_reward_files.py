@@ -1,13 +1,11 @@
 """What rewards read: which files they need, and one sentence for every way in which a file can be wrong."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import entry
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -144,9 +142,7 @@ def test_the_command_says_it_in_one_sentence(tmp_path):
     recipe |= {"prompts": {"lines": ["a bus"]}, "max_train_steps": 1}
     # JSON is YAML too
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-    command = [sys.executable, "-m", "sdo_cli", "finetune", "--recipe", "recipe.yaml"]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    done = entry.run(["finetune", "--recipe", "recipe.yaml"], cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "cannot read the aesthetic head" in " ".join(done.stderr.split())
     shutil.rmtree(tmp_path / "small")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -151,6 +152,8 @@ def test_json_names_the_files(tmp_path):
     done = sdo("sample", PROMPTS[0], "--steps", "2", "--guidance", "1", "--json", "--grid", cwd=tmp_path)
     record = json.loads(done.stdout)
     assert [(tmp_path / name).is_file() for name in (*record["images"], record["grid"])] == [True, True]
+    first = json.loads(done.stderr.splitlines()[0])["note"]
+    assert re.fullmatch(r"embedded on the CPU, \d+ threads?; 1 image of 2 steps", first)
 
 
 @pytest.mark.parametrize(

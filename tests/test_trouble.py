@@ -11,7 +11,7 @@ import entry
 import forked
 import pytest
 import torch
-from test_checkpoints import TINY, command, run
+from test_checkpoints import STEPS, TINY, UNMEASURED, command, run
 
 from sdo_cli.cli.app import said
 from sdo_cli.cli.finetune import out_of_memory
@@ -60,8 +60,7 @@ class Greedy:
         return images.flatten(1).mean(1)
 """
     )
-    words = [w for w in TINY if "validation" not in w] + ["validation.prompts={}", "validation.rewards=[]"]
-    words += ["--plugin", str(tmp_path / "greedy.py"), "rewards=[greedy]"]
+    words = [*TINY, *UNMEASURED, "--plugin", str(tmp_path / "greedy.py"), "rewards=[greedy]"]
     done = entry.run(["finetune", "--recipe", "quickstart", "--out", str(tmp_path / "run"), *words])
     assert done.returncode == 2 and done.stderr.count("has not enough memory for this recipe") == 1, done.stderr
     assert "try with " in done.stderr and "Traceback" not in done.stderr
@@ -69,11 +68,14 @@ class Greedy:
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "failed"
 
 
+CONSTANT = [*UNMEASURED, "lr_scheduler=constant"]
+
+
 @pytest.fixture(scope="module")
 def halfway(tmp_path_factory):
-    """Stopped after two of six steps."""
+    """Stopped after two of four steps."""
     folder = tmp_path_factory.mktemp("halfway") / "run"
-    assert run(folder, "-q", "max_train_steps=2", "lr_scheduler=constant").returncode == 0
+    assert run(folder, "-q", "max_train_steps=2", *CONSTANT).returncode == 0
     return folder
 
 
@@ -91,13 +93,13 @@ def full_disk():
 def test_a_full_disk_leaves_the_last_checkpoint(halfway, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(halfway, folder)
-    process = forked.Forked(command(folder, "--resume", "lr_scheduler=constant"), call="test_trouble:full_disk")
+    process = forked.Forked(command(folder, "--resume", *CONSTANT), call="test_trouble:full_disk")
     _, text = process.communicate(120)
     assert process.returncode == 2 and "free disk space" in text and "fault of sdo" not in text, text
     found, damaged = newest(folder)
     assert found.step == 2 and damaged == []
     assert json.loads((folder / "manifest.json").read_text())["status"] == "failed"
-    again = run(folder, "--resume", "lr_scheduler=constant")
+    again = run(folder, "--resume", *CONSTANT)
     assert again.returncode == 0 and "resumed from" in again.stderr, again.stderr
 
 
@@ -119,9 +121,8 @@ def test_weights_that_vanished_before_a_resume(small, tmp_path):
     """The model's folder is gone: said before anything is touched; with it back the run goes on."""
     model, folder = tmp_path / "model", tmp_path / "run"
     shutil.copytree(small("sd15"), model)
-    words = [f"model={model}", "rewards=[colorfulness]", "validation.prompts={}", "validation.rewards=[]"]
-    words = [*words, "prompts={lines: [a cat, a dog]}", "lr_scheduler=constant", "guidance_scale=3"]
-    words += [w for w in TINY if "validation" not in w]
+    words = [*TINY, *CONSTANT, f"model={model}", "rewards=[colorfulness]"]
+    words += ["prompts={lines: [a cat, a dog]}", "guidance_scale=3"]
     start = ["finetune", "--recipe", "quickstart", "--out", str(folder), "-q"]
     done = entry.run([*start, *words, "max_train_steps=2"])
     assert done.returncode == 0, done.stderr
@@ -132,7 +133,7 @@ def test_weights_that_vanished_before_a_resume(small, tmp_path):
     (tmp_path / "elsewhere").rename(model)
     done = entry.run([*start, *words, "--resume"])
     assert done.returncode == 0, done.stderr
-    assert newest(folder)[0].step == 6
+    assert newest(folder)[0].step == STEPS
 
 
 @pytest.mark.skipif(os.environ.get("WORLD_SIZE") is not None, reason="one process")

@@ -9,6 +9,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
+import entry
 import pytest
 
 from sdo_cli.recipe.load import load_recipe, shipped_recipes
@@ -80,7 +81,7 @@ def test_the_embedded_recipes_need_nothing():
 
 def test_local_paths_that_are_gone_are_told_before_anything_is_loaded(tmp_path):
     words = ["model=/models/gone.safetensors", "rewards=[{name: hps, options: {checkpoint: /gone.pt}}]"]
-    done = sdo("finetune", "--recipe", "quickstart", *words, "--out", "r", cwd=tmp_path)
+    done = entry.run(["finetune", "--recipe", "quickstart", *words, "--out", "r"], cwd=tmp_path)
     assert done.returncode == 2
     assert "/models/gone.safetensors  no such path  (model)" in done.stderr
     assert "/gone.pt                  no such path  (reward hps-v2.1)" in done.stderr
@@ -93,10 +94,12 @@ REAL = [name for name in shipped_recipes() if name not in ("quickstart", "bench"
 @pytest.mark.parametrize(
     ("name", "way"), [*((n, "offline") for n in REAL), ("mixed", "no hub"), ("sd35-hps", "no hub")]
 )
-def test_without_weights_every_recipe_ends_on_one_screen(name, way, tmp_path):
+def test_without_weights_every_recipe_ends_on_one_screen(name, way, tmp_path, cache, monkeypatch):
     """What is missing, how large, the line that gets it, and a way to try sdo now."""
-    settings = {"HF_HUB_OFFLINE": "1"} if way == "offline" else {"HF_ENDPOINT": "http://127.0.0.1:9"}
-    done = sdo("finetune", "--recipe", name, "--out", "r", cwd=tmp_path, HF_HOME=str(tmp_path / "home"), **settings)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    env = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+    env |= {"HF_HUB_OFFLINE": "1"} if way == "offline" else {}
+    done = entry.run(["finetune", "--recipe", name, "--out", "r"], cwd=tmp_path, env=env)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) < 15

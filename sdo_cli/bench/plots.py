@@ -16,18 +16,10 @@ STAGES = {
 }
 
 
-def draw_all(result: BenchResult, folder: Path) -> None:
-    """The plots there are figures for."""
-    if any(cost.seconds for cost in result.cost.variants.values()):
-        _save(cost_figure(result), folder / "cost.png")
-    if result.nearness:
-        _save(nearness_figure(result), folder / "nearness.png")
-    if result.training:
-        _save(training_figure(result), folder / "training.png")
-
-
-def _save(figure: Any, path: Path) -> None:
-    write_atomic(path, lambda temporary: figure.savefig(temporary, dpi=120))
+def draw(part: str, result: BenchResult, folder: Path) -> None:
+    """The plot of ``cost``, ``nearness`` or ``training`` as PNG."""
+    figure = {"cost": cost_figure, "nearness": nearness_figure, "training": training_figure}[part](result)
+    write_atomic(folder / f"{part}.png", lambda temporary: figure.savefig(temporary, dpi=120))
 
 
 def _new(rows: int, columns: int = 1) -> tuple[Any, Any]:

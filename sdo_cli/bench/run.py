@@ -52,7 +52,7 @@ class BenchSettings:
 def run_bench(
     settings: BenchSettings, loaded: dict[Variant, LoadedRecipe], folder: Path, reporter: Reporter
 ) -> BenchResult:
-    """Measure and write ``bench.json`` and the plots into ``folder``, anew after every part and training run."""
+    """Measure; write ``bench.json`` and a plot of each part into ``folder``, anew after every part and training run."""
     started = now()
     bench = open_workbench(loaded)
     new_adapter(bench, seed=0, moved=MOVED)
@@ -62,6 +62,7 @@ def run_bench(
     loaded = {variant: item for variant, item in loaded.items() if variant in bench.jobs}
     if timed:
         _write(settings, bench, result, folder, started)
+        plots.draw("cost", result, folder)
         result.memory = measure_memory(bench, loaded, settings.recipe, list(settings.overrides), reporter)
         _write(settings, bench, result, folder, started)
     if "nearness" in settings.parts:
@@ -73,6 +74,7 @@ def run_bench(
             bench, full, batches=settings.batches, draws=settings.draws, reporter=reporter
         )
         _write(settings, bench, result, folder, started)
+        plots.draw("nearness", result, folder)
     if "training" in settings.parts:
         seeds, variants = settings.seeds, distinct(loaded)
         for so_far in compare_training(
@@ -80,6 +82,7 @@ def run_bench(
         ):
             result.training = so_far
             _write(settings, bench, result, folder, started)
+            plots.draw("training", result, folder)
     return result
 
 
@@ -115,7 +118,6 @@ def _write(settings: BenchSettings, bench: Workbench, result: BenchResult, folde
         record["training"] = training_record(result.training)
         write_json(folder / "training_scores.json", training_scores(result.training))
     write_json(folder / "bench.json", record)
-    plots.draw_all(result, folder)
 
 
 def new_bench_folder(out: Path | None) -> Path:

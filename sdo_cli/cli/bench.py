@@ -1,13 +1,16 @@
 """`sdo bench`."""
 
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sdo_cli.bench.variants import QUICK_RULES, STANDARD_RULES, load_variants, plain_full
-from sdo_cli.cli.output import make_reporter
+from sdo_cli.cli.groups import grouped
+from sdo_cli.cli.options import Overrides, RulePlugins
+from sdo_cli.cli.output import OutputOptions
 from sdo_cli.errors import Interrupted, RecipeFault
 from sdo_cli.plugins import load_plugins
 from sdo_cli.recipe.schema import PromptSource
@@ -18,8 +21,24 @@ PARTS = ("cost", "nearness", "training")
 DEFAULTS = {"rounds": (5, 3), "batches": (4, 2), "draws": (16, 8), "iterations": (60, 10), "seeds": (3, 1)}
 
 
+@dataclass(frozen=True)
+class CountOptions:
+    """How much of everything; None is the default, or the smaller one of --quick."""
+
+    rounds: Annotated[int | None, typer.Option(help="Timed rounds after the warm-up; 5.")] = None
+    batches: Annotated[int | None, typer.Option(help="Batches on which gradients are compared; 4.")] = None
+    draws: Annotated[int | None, typer.Option(help="Plans drawn per rule and batch; 16.")] = None
+    iterations: Annotated[int | None, typer.Option(help="Training budget in iterations of sdo; 60.")] = None
+    seeds: Annotated[int | None, typer.Option(help="Training runs per rule; 3.")] = None
+
+    def numbers(self, *, quick: bool) -> dict[str, int]:
+        return {name: DEFAULTS[name][quick] if value is None else value for name, value in asdict(self).items()}
+
+
+@grouped
 def bench(
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe overrides.")] = None,
+    *,
+    overrides: Overrides = None,
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="The job: a recipe file or shipped name.")] = "bench",
     model: Annotated[str | None, typer.Option("--model", "-m", help="Instead of the recipe's model.")] = None,
     rule: Annotated[
@@ -28,20 +47,14 @@ def bench(
     ] = None,
     part: Annotated[list[str] | None, typer.Option(help=f"{', '.join(PARTS)}; default all. Again for more.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="10 steps, batch 2, six rules, no training: minutes.")] = False,
-    rounds: Annotated[int | None, typer.Option(help="Timed rounds after the warm-up; 5.")] = None,
-    batches: Annotated[int | None, typer.Option(help="Batches on which gradients are compared; 4.")] = None,
-    draws: Annotated[int | None, typer.Option(help="Plans drawn per rule and batch; 16.")] = None,
-    iterations: Annotated[int | None, typer.Option(help="Training budget in iterations of sdo; 60.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Training runs per rule; 3.")] = None,
-    plugin: Annotated[list[Path] | None, typer.Option(help="A Python file with gradient rules of your own.")] = None,
+    counts: CountOptions,
+    plugin: RulePlugins = None,
     out: Annotated[Path | None, typer.Option(help="Folder for bench.json and plots; default bench/<time>.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON lines for machines.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    output: OutputOptions,
 ) -> None:
     """Measure gradient rules side by side: cost, nearness to the full gradient, gain for equal computation."""
     load_plugins(plugin or ())
-    given = {"rounds": rounds, "batches": batches, "draws": draws, "iterations": iterations, "seeds": seeds}
-    numbers = {name: DEFAULTS[name][quick] if value is None else value for name, value in given.items()}
+    numbers = counts.numbers(quick=quick)
     parts = tuple(part or (PARTS[:2] if quick else PARTS))
     names = tuple(rule or (QUICK_RULES if quick else STANDARD_RULES))
     check(numbers, parts, names)
@@ -58,7 +71,7 @@ def bench(
         folder = new_bench_folder(out)
     except FileExistsError as fault:
         raise RecipeFault([f"--out {fault}: holds a bench; give another folder"], what="command line") from fault
-    reporter = make_reporter(as_json=as_json, quiet=quiet)
+    reporter = output.reporter()
     try:
         result = run_bench(settings, loaded, folder, reporter)
     except KeyboardInterrupt:
@@ -66,7 +79,7 @@ def bench(
         raise Interrupted(f"interrupted; {folder}/ {whole}", remedy="start it again, into another folder") from None
     finally:
         reporter.close()
-    if as_json:
+    if output.as_json:
         typer.echo(json.dumps({"bench": str(folder / "bench.json")}))
     else:
         typer.echo(f"{all_tables(result)}\n\n{folder}/: bench.json and plots")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sdo_cli.cli.options import ForMachines
 from sdo_cli.errors import RecipeFault
 from sdo_cli.runs.read import is_run
 
@@ -23,7 +24,7 @@ def compare(
     anyway: Annotated[bool, typer.Option("--anyway", help="Also when settings differ.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder; default comparisons/<time>.")] = None,
     report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: ForMachines = False,
 ) -> None:
     """Compare evaluations pair by pair: same prompts, same noise; differences are to the first."""
     if missing := [path for path in evaluations if not path.is_dir()]:

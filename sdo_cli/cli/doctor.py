@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sdo_cli.cli.groups import grouped
+from sdo_cli.cli.options import ForMachines, RecipeOptions, RulePlugins
 from sdo_cli.errors import EXIT_BAD_INPUT, RecipeFault
 from sdo_cli.installed import sdo
 from sdo_cli.plugins import load_plugins
@@ -22,26 +23,27 @@ if TYPE_CHECKING:
 GB = 1e9
 
 
+@grouped
 def doctor(
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe overrides.")] = None,
-    recipe: Annotated[str, typer.Option("--recipe", "-r", help="A recipe file, or the name of a shipped one.")] = "",
+    *,
+    recipe: RecipeOptions,
     gpu: Annotated[str | None, typer.Option(help="Fit and time a GPU by its name, like 4090 or a100-80gb.")] = None,
     gpu_memory: Annotated[str | None, typer.Option(help="Fit a GPU of this memory, like 12GB or 24GiB.")] = None,
-    plugin: Annotated[list[Path] | None, typer.Option(help="A Python file with gradient rules of your own.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    plugin: RulePlugins = None,
+    as_json: ForMachines = False,
 ) -> None:
     """Check packages, weights, disk and GPU, and estimate FLOPs, memory and time; runs nothing, needs no weights.
 
     Without a recipe only the machine: packages, driver, device, disk, cores.
     """
     load_plugins(plugin or ())
-    if not recipe:
-        if overrides or gpu or gpu_memory:
+    if not recipe.recipe:
+        if recipe.overrides or gpu or gpu_memory:
             shown = f"`{sdo('recipe', 'list')}` shows the shipped ones"
             raise RecipeFault([f"--recipe is missing, which overrides and GPUs are for; {shown}"], what="command line")
         machine_alone(as_json)
         return
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe.recipe, recipe.overrides)
     from sdo_cli.doctor.examine import examine
     from sdo_cli.doctor.target import find_target, measured
 

@@ -1,34 +1,114 @@
-"""Options of drawing, checked before anything heavy is imported; `sdo sample` and `sdo eval` share them."""
+"""Options of drawing, checked before anything heavy is imported; `sdo sample`, `sdo eval` and `sdo prune` share them.
+
+In the groups that `sdo eval` takes, None is "as in the recipe"; those called ``Plain…`` have values instead.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any
+
+import typer
 
 from sdo_cli.device import PRECISIONS
+from sdo_cli.recipe.schema import PromptSource, Recipe
 from sdo_cli.sampling.solvers import AUTO, MOST_STEPS, SOLVERS, STOCHASTIC
 
+# settings of drawing where there is no recipe
+BARE = Recipe("embedded", [], PromptSource(lines=["-"]))
+# what is called otherwise in a recipe
+KEYS = {"precision": "mixed_precision", "steps": "num_inference_steps", "guidance": "guidance_scale"}
 
-def drawing_problems(
-    *,
-    steps: int,
-    guidance: float,
-    lora_scales: list[float],
-    eta: float,
-    batch_size: int,
-    seed: int,
-    count: int,
-    solver: str,
-    precision: str,
-    prediction_type: str | None,
-    height: int | None,
-    width: int | None,
-) -> list[str]:
-    """Everything that is wrong with them, each line with its option.
+MODEL = typer.Option("--model", "-m", help="embedded, a diffusers folder, a .safetensors checkpoint, a hub id.")
+T5 = typer.Option(help="The third text encoder of SD 3.")
+PRECISION = typer.Option(help=f"What the model computes in: {', '.join(PRECISIONS)}.")
+STEPS = typer.Option("--steps", help="num_inference_steps.")
+GUIDANCE = typer.Option("--guidance", help="guidance_scale; 1 is without.")
+SOLVER = typer.Option(help=f"{AUTO}, or {', '.join(SOLVERS)}.")
+ETA = typer.Option(help="DDIM's noise, 0 to 1.")
+NEGATIVE = typer.Option(help="What guidance moves away from.")
+PIXELS = typer.Option(help="Pixels; the model's own by default.")
+BATCH_SIZE = typer.Option(help="Images at a time.")
+
+
+@dataclass(frozen=True)
+class WeightOptions:
+    model: Annotated[str | None, MODEL] = None
+    revision: Annotated[str | None, typer.Option(help="Revision of a model on the hub.")] = None
+    variant: Annotated[str | None, typer.Option(help="fp16: weight files of that name.")] = None
+
+
+@dataclass(frozen=True)
+class PlainWeights(WeightOptions):
+    model: Annotated[str, MODEL] = "embedded"
+
+
+@dataclass(frozen=True)
+class ModelOptions(WeightOptions):
+    vae: Annotated[str | None, typer.Option(help="Another VAE: a folder or hub id.")] = None
+    t5: Annotated[bool | None, T5] = None
+    prediction_type: Annotated[str | None, typer.Option(help="epsilon or v_prediction, if the config is wrong.")] = None
+    precision: Annotated[str | None, PRECISION] = None
+
+
+@dataclass(frozen=True)
+class PlainModel(ModelOptions):
+    model: Annotated[str, MODEL] = "embedded"
+    t5: Annotated[bool, T5] = True
+    precision: Annotated[str, PRECISION] = "no"
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    lora: Annotated[str | None, typer.Option(help="A run folder or a LoRA file.")] = None
+    lora_scale: Annotated[float, typer.Option(help="Weight of the LoRA; 0 is without.")] = 1.0
+
+
+@dataclass(frozen=True)
+class SolverOptions:
+    steps: Annotated[int | None, STEPS] = None
+    guidance: Annotated[float | None, GUIDANCE] = None
+    solver: Annotated[str | None, SOLVER] = None
+
+
+@dataclass(frozen=True)
+class PlainSolver(SolverOptions):
+    steps: Annotated[int, STEPS] = 50
+    guidance: Annotated[float, GUIDANCE] = 7.5
+    solver: Annotated[str, SOLVER] = AUTO
+
+
+@dataclass(frozen=True)
+class PictureOptions:
+    negative_prompt: Annotated[str | None, NEGATIVE] = None
+    height: Annotated[int | None, PIXELS] = None
+    width: Annotated[int | None, PIXELS] = None
+
+
+@dataclass(frozen=True)
+class PlainPicture(PictureOptions):
+    negative_prompt: Annotated[str, NEGATIVE] = ""
+
+
+def laid_over(
+    recipe: Recipe, weights: WeightOptions, solver: SolverOptions, picture: PictureOptions, **more: Any
+) -> Recipe:
+    """The recipe with everything that was given, also ``more`` options by name; what is None stays as it is."""
+    groups = (weights, solver, picture)
+    given = {field.name: getattr(group, field.name) for group in groups for field in fields(group)} | more
+    return replace(recipe, **{KEYS.get(name, name): value for name, value in given.items() if value is not None})
+
+
+def drawing_problems(asked: Recipe, *, lora_scales: list[float], batch_size: int, seed: int, count: int) -> list[str]:
+    """Everything that is wrong with the settings of drawing, each line with its option.
 
     Args:
         count: of images, whose seeds follow each other.
     """
+    solver, height, width = asked.solver, asked.height, asked.width
     limits: list[tuple[str, float, float, float]] = [
-        ("steps", steps, 1, MOST_STEPS),
+        ("steps", asked.num_inference_steps, 1, MOST_STEPS),
         ("batch-size", batch_size, 1, 10**6),
-        ("guidance", guidance, 0, 1000),
-        ("eta", eta, 0, 1),
+        ("guidance", asked.guidance_scale, 0, 1000),
+        ("eta", asked.eta, 0, 1),
         ("seed", seed, 0, 2**63 - 1 - count),
         *(("lora-scale", scale, -1000, 1000) for scale in lora_scales),
     ]
@@ -38,13 +118,13 @@ def drawing_problems(
         # also catches NaN
         if not least <= value <= most
     ]
-    if prediction_type not in (None, "epsilon", "v_prediction"):
-        wrong.append(f"--prediction-type: {prediction_type!r} is neither epsilon nor v_prediction")
-    if precision not in PRECISIONS:
-        wrong.append(f"--precision: {precision!r} is not one of {', '.join(PRECISIONS)}")
+    if asked.prediction_type not in (None, "epsilon", "v_prediction"):
+        wrong.append(f"--prediction-type: {asked.prediction_type!r} is neither epsilon nor v_prediction")
+    if asked.mixed_precision not in PRECISIONS:
+        wrong.append(f"--precision: {asked.mixed_precision!r} is not one of {', '.join(PRECISIONS)}")
     if solver not in (AUTO, *SOLVERS):
         wrong.append(f"--solver: unknown solver {solver!r}; choose one of {', '.join((AUTO, *SOLVERS))}")
-    elif eta > 0 and solver not in (AUTO, *STOCHASTIC):
+    elif asked.eta > 0 and solver not in (AUTO, *STOCHASTIC):
         wrong.append(f"--eta: is the noise of {', '.join(STOCHASTIC)}; solver {solver} takes none")
     for side, pixels in (("height", height), ("width", width)):
         if pixels is not None and (pixels < 8 or pixels % 8):

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from sdo_cli.cli.options import ForMachines
 from sdo_cli.device import PRECISIONS
 from sdo_cli.errors import RecipeFault
 
@@ -26,7 +27,7 @@ def export(
     family: Annotated[str | None, typer.Option(help="sd, sdxl or sd3, for a file that does not show it.")] = None,
     lora_scale: Annotated[float, typer.Option(help="Weight of a merged LoRA.")] = 1.0,
     precision: Annotated[str, typer.Option(help=f"Of what is written: {', '.join(PRECISIONS)}.")] = "no",
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: ForMachines = False,
 ) -> None:
     """Write a LoRA for A1111, ComfyUI, peft, or merged into its model."""
     wrong = []

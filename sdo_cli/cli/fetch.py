@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sdo_cli.cli.options import ForMachines, Overrides
 from sdo_cli.recipe.load import load_recipe
 from sdo_cli.recipe.schema import Recipe
 from sdo_cli.recipe.steering import is_steering, load_steering
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 
 def fetch(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe overrides.")] = None,
+    overrides: Overrides = None,
     only_list: Annotated[bool, typer.Option("--list", help="Say what is needed; download nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: ForMachines = False,
 ) -> None:
     """Download the weights a recipe needs, of `sdo finetune` or `sdo optimize`."""
     asked = needed_by(recipe, overrides)

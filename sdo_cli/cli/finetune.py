@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdo_cli.cli.output import make_reporter
-from sdo_cli.cli.several import in_several_processes, stopped_well
+from sdo_cli.cli.groups import grouped
+from sdo_cli.cli.options import RecipeOptions, RulePlugins
+from sdo_cli.cli.output import OutputOptions
+from sdo_cli.cli.several import ProcessOptions, in_several_processes, stopped_well
 from sdo_cli.errors import EnvironmentFault, RecipeFault, SdoError, is_out_of_memory
 from sdo_cli.installed import sdo
 from sdo_cli.plugins import load_plugins
@@ -18,10 +20,11 @@ if TYPE_CHECKING:
     from sdo_cli.runs.summary import RunSummary
 
 
+@grouped
 def finetune(
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe overrides.")] = None,
-    recipe: Annotated[str, typer.Option("--recipe", "-r", help="A recipe file, or the name of a shipped one.")] = "",
-    plugin: Annotated[list[Path] | None, typer.Option(help="A Python file with gradient rules of your own.")] = None,
+    *,
+    recipe: RecipeOptions,
+    plugin: RulePlugins = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/<recipe>-<time>.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest complete checkpoint of --out, or of the last run.")
@@ -29,27 +32,25 @@ def finetune(
     time_limit: Annotated[
         str | None, typer.Option(metavar="H:MM:SS", help="Save and stop before so much time is over (exit code 75).")
     ] = None,
-    gpus: Annotated[int | None, typer.Option(help="So many processes on this machine, a GPU each.")] = None,
-    processes: Annotated[int | None, typer.Option(help="So many processes on the CPU.")] = None,
+    processes: ProcessOptions,
     stop_on_overoptimisation: Annotated[
         bool, typer.Option("--stop-on-overoptimisation", help="guard.stop=true: end when untrained rewards fall.")
     ] = False,
     dry_run: Annotated[bool, typer.Option(help="Check everything and show the resolved recipe; run nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON lines for machines.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    output: OutputOptions,
 ) -> None:
     """Fine-tune a LoRA on the recipe's rewards."""
-    if not recipe:
+    if not recipe.recipe:
         shown = f"`{sdo('recipe', 'list')}` shows the shipped ones"
         raise RecipeFault([f"--recipe is missing; {shown}, try --recipe quickstart"])
     load_plugins(plugin or ())
-    overrides = [*(overrides or []), *(["guard.stop=true"] if stop_on_overoptimisation else [])]
-    loaded = load_recipe(recipe, overrides)
+    overrides = [*(recipe.overrides or []), *(["guard.stop=true"] if stop_on_overoptimisation else [])]
+    loaded = load_recipe(recipe.recipe, overrides)
     if dry_run:
-        show_resolved(loaded, as_json)
+        show_resolved(loaded, output.as_json)
         return
     seconds = None if time_limit is None else seconds_of(time_limit)
-    in_several_processes(gpus, processes)
+    in_several_processes(processes)
     from sdo_cli.finetune.run import finetune as run
     from sdo_cli.parallel.stopping import Stopping
     from sdo_cli.parallel.world import joined
@@ -62,7 +63,7 @@ def finetune(
             if world.is_main:
                 typer.echo(f"{folder}/ is finished already; {how}")
             return
-        reporter = make_reporter(as_json=as_json, quiet=quiet or not world.is_main)
+        reporter = output.reporter(talks=world.is_main)
         try:
             with Stopping(seconds, reporter.note, world) as stopping:
                 summary = run(loaded, folder, reporter, resume=resume, stopping=stopping, world=world)
@@ -73,7 +74,7 @@ def finetune(
         finally:
             reporter.close()
         if world.is_main:
-            typer.echo(json.dumps(as_record(summary)) if as_json else as_text(loaded, summary))
+            typer.echo(json.dumps(as_record(summary)) if output.as_json else as_text(loaded, summary))
 
 
 def run_folder(loaded: LoadedRecipe, out: Path | None, *, resume: bool) -> Path:

@@ -2,12 +2,14 @@
 
 import json
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sdo_cli.cli.output import make_reporter
+from sdo_cli.cli.groups import grouped
+from sdo_cli.cli.output import OutputOptions
 from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.files import without_nan
 from sdo_cli.plugins import load_plugins
@@ -15,12 +17,12 @@ from sdo_cli.recipe.steering import LoadedSteering, load_steering, shipped_steer
 from sdo_cli.recipe.steering_schema import KINDS, VARIABLES
 
 
-def optimize(
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Anything else, as in a recipe.")
-    ] = None,
-    prompt: Annotated[list[str] | None, typer.Option(help="What is drawn. Again for more images.")] = None,
-    prompts_file: Annotated[str | None, typer.Option(help="A file with a prompt a line, or a shipped list.")] = None,
+@dataclass(frozen=True)
+class SteeringOptions:
+    """What is to become of what; None is "as in the recipe"."""
+
+    prompt: Annotated[list[str] | None, typer.Option(help="What is drawn. Again for more images.")] = None
+    prompts_file: Annotated[str | None, typer.Option(help="A file with a prompt a line, or a shipped list.")] = None
     objective: Annotated[
         list[str] | None,
         typer.Option(
@@ -29,26 +31,59 @@ def optimize(
             metavar="[WEIGHT*]WHAT",
             help=f"A reward, or {', '.join(f'{k}:…' for k in KINDS)}. Again for a mixture; a weight below 0 lowers it.",
         ),
+    ] = None
+    variables: Annotated[str | None, typer.Option(help=f"Of {', '.join(VARIABLES)}; commas between.")] = None
+    steps: Annotated[int | None, typer.Option(help="Optimisation steps; 100.")] = None
+    start: Annotated[int | None, typer.Option(help="Solver step whose latent is optimised; 0 is the noise.")] = None
+    image: Annotated[list[str] | None, typer.Option(help="A picture to begin from. Again: one per prompt.")] = None
+    rule: Annotated[str | None, typer.Option(help="sdo, sdo-0, draft-k:k=2, full, …")] = None
+    learning_rate: Annotated[float | None, typer.Option("--lr", help="0.01.")] = None
+
+    def keys(self) -> dict[str, Any]:
+        """As keys of a recipe."""
+        return {
+            "prompts": _prompts(self.prompt, self.prompts_file),
+            "objectives": [_objective(text) for text in self.objective] if self.objective else None,
+            "variables": [name.strip() for name in self.variables.split(",")] if self.variables else None,
+            "images": self.image or None,
+            "steps": self.steps,
+            "start": self.start,
+            "learning_rate": self.learning_rate,
+            **_rule(self.rule),
+        }
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How the images are drawn; None is "as in the recipe"."""
+
+    model: Annotated[str | None, typer.Option("--model", "-m", help="As in `sdo sample`; embedded.")] = None
+    lora: Annotated[str | None, typer.Option(help="A run folder or a LoRA file.")] = None
+    inference_steps: Annotated[int | None, typer.Option(help="num_inference_steps; 50.")] = None
+    guidance: Annotated[float | None, typer.Option("--guidance", help="guidance_scale; 5.")] = None
+    seed: Annotated[int | None, typer.Option(help="Image j starts from manual_seed(seed + j), as in sample.")] = None
+    num_images: Annotated[int | None, typer.Option("--num-images", "-n", help="Images per prompt; 1.")] = None
+
+    def keys(self) -> dict[str, Any]:
+        """As keys of a recipe."""
+        renamed = {"inference_steps": "num_inference_steps", "guidance": "guidance_scale"}
+        return {renamed.get(name, name): value for name, value in asdict(self).items()}
+
+
+@grouped
+def optimize(
+    *,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Anything else, as in a recipe.")
     ] = None,
-    variables: Annotated[str | None, typer.Option(help=f"Of {', '.join(VARIABLES)}; commas between.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimisation steps; 100.")] = None,
-    start: Annotated[int | None, typer.Option(help="Solver step whose latent is optimised; 0 is the noise.")] = None,
-    image: Annotated[list[str] | None, typer.Option(help="A picture to begin from. Again: one per prompt.")] = None,
-    rule: Annotated[str | None, typer.Option(help="sdo, sdo-0, draft-k:k=2, full, …")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--lr", help="0.01.")] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="As in `sdo sample`; embedded.")] = None,
-    lora: Annotated[str | None, typer.Option(help="A run folder or a LoRA file.")] = None,
-    inference_steps: Annotated[int | None, typer.Option(help="num_inference_steps; 50.")] = None,
-    guidance: Annotated[float | None, typer.Option("--guidance", help="guidance_scale; 5.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Image j starts from manual_seed(seed + j), as in sample.")] = None,
-    num_images: Annotated[int | None, typer.Option("--num-images", "-n", help="Images per prompt; 1.")] = None,
+    steering: SteeringOptions,
+    images: ImageOptions,
     recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="A file, or a shipped one: --list.")] = None,
     show: Annotated[bool, typer.Option("--list", help="Show the shipped recipes of this command.")] = False,
     plugin: Annotated[list[Path] | None, typer.Option(help="A Python file with rewards or rules of your own.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; default steered/<recipe>-<time>.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Check everything and show the settings; run nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON lines for machines.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    output: OutputOptions,
 ) -> None:
     """Steer single images: optimise their latent, prompt embedding, guidance or noise (nothing is made faster)."""
     if show:
@@ -56,40 +91,24 @@ def optimize(
             typer.echo(f"{name:<14} {load_steering(name, {}, []).spec.description}")
         return
     load_plugins(plugin or ())
-    options = {
-        "prompts": _prompts(prompt, prompts_file),
-        "objectives": [_objective(text) for text in objective] if objective else None,
-        "variables": [name.strip() for name in variables.split(",")] if variables else None,
-        "images": image or None,
-        "steps": steps,
-        "start": start,
-        "learning_rate": learning_rate,
-        "model": model,
-        "lora": lora,
-        "num_inference_steps": inference_steps,
-        "guidance_scale": guidance,
-        "seed": seed,
-        "num_images": num_images,
-        **_rule(rule),
-    }
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in (steering.keys() | images.keys()).items() if value is not None}
     if recipe is None:
         _require(given, overrides or [])
     loaded = load_steering(recipe, given, overrides or [])
     if dry_run:
-        typer.echo(_shown(loaded, as_json))
+        typer.echo(_shown(loaded, output.as_json))
         return
     folder = out or Path(loaded.spec.output_dir) / f"{loaded.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if folder.exists() and any(folder.iterdir()):
         raise RecipeFault([f"--out {folder}: is not empty; give another folder"], what="command line")
     from sdo_cli.optimize.run import optimize as run
 
-    reporter = make_reporter(as_json=as_json, quiet=quiet)
+    reporter = output.reporter()
     try:
         rows = run(loaded, folder, reporter)
     finally:
         reporter.close()
-    if as_json:
+    if output.as_json:
         typer.echo(json.dumps(without_nan({"folder": str(folder), "images": rows})))
     else:
         typer.echo(_summary(rows, folder))

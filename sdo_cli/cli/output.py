@@ -3,9 +3,26 @@
 import json
 import sys
 import time
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
 
 from sdo_cli.progress import Reporter, Silent
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """How a command that takes its time says what it does."""
+
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines for machines.")] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False
+
+    def reporter(self, *, talks: bool = True) -> Reporter:
+        """Args:
+        talks: of several processes one does.
+        """
+        return make_reporter(as_json=self.as_json, quiet=self.quiet or not talks)
 
 
 def make_reporter(*, as_json: bool, quiet: bool) -> Reporter:

@@ -6,14 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
+from sdo_cli.cli.options import ForMachines
 from sdo_cli.errors import RecipeFault
 
 app = typer.Typer(help="List and show prompt sets.", no_args_is_help=True, rich_markup_mode=None)
-JsonOption = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 
 @app.command("list")
-def list_sets(as_json: JsonOption = False) -> None:
+def list_sets(as_json: ForMachines = False) -> None:
     """The sets that ship with sdo, and the benchmarks it fetches by a short name."""
     from sdo_cli.prompt_sets.read import BENCHMARKS, SHIPPED, read_prompt_set
 

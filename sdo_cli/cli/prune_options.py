@@ -1,15 +1,20 @@
 """Options of `sdo prune`, checked before torch loads."""
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 import rewards as table
+from sdo_cli.cli.drawing import PlainSolver
 from sdo_cli.embedded import is_embedded
 from sdo_cli.recipe.check import check_reward
 from sdo_cli.recipe.prompts import read_prompts
 from sdo_cli.recipe.schema import PromptSource, RewardSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from sdo_cli.prune.search import SearchSettings
 
 METHODS = ("dip-go", "uniform", "deepcache", "random", "optimal-steps", "pairwise-steps")
 GRAINS = ("blocks", "parts")
@@ -24,42 +29,105 @@ RATES = {"attention": (0.1, "sgd"), "table": (0.05, "adam")}
 KEPT_FOR_MEASURING = 10
 
 
-def problems(
-    *,
-    method: str,
-    ratios: list[float],
-    grain: str,
-    pruner: str,
-    gradients: str,
-    distance: str,
-    numbers: "Mapping[str, int]",
-    num_prompts: int,
-    learning_rate: float | None,
-    sparsity: float,
-    steps: int,
-) -> list[str]:
+@dataclass(frozen=True)
+class PlanOptions:
+    """What kind of plans are looked for, and on what."""
+
+    prompts_file: Annotated[
+        str | None, typer.Option("--prompts", "-p", help="Prompts to search on: a file, or a shipped list.")
+    ] = None
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "dip-go"
+    ratio: Annotated[
+        list[float] | None,
+        typer.Option(help="Share of the network's computation to leave out. Again for more; 0.1 to 0.9."),
+    ] = None
+    grain: Annotated[str, typer.Option(help=f"{' or '.join(GRAINS)} (residual and attention layers).")] = "blocks"
+
+    @property
+    def ratios(self) -> list[float]:
+        return sorted(dict.fromkeys(self.ratio or RATIOS))
+
+
+@dataclass(frozen=True)
+class FullSampler(PlainSolver):
+    steps: Annotated[int, typer.Option("--steps", help="num_inference_steps of the full sampler.")] = 50
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    schedule: Annotated[Path | None, typer.Option(help="A plan of chosen steps, whose blocks are pruned too.")] = None
+    updates: Annotated[int, typer.Option(help="Of the gates; dip-go.")] = 500
+    pruner: Annotated[str, typer.Option(help=f"{' or '.join(PRUNERS)}: what the gates come from.")] = "attention"
+    gradients: Annotated[str, typer.Option(help=f"{', '.join(GRADIENTS)}: how the gates are trained.")] = "shortcut"
+    live_calls: Annotated[int, typer.Option(help="Network calls with gradients; shortcut and one-step.")] = 4
+    distance: Annotated[str, typer.Option(help="ssim, l1 or l2, to the full sampler's image.")] = "ssim"
+    learning_rate: Annotated[float | None, typer.Option("--lr", help="Of the gates; by the pruner.")] = None
+    sparsity: Annotated[float, typer.Option(help="Weight of the computation in the loss.")] = 1.0
+    scores: Annotated[
+        Path | None, typer.Option(help="Folder of an earlier search: other ratios of it, without searching.")
+    ] = None
+
+    def settings(self) -> "SearchSettings":
+        from sdo_cli.prune.search import SearchSettings
+
+        rate, optimizer = RATES[self.pruner]
+        return SearchSettings(
+            pruner=self.pruner,
+            gradients=self.gradients,
+            distance=self.distance,
+            updates=self.updates,
+            batch=1,
+            learning_rate=rate if self.learning_rate is None else self.learning_rate,
+            optimizer=optimizer,
+            sparsity=self.sparsity,
+            live_calls=self.live_calls,
+        )
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    measure_on: Annotated[
+        str | None, typer.Option(help="Prompts to measure on; by default some of --prompts are kept for it.")
+    ] = None
+    num_prompts: Annotated[int, typer.Option(help="Prompts to measure on, at most; 0 measures nothing.")] = 32
+    reward: Annotated[list[str] | None, typer.Option(help="Also measured. Again for more.")] = None
+    controls: Annotated[bool, typer.Option(help="Also samplers with as much computation, at three ratios.")] = True
+    rounds: Annotated[int, typer.Option(help="Of timing.")] = 3
+    batch_size: Annotated[int, typer.Option(help="Images at a time when measuring.")] = 16
+
+
+def problems(plan: PlanOptions, search: SearchOptions, measure: MeasureOptions, *, steps: int) -> list[str]:
     """Everything that is wrong with them."""
     choices = [
-        ("method", method, METHODS),
-        ("grain", grain, GRAINS),
-        ("pruner", pruner, PRUNERS),
-        ("gradients", gradients, GRADIENTS),
-        ("distance", distance, DISTANCES),
+        ("method", plan.method, METHODS),
+        ("grain", plan.grain, GRAINS),
+        ("pruner", search.pruner, PRUNERS),
+        ("gradients", search.gradients, GRADIENTS),
+        ("distance", search.distance, DISTANCES),
     ]
+    numbers = {"updates": search.updates, "live-calls": search.live_calls, "rounds": measure.rounds}
     wrong = [f"--{name}: {given!r} is not one of {', '.join(of)}" for name, given, of in choices if given not in of]
-    wrong += [f"--ratio: must be at least 0 and below 1, not {r:g}" for r in ratios if not 0 <= r < 1]
-    wrong += [f"--ratio: {r:g} has more than two decimals" for r in ratios if 0 <= r < 1 and round(r, 2) != r]
+    wrong += [f"--ratio: must be at least 0 and below 1, not {r:g}" for r in plan.ratios if not 0 <= r < 1]
+    wrong += [f"--ratio: {r:g} has more than two decimals" for r in plan.ratios if 0 <= r < 1 and round(r, 2) != r]
     wrong += [f"--{name}: must be at least 1, not {number}" for name, number in numbers.items() if number < 1]
-    if numbers["live-calls"] >= max(2, steps):
-        wrong.append(f"--live-calls: {numbers['live-calls']} of {steps} steps; the first is always whole, so fewer")
-    if num_prompts < 0 or num_prompts == 1:
-        wrong.append(f"--num-prompts: an interval needs 2 or more, and 0 measures nothing; not {num_prompts}")
-    if learning_rate is not None and not 0 < learning_rate < float("inf"):
-        wrong.append(f"--lr: must be above 0, not {learning_rate}")
-    if not 0 <= sparsity < float("inf"):
-        wrong.append(f"--sparsity: must be 0 or more, not {sparsity}")
+    if search.live_calls >= max(2, steps):
+        wrong.append(f"--live-calls: {search.live_calls} of {steps} steps; the first is always whole, so fewer")
+    if measure.num_prompts < 0 or measure.num_prompts == 1:
+        wrong.append(f"--num-prompts: an interval needs 2 or more, and 0 measures nothing; not {measure.num_prompts}")
+    if search.learning_rate is not None and not 0 < search.learning_rate < float("inf"):
+        wrong.append(f"--lr: must be above 0, not {search.learning_rate}")
+    if not 0 <= search.sparsity < float("inf"):
+        wrong.append(f"--sparsity: must be 0 or more, not {search.sparsity}")
     if steps < 2:
         wrong.append(f"--steps: there is nothing to skip in {steps}; 2 or more")
+    return wrong
+
+
+def file_problems(plan: PlanOptions, search: SearchOptions) -> list[str]:
+    files = {"scores": search.scores, "schedule": search.schedule}
+    wrong = [f"--{n} {path}: there is no such file" for n, path in files.items() if path and not path.exists()]
+    if search.scores is not None and plan.method != "dip-go":
+        wrong.append(f"--scores: are of a search; --method {plan.method} makes none")
     return wrong
 
 

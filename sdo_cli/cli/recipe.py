@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sdo_cli.cli.options import ForMachines, Overrides, RulePlugins
 from sdo_cli.errors import RecipeFault
 from sdo_cli.files import write_text
 from sdo_cli.installed import sdo
@@ -21,7 +22,7 @@ app = typer.Typer(
 
 @app.command("list")
 def list_recipes(
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: ForMachines = False,
 ) -> None:
     """The recipes that ship with sdo."""
     table = {name: load_recipe(name).recipe for name in shipped_recipes()}
@@ -67,8 +68,8 @@ def copy(
 @app.command()
 def check(
     name: Annotated[str, typer.Argument(help="A recipe file or shipped name.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe overrides.")] = None,
-    plugin: Annotated[list[Path] | None, typer.Option(help="A Python file with gradient rules of your own.")] = None,
+    overrides: Overrides = None,
+    plugin: RulePlugins = None,
 ) -> None:
     """Check a recipe and report every problem at once."""
     load_plugins(plugin or ())
@@ -84,7 +85,7 @@ def check(
 def explain(
     key: Annotated[str, typer.Argument(help="Like gradient.rule, guard, or a last part like rank; without: all.")] = "",
     plugin: Annotated[list[Path] | None, typer.Option(help="Explain its rules and rewards too.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: ForMachines = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="All of it as a page, docs/recipe.md.")] = False,
 ) -> None:
     """What the keys of a recipe mean: type, default, choices, an example."""

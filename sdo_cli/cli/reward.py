@@ -3,21 +3,19 @@
 import json
 import math
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from sdo_cli.cli.options import ForMachines, RewardPlugins
 from sdo_cli.errors import PluginFault, RecipeFault
 from sdo_cli.plugins import load_plugins
 
 app = typer.Typer(help="List, show and check rewards.", no_args_is_help=True, rich_markup_mode=None)
-PluginOption = Annotated[list[Path] | None, typer.Option(help="A Python file with rewards of your own.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 
 @app.command("list")
-def list_rewards(plugin: PluginOption = None, as_json: JsonOption = False) -> None:
+def list_rewards(plugin: RewardPlugins = None, as_json: ForMachines = False) -> None:
     """The rewards recipes can name."""
     import rewards
     from sdo_cli.weights.needs import size_text
@@ -50,7 +48,7 @@ def row_of(name: str) -> dict[str, Any]:
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A reward.")], plugin: PluginOption = None, as_json: JsonOption = False
+    name: Annotated[str, typer.Argument(help="A reward.")], plugin: RewardPlugins = None, as_json: ForMachines = False
 ) -> None:
     """What a reward is, its options and weights."""
     import rewards
@@ -111,8 +109,8 @@ def check(
     what: Annotated[str, typer.Argument(help="my.py:MyReward, or the name of a reward.")],
     option: Annotated[list[str] | None, typer.Option("--option", "-o", help="key=value of the reward.")] = None,
     size: Annotated[int, typer.Option(help="Height and width of the test images.")] = 64,
-    plugin: PluginOption = None,
-    as_json: JsonOption = False,
+    plugin: RewardPlugins = None,
+    as_json: ForMachines = False,
 ) -> None:
     """Try a reward against the contract: shape, range, gradient, finite differences, batches, types."""
     if not 8 <= size <= 4096:

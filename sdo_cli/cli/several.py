@@ -4,7 +4,9 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -12,19 +14,25 @@ from sdo_cli.errors import Interrupted, Preempted, Stopped
 from sdo_cli.installed import sdo
 
 
-def in_several_processes(gpus: int | None, processes: int | None) -> None:
+@dataclass(frozen=True)
+class ProcessOptions:
+    gpus: Annotated[int | None, typer.Option(help="So many processes on this machine, a GPU each.")] = None
+    processes: Annotated[int | None, typer.Option(help="So many processes on the CPU.")] = None
+
+
+def in_several_processes(asked: ProcessOptions) -> None:
     """Start the command again in so many processes and end with their exit code; nothing for one.
 
     Raises:
         RecipeFault: more than there is.
     """
-    if gpus is None and processes is None:
+    if asked.gpus is None and asked.processes is None:
         return
     from sdo_cli.parallel.launch import launch, wants_several
 
-    if (count := wants_several(gpus, processes)) > 1:
-        raise typer.Exit(launch(count, cpu=processes is not None))
-    if processes is not None:
+    if (count := wants_several(asked.gpus, asked.processes)) > 1:
+        raise typer.Exit(launch(count, cpu=asked.processes is not None))
+    if asked.processes is not None:
         # on the CPU, also when it is one
         os.environ["ACCELERATE_USE_CPU"] = "true"
 

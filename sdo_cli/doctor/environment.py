@@ -8,10 +8,10 @@ from importlib import metadata
 from pathlib import Path
 
 import sdo_cli
-from sdo_cli.doctor.cores import usable_cores
 from sdo_cli.doctor.target import Target, find_target
 from sdo_cli.installed import install, install_extra, requirements, sdo
 from sdo_cli.recipe.schema import Recipe
+from sdo_cli.threads import cores
 from sdo_cli.weights.needs import Need, needs_of, size_text
 
 # settings that need a package sdo does without otherwise: (field, value) -> package, extra
@@ -50,7 +50,7 @@ def look_at_machine() -> list[Finding]:
     target = find_target(None)
     python = Finding("packages", f"sdo {sdo_cli.__version__}, Python {sys.version.split()[0]}")
     device = Finding("device", f"{target.name}, {size_text(target.memory)} of memory")
-    return [python, *packages(), *driver(), device, disk(RUNS, []), cores(), world()]
+    return [python, *packages(), *driver(), device, disk(RUNS, []), usable(), world()]
 
 
 def packages(recipe: Recipe | None = None) -> list[Finding]:
@@ -153,14 +153,14 @@ def named_gpu(recipe: Recipe, target: Target) -> list[Finding]:
     return [Finding("driver", f"a {target.name} has no bf16", ok=False, remedy=f"set {remedy}")] if asked else []
 
 
-def cores() -> Finding:
+def usable() -> Finding:
     """Of the CPU, and how many threads torch computes with."""
     import torch
 
-    every, usable = os.cpu_count() or 1, usable_cores()
+    every, ours = os.cpu_count() or 1, cores()
     text = f"{every} core{'s' * (every != 1)}"
-    if usable < every:
-        text += f", {usable} of them for this process (affinity or quota)"
+    if ours < every:
+        text += f", {ours} of them for this process (affinity or quota)"
     return Finding("cores", f"{text}; torch computes in {torch.get_num_threads()} threads")
 
 

@@ -112,9 +112,9 @@ def check_ranges(recipe: Recipe, problem: Problem) -> None:
 
 
 def check_rewards(recipe: Recipe, problem: Problem) -> None:
-    known = reward_table.known_names()
+    # the names are looked up in every installed package: only where somebody is told them
     if not recipe.rewards:
-        problem(("rewards",), f"is empty; name at least one of {', '.join(known)}")
+        problem(("rewards",), f"is empty; name at least one of {', '.join(reward_table.known_names())}")
     names = [reward_table.full_name(spec.name) for spec in recipe.rewards]
     for index, spec in enumerate(recipe.rewards):
         key, full = ("rewards", str(index)), names[index]
@@ -187,9 +187,9 @@ def check_loss(spec: RewardSpec, key: Key, problem: Problem) -> None:
 
 def check_reward(spec: RewardSpec, key: Key, problem: Problem) -> None:
     """Its name and options."""
-    full, known = reward_table.full_name(spec.name), reward_table.known_names()
+    full = reward_table.full_name(spec.name)
     if not reward_table.resolve(full):
-        problem((*key, "name"), f"unknown reward {spec.name!r}; {suggestion(spec.name, known)}")
+        problem((*key, "name"), f"unknown reward {spec.name!r}; {suggestion(spec.name, reward_table.known_names())}")
         return
     for option in sorted(reward_table.REQUIRED.get(full, frozenset()) - set(spec.options)):
         problem((*key, "options"), f"{spec.name} needs the option {option}; write options: {{{option}: …}}")

@@ -64,7 +64,7 @@ def text_of(entry: Entry) -> str:
 
 def _facts(entry: Entry, mark: str = "") -> str:
     default = {None: "needed", "": ""}.get(entry.default, f"default {mark}{entry.default}{mark}")
-    return ", ".join(filter(None, (entry.type, default)))
+    return "; ".join(filter(None, (entry.type, default)))
 
 
 def _choices(entry: Entry) -> list[str]:

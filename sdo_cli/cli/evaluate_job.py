@@ -1,0 +1,260 @@
+"""From the options of `sdo eval` to a job: every problem is collected, heavy imports come late."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdo_cli.cli.drawing import drawing_problems
+from sdo_cli.cli.evaluate_options import (
+    DEFAULT_REWARDS,
+    MeasureOptions,
+    NoiseOptions,
+    PromptOptions,
+    RewardOptions,
+    VariantOptions,
+    lora_problem,
+    scales_of,
+)
+from sdo_cli.device import PRECISIONS
+from sdo_cli.errors import RecipeFault
+from sdo_cli.recipe.load import LoadedRecipe, load_recipe
+from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
+from sdo_cli.runs.read import recipe_of
+
+if TYPE_CHECKING:
+    from sdo_cli.evaluate.job import Job, Prompts
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Everything that makes an evaluation what it is, without a fault.
+
+    Attributes:
+        settings: of drawing, and the rewards' precision.
+        start: the recipe these come from.
+        plans: fingerprints of skip plans by file.
+    """
+
+    settings: Recipe
+    start: LoadedRecipe | None
+    prompts: "Prompts | None"
+    variants: VariantOptions
+    scales: list[float]
+    noise: NoiseOptions
+    plans: dict[str, str]
+    rewards: dict[str, RewardSpec]
+    embedding: bool
+    select_by: str
+
+    def job(self) -> "Job":
+        import rewards as table
+        from sdo_cli.drawing.draw import draw_settings
+        from sdo_cli.evaluate.evaluation import folder_variants
+        from sdo_cli.evaluate.job import Job, Settings, variants_of
+        from sdo_cli.models.load import source_of
+
+        asked, start, loras, prompts, settings = self.settings, self.start, self.variants.loras, self.prompts, None
+        trained = [table.full_name(spec.name) for spec in start.recipe.rewards] if start and loras else []
+        if self.variants.folders:
+            variants, prompts = folder_variants(self.variants.folders, prompts)
+        else:
+            assert prompts is not None
+            source, draw, noise = source_of(asked), draw_settings(asked), self.noise
+            settings = Settings(source, draw, asked.mixed_precision, noise.seeds, noise.seed, prompts.fingerprint)
+            variants = variants_of(loras, self.scales, base=self.variants.base, plans=self.plans)
+        precision = asked.reward_precision
+        return Job(prompts, settings, variants, self.rewards, precision, self.embedding, self.select_by, trained)
+
+
+def asked_for(
+    settings: Recipe,
+    start: LoadedRecipe | None,
+    *,
+    prompts: PromptOptions,
+    rewards: RewardOptions,
+    variants: VariantOptions,
+    noise: NoiseOptions,
+    measures: MeasureOptions,
+    skip_plans: list[Path],
+    steps_given: bool,
+    batch_size: int,
+    fixed_model: bool,
+) -> Asked:
+    """What the options ask for.
+
+    Args:
+        steps_given: skip plans have to fit the number of steps.
+        fixed_model: by --recipe or --model, which say nothing of images that are there.
+
+    Raises:
+        RecipeFault: everything that is wrong with them.
+    """
+    loras, folders = variants.loras, variants.folders
+    if folders and skip_plans:
+        raise RecipeFault(["--skip-plan: is for drawing; --images scores what is there"], what="command line")
+    wrong = [] if noise.seeds >= 1 else [f"--seeds: must be at least 1, not {noise.seeds}"]
+    if prompts.limit is not None and prompts.limit < 1:
+        wrong.append(f"--limit: must be at least 1, not {prompts.limit}")
+    if not loras and not folders and not variants.base:
+        wrong.append("--no-base: leaves nothing to draw; give --lora")
+    scales = scales_of(variants.lora_scale, wrong)
+    plans, settings = with_plans(skip_plans, settings, steps_given, wrong)
+    if folders and (loras or fixed_model):
+        wrong.append("--images: scores what is there; --lora, --recipe and --model are for drawing")
+    wrong += measures.problems()
+    wrong += drawing_problems(settings, lora_scales=scales, batch_size=batch_size, seed=noise.seed, count=1)
+    if settings.reward_precision not in PRECISIONS:
+        wrong.append(f"--reward-precision: {settings.reward_precision!r} is not one of {', '.join(PRECISIONS)}")
+    wrong += [problem for path in loras if (problem := lora_problem(path))]
+    specs = reward_specs(rewards, start, settings, measures.embedding, wrong)
+    chosen = chosen_measure(measures.select_by, specs, wrong)
+    found = find_prompts(prompts, start, bool(folders), wrong)
+    if wrong:
+        raise RecipeFault(wrong, what="command line")
+    return Asked(settings, start, found, variants, scales, noise, plans, specs, measures.embedding, chosen)
+
+
+def starting_recipe(recipe: str | None, model: str | None, loras: list[str]) -> tuple[LoadedRecipe | None, str]:
+    """Settings to start from: the recipe given, else that of the first run folder; and a line that says so."""
+    if recipe is not None:
+        return load_recipe(recipe), ""
+    if model is None:
+        for lora in loras:
+            if (own := recipe_of(Path(lora))) is not None:
+                return load_recipe(str(own)), f"model, sampling and rewards as in {own}"
+    return None, ""
+
+
+def reward_specs(
+    given: RewardOptions,
+    start: LoadedRecipe | None,
+    asked: Recipe,
+    embedding: bool,
+    wrong: list[str],
+) -> dict[str, RewardSpec]:
+    """By full name, with every option, the embedded models filled in."""
+    import rewards as table
+    from sdo_cli.recipe.check import check_reward
+    from sdo_cli.weights.needs import reward_options
+
+    own = [*start.recipe.rewards, *start.recipe.validation.rewards] if start else []
+    of_recipe = {table.full_name(spec.name): spec.options for spec in reversed(own)}
+    if given.rewards is None:
+        wanted = [spec.name for spec in own] or DEFAULT_REWARDS.split(",")
+    else:
+        wanted = [name.strip() for name in given.rewards.split(",") if name.strip()]
+    options = options_by_reward(given.option or [], wrong)
+    if embedding:
+        # its model embeds the images
+        wanted.append("clip-score")
+    full = list(dict.fromkeys(table.full_name(name) for name in wanted))
+    wrong += [f"--option: {name} is not among the rewards {', '.join(full)}" for name in options if name not in full]
+    specs = {}
+    for name in full:
+        spec = RewardSpec(name, options={**of_recipe.get(name, {}), **options.get(name, {})})
+        check_reward(
+            spec, (), lambda key, text: wrong.append(f"--{'option' if 'options' in key else 'rewards'}: {text}")
+        )
+        if table.resolve(name):
+            specs[name] = replace(spec, options=reward_options(spec, asked))
+    return specs
+
+
+def options_by_reward(texts: list[str], wrong: list[str]) -> dict[str, dict[str, Any]]:
+    """Of REWARD.KEY=VALUE, by the reward's full name."""
+    import rewards as table
+
+    given: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        # names may hold dots: hps-v2.1.checkpoint
+        name, dot, part = key.rpartition(".")
+        if not equals or not dot:
+            wrong.append(f"--option {text}: is not REWARD.KEY=VALUE")
+            continue
+        given.setdefault(table.full_name(name), {})[part] = _parsed(value)
+    return given
+
+
+def _parsed(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def chosen_measure(asked: str | None, specs: dict[str, RewardSpec], wrong: list[str]) -> str:
+    """The measure scales are chosen by: the one asked for, else the first that may select."""
+    import rewards as table
+
+    may = [name for name in specs if not table.is_measure_only(name)]
+    if asked is None:
+        return may[0] if may else ""
+    full = table.full_name(asked)
+    if full not in specs:
+        wrong.append(f"--select-by: {asked} is not among the rewards {', '.join(specs)}")
+    elif full not in may:
+        wrong.append(f"--select-by: {asked} only measures, nothing is chosen by it; take one of {', '.join(may)}")
+    return full
+
+
+def find_prompts(
+    given: PromptOptions, start: LoadedRecipe | None, optional: bool, wrong: list[str]
+) -> "Prompts | None":
+    from sdo_cli.evaluate.job import EvalPrompt, Prompts
+    from sdo_cli.prompt_sets.read import read_prompt_set
+
+    limit = given.limit
+    if given.prompts is not None:
+        try:
+            found = read_prompt_set(given.prompts, column=given.column)
+        except RecipeFault as fault:
+            wrong += [f"--prompts: {problem}" for problem in fault.problems]
+            return None
+        except ValueError as fault:
+            wrong.append(f"--prompts: {fault}")
+            return None
+        return Prompts(found.name, found.source, [EvalPrompt(p.text, p.category) for p in found.prompts][:limit])
+    if start is not None and start.recipe.validation.prompts != PromptSource():
+        lines = start.prompts(start.recipe.validation.prompts)[: start.recipe.validation.num_prompts]
+        return Prompts(
+            f"{start.name}-heldout", f"held-out prompts of {start.given}", [EvalPrompt(p) for p in lines][:limit]
+        )
+    if not optional:
+        wrong.append(
+            "--prompts: is missing; name a set (`sdo prompts list`), a file, or a recipe with held-out prompts"
+        )
+    return None
+
+
+def with_plans(paths: list[Path], asked: Recipe, fixed: bool, wrong: list[str]) -> tuple[dict[str, str], Recipe]:
+    """Fingerprints of skip plans by file, and the settings that they were made for.
+
+    Args:
+        fixed: the steps were asked for, so that plans have to fit them.
+    """
+    if not paths:
+        return {}, asked
+    from sdo_cli.errors import EnvironmentFault
+    from sdo_cli.skipping.skip_plan import load_plan
+
+    found = {}
+    for path in dict.fromkeys(paths):
+        try:
+            plan = load_plan(path)
+        except EnvironmentFault as fault:
+            wrong.append(f"--skip-plan: {fault.message}")
+            continue
+        found[str(path)] = plan.fingerprint
+        steps = plan.made_for.num_inference_steps
+        if plan.made_for.timesteps is not None:
+            continue
+        if steps == asked.num_inference_steps:
+            fixed = True
+            continue
+        if fixed:
+            wrong.append(f"--skip-plan {path}: was made for {steps} steps, not {asked.num_inference_steps}")
+        asked, fixed = replace(asked, num_inference_steps=steps), True
+    return found, asked
