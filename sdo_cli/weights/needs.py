@@ -197,7 +197,9 @@ def missing_screen(missing: list[Need]) -> str:
 def remedy(missing: list[Need], name: str) -> str:
     fetch = []
     if any(not need.is_local for need in missing):
-        fetch.append(f"get them where there is a network:  {sdo('fetch', name)}")
+        # a job without a file says how to write one
+        typed, gap, hint = name.partition("   ")
+        fetch.append(f"get them where there is a network:  {sdo('fetch', typed)}{gap}{hint}")
     if fetch and is_offline():
         fetch.append("     (HF_HUB_OFFLINE is set here; copy the folder HF_HOME from there, or name local folders)")
     elif fetch:
