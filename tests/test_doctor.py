@@ -62,10 +62,11 @@ def test_what_does_not_fit_gets_a_line_to_type(tmp_path):
     assert f"sdo finetune --recipe quickstart {' '.join(SMALL)} gradient" in done.stdout
 
 
-def test_what_is_missing_is_one_screen(tmp_path):
+def test_what_is_missing_is_one_screen(tmp_path, monkeypatch):
     """A hub model without weights: still an estimate, what to type, exit code 2."""
     words = ["train_batch_size=2", "gradient_accumulation_steps=1", "optimizer=adamw8bit", "height=256", "width=256"]
     words += ["gradient.score_micro_batch=0"]
+    monkeypatch.chdir(tmp_path)
     done = doctor("--recipe", "aesthetic", *words, "--gpu-memory", "80GB", "--json", cwd=tmp_path)
     assert done.returncode == 2 and done.stderr == ""
     report = json.loads(done.stdout)

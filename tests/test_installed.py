@@ -1,6 +1,7 @@
 """Lines that sdo prints to be typed: they run as they stand, from wherever and however it is installed."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -134,9 +135,9 @@ def test_every_extra_that_is_named_is_there():
 
 
 def make(target, folder):
-    done = subprocess.run(
-        ["make", "-n", target, f"VENV={folder / 'venv'}"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    outside = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}}
+    command = ["make", "-n", target, f"VENV={folder / 'venv'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=outside)
     return done.stdout.splitlines()
 
 
