@@ -206,8 +206,8 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def run(argv, *, env=None, cwd=None, timeout=300):
-    """To its end, with both streams."""
-    process = Forked(argv, env=env, cwd=cwd)
+def run(argv, *, timeout=300, **options):
+    """To its end, with both streams; ``options`` are :class:`Forked`'s."""
+    process = Forked(argv, **options)
     out, err = process.communicate(timeout)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)

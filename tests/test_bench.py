@@ -3,17 +3,19 @@
 import ctypes
 import json
 import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
 import entry
+import forked
 import pytest
 import torch
 from PIL import Image
 
 from sdo_cli.bench import cost, memory
 from sdo_cli.bench.bench_job import new_adapter, open_workbench
-from sdo_cli.bench.cost import count_flops, measure_cost
+from sdo_cli.bench.cost import measure_cost
 from sdo_cli.bench.memory import measure_here, measure_memory, peak_of_tensors
 from sdo_cli.bench.nearness import _compare, draw_plan, measure_nearness
 from sdo_cli.bench.parts import counts, make_parts, total, without_recomputation
@@ -21,6 +23,7 @@ from sdo_cli.bench.run import distinct
 from sdo_cli.bench.training import affordable_steps, compare_training
 from sdo_cli.bench.variants import STANDARD_RULES, load_variants, parse_variant
 from sdo_cli.errors import RecipeFault
+from sdo_cli.estimate.flops import count_flops
 from sdo_cli.finetune.loop import plan_step
 from sdo_cli.gradients.rules import RULES
 from sdo_cli.models.load import ModelSource, load_family
@@ -283,11 +286,12 @@ def command(*arguments, cwd=None):
 
 
 def test_the_whole_command(tmp_path, words, monkeypatch):
-    """Memory is measured in a process of its own: of one rule, as a new Python has ten seconds of imports."""
+    """Memory is measured in a process of its own: of one rule, and one that need not import everything anew."""
 
     def child(words, **options):
         if '"variant": "sdo"' in words[-1]:
-            return subprocess.run(words, **options)
+            assert words[:3] == [sys.executable, "-m", "sdo_cli.bench.memory"] and options["capture_output"]
+            return forked.run(words[3:], call="sdo_cli.bench.memory:main")
         return subprocess.CompletedProcess(words, 0, json.dumps({"peak": 1, "tensors": 1}), "")
 
     monkeypatch.setattr(memory, "subprocess", SimpleNamespace(run=child))

@@ -14,7 +14,7 @@ from test_bench import quick_figures  # noqa: F401
 
 from sdo_cli.bench import memory
 from sdo_cli.bench.bench_job import new_adapter, open_workbench
-from sdo_cli.bench.cost import count_flops, measure_cost
+from sdo_cli.bench.cost import measure_cost
 from sdo_cli.bench.nearness import measure_nearness
 from sdo_cli.bench.parts import counts, make_parts, total
 from sdo_cli.bench.record import full_costs
@@ -23,6 +23,7 @@ from sdo_cli.bench.training import compare_training
 from sdo_cli.bench.variants import load_variants, parse_variant, plain_full
 from sdo_cli.drawing.pruned import made_for, wiring_of
 from sdo_cli.errors import RecipeFault
+from sdo_cli.estimate.flops import count_flops
 from sdo_cli.finetune.loop import plan_step
 from sdo_cli.finetune.prepare import prepare
 from sdo_cli.progress import Silent

@@ -265,23 +265,18 @@ def test_units_may_be_compiled(small):
 
 def test_what_runs_is_what_the_plan_says(benches):
     """Counted calls of every unit, and of the network, against the plan; counted FLOPs against the cost model."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from sdo_cli.estimate.cost import CPU_ATTENTION
+    from sdo_cli.estimate.flops import count_flops
     from sdo_cli.estimate.units import unit_flops
 
     bench = benches("embedded", "parts")
     costs = unit_flops(ModelSource("embedded"), "parts")
     for seed in range(3):
         plan = bench.plan(bench.random_gates(seed, 0.3))
-        with (
-            counted(bench.modules) as computed,
-            FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter,
-        ):
-            sample_latents(bench.path(plan))
+        with counted(bench.modules) as computed:
+            flops = count_flops(lambda plan=plan: sample_latents(bench.path(plan)))
         assert computed == dict(zip(plan.wiring.units, plan.runs.sum(0).tolist(), strict=True))
         # two prompts, two branches
-        assert counter.get_total_flops() == pytest.approx(4 * costs.of_plan(plan).all, rel=1e-6)
+        assert flops == pytest.approx(4 * costs.of_plan(plan).all, rel=1e-6)
 
 
 @contextmanager

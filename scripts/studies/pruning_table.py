@@ -14,19 +14,19 @@
 import argparse
 import time
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from sdo_cli.bench.memory import peak_of_tensors
 from sdo_cli.cli.output import make_reporter
 from sdo_cli.device import dtype_of
 from sdo_cli.drawing.draw import DrawSettings
 from sdo_cli.drawing.prompts import PromptEmbeddings
-from sdo_cli.estimate.cost import CPU_ATTENTION
+from sdo_cli.estimate.flops import count_flops
 from sdo_cli.estimate.units import decode_flops, unit_flops
 from sdo_cli.files import write_json
 from sdo_cli.models.load import ModelSource, load_family
@@ -105,15 +105,14 @@ def searched(rounds: int, out: Path) -> None:
             seconds[name].append(time.perf_counter() - start)
     rows = {}
     for name, updates in running.items():
-        with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-            next(updates)
+        flops = count_flops(partial(next, updates))
         peak = peak_of_tensors(lambda updates=updates: next(updates))
         over = [a / b for a, b in zip(seconds[name], seconds["full"], strict=True)]
         rows[name] = {
             "kept": kept[name],
             "over_full": over,
             "median_over_full": median(over),
-            "gflops": counter.get_total_flops() / 1e9,
+            "gflops": flops / 1e9,
             "peak_of_tensors_mb": peak / 1e6,
         }
         print(name, {k: v for k, v in rows[name].items() if k != "over_full"}, flush=True)

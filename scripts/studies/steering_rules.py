@@ -11,14 +11,14 @@ import argparse
 import json
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from sdo_cli.bench.memory import peak_of_tensors
-from sdo_cli.estimate.cost import CPU_ATTENTION
+from sdo_cli.estimate.flops import count_flops
 from sdo_cli.gradients.outcome import Terms
 from sdo_cli.gradients.run import run_plan
 from sdo_cli.optimize.job import Job, begin, objective_of, prepare
@@ -66,15 +66,8 @@ def one_gradient(job: Job, which: range, number: int = 0) -> Tensor:
 
 def flops_of(job: Job, name: str) -> float:
     """Of one gradient of one image; what begins it is the same for all and left out."""
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-        one_gradient(with_rule(job, name), range(1))
-    return float(counter.get_total_flops()) - float(_flops_to_begin(job))
-
-
-def _flops_to_begin(job: Job) -> float:
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-        begin(job, range(1))
-    return float(counter.get_total_flops())
+    whole = count_flops(lambda: one_gradient(with_rule(job, name), range(1)))
+    return whole - count_flops(lambda: begin(job, range(1)))
 
 
 def gain(arguments: argparse.Namespace) -> dict[str, object]:
@@ -143,11 +136,7 @@ def cost(arguments: argparse.Namespace) -> dict[str, object]:
         "full": with_rule(job, "full"),
         "full, kept": with_rule(job, "full", checkpointing=False),
     }
-    flops = {}
-    for name, mine in kinds.items():
-        with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-            one_gradient(mine, range(2))
-        flops[name] = float(counter.get_total_flops())
+    flops = {name: count_flops(partial(one_gradient, mine, range(2))) for name, mine in kinds.items()}
     rounds = []
     for number in range(arguments.rounds + 1):
         seconds = {}

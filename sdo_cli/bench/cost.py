@@ -7,12 +7,11 @@ from functools import partial
 from statistics import median
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from sdo_cli.bench.bench_job import Workbench
 from sdo_cli.bench.parts import Parts, counts, make_parts, total, without_recomputation
 from sdo_cli.bench.variants import Variant
-from sdo_cli.estimate.cost import CPU_ATTENTION
+from sdo_cli.estimate.flops import count_flops
 from sdo_cli.finetune.loop import Job, plan_step
 from sdo_cli.gradients.outcome import added
 from sdo_cli.progress import Reporter
@@ -96,12 +95,6 @@ def _mean_seconds(run: Callable[[], object], device: torch.device) -> float:
     """Mean over as many runs in a row as take about ``PART_SECONDS``."""
     repeats = max(1, round(PART_SECONDS / max(1e-9, timed(run, device))))
     return timed(lambda: [run() for _ in range(repeats)], device) / repeats
-
-
-def count_flops(run: Callable[[], object]) -> float:
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-        run()
-    return float(counter.get_total_flops())
 
 
 def measure_cost(bench: Workbench, *, rounds: int, reporter: Reporter) -> CostTable:

@@ -5,37 +5,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
-from sdo_cli.estimate.work import Operation, Work, operation_of
+from sdo_cli.estimate.flops import FORMULAS
+from sdo_cli.estimate.work import Operation, Work, meta_tensors, operation_of
 
 META = torch.device("meta")
 _aten = torch.ops.aten
-
-
-def _as_on_a_gpu(kernel: Any) -> Any:
-    """torch's formula of a fused attention, marked as one that takes tensors."""
-    formula = partial(flop_registry[kernel])
-    formula._get_raw = True  # type: ignore[attr-defined]
-    return formula
-
-
-# attention's kernel of the CPU has the same products; not every version of torch counts it
-CPU_ATTENTION = {
-    _aten._scaled_dot_product_flash_attention_for_cpu: _as_on_a_gpu(_aten._scaled_dot_product_flash_attention),
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _as_on_a_gpu(
-        _aten._scaled_dot_product_flash_attention_backward
-    ),
-}
-_FORMULAS = {**CPU_ATTENTION, **flop_registry}
 
 
 @dataclass(frozen=True)
@@ -58,6 +40,73 @@ class Cost:
         return self.work.flops
 
 
+# networks repeat their layers, and recipes that differ little their networks
+MOST_KNOWN = 100_000
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What an operation made of tensors like these: torch's own functions without data take ten times as long.
+
+    Attributes:
+        made: size, strides and type of every new tensor.
+        alone: one tensor and no tuple of them.
+    """
+
+    operation: Operation | None
+    made: tuple[tuple[tuple[int, ...], tuple[int, ...], torch.dtype], ...]
+    alone: bool
+
+    @classmethod
+    def of(cls, result: Any, made: list[Tensor], operation: Operation | None) -> "_Known | None":
+        """None where another call could give something else: views, numbers, parts of a larger storage."""
+        results = [result] if isinstance(result, Tensor) else list(result) if isinstance(result, tuple) else []
+        if len(results) != len(made) or not results:
+            return None
+        for tensor in made:
+            plain = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META)
+            if type(tensor) is not Tensor or plain.untyped_storage().nbytes() != tensor.untyped_storage().nbytes():
+                return None
+        if len({_key(tensor) for tensor in made}) < len(made):
+            return None
+        shapes = tuple((tuple(tensor.shape), tensor.stride(), tensor.dtype) for tensor in made)
+        return cls(operation, shapes, isinstance(result, Tensor))
+
+    def again(self) -> tuple[Any, list[Tensor]]:
+        """The result, and its new tensors."""
+        made = [torch.empty_strided(size, stride, dtype=kind, device=META) for size, stride, kind in self.made]
+        return (made[0] if self.alone else tuple(made)), made
+
+
+_KNOWN: dict[Any, _Known] = {}
+
+
+@cache
+def _makes_only_new(func: Any) -> bool:
+    """No view, nothing changed in place, nothing but tensors returned."""
+    schema = func._schema
+    tensors = all(str(returned.type) == "Tensor" and returned.alias_info is None for returned in schema.returns)
+    return bool(schema.returns) and tensors and not schema.is_mutable
+
+
+def _signature(tree: Any) -> Any:
+    """Everything a result's shape and the cost depend on; a tensor given twice is read once."""
+    numbers: dict[Any, int] = {}
+
+    def walk(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            layout = (part.storage_offset(), part.shape, part.stride())
+            number = numbers.setdefault((part.untyped_storage()._cdata, layout), len(numbers))
+            return number, layout, part.dtype, part.device
+        if isinstance(part, list | tuple):
+            return type(part), tuple(map(walk, part))
+        if isinstance(part, dict):
+            return tuple((name, walk(value)) for name, value in part.items())
+        return type(part), part
+
+    return walk(tree)
+
+
 class _Tally(TorchDispatchMode):
     """Sees every operation below autograd, its backward included, and the storages it makes."""
 
@@ -75,18 +124,30 @@ class _Tally(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             # a model asks for a value, as transformers does of its masks: true
             return torch.ones((), dtype=args[0].dtype).item()
-        result = func(*args, **kwargs)
-        formula = _FORMULAS.get(func._overloadpacket)
-        flops = None if formula is None else float(formula(*args, **kwargs, out_val=result))
-        if (operation := operation_of(func, args, kwargs, result, flops)) is not None:
+        known, key = None, None
+        if _makes_only_new(func):
+            key = (func, _signature((args, kwargs)))
+            known = _KNOWN.get(key)
+        if known is None:
+            result = func(*args, **kwargs)
+            formula = FORMULAS.get(func._overloadpacket)
+            flops = None if formula is None else float(formula(*args, **kwargs, out_val=result))
+            operation = operation_of(func, args, kwargs, result, flops)
+            given = {_key(tensor) for tensor in meta_tensors((args, kwargs))}
+            # views and results in place bring no memory
+            made = [tensor for tensor in meta_tensors(result) if _key(tensor) not in given]
+            if key is not None and (again := _Known.of(result, made, operation)) is not None:
+                if len(_KNOWN) >= MOST_KNOWN:
+                    _KNOWN.clear()
+                _KNOWN[key] = again
+        else:
+            operation, (result, made) = known.operation, known.again()
+        if operation is not None:
             self.operations[operation] += 1
             self.flops += operation.flops
             self.attention += operation.flops if operation.product.startswith("attention") else 0.0
-        given = {_key(tensor) for tensor in _meta_tensors((args, kwargs))}
-        for tensor in _meta_tensors(result):
-            # views and results in place bring no memory
-            if _key(tensor) not in given:
-                self._take(tensor)
+        for tensor in made:
+            self._take(tensor)
         return result
 
     def _take(self, tensor: Tensor) -> None:
@@ -105,10 +166,6 @@ class _Tally(TorchDispatchMode):
 
 def _key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-def _meta_tensors(tree: Any) -> Iterator[Tensor]:
-    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.is_meta)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from sdo_cli.estimate.speed import Speed
 
@@ -128,10 +127,21 @@ def operation_of(func: Any, args: Any, kwargs: dict[str, Any], result: Any, flop
     return Operation(_product(kernel.__name__), _precision(args, kwargs), flops, float(moved))
 
 
+def meta_tensors(tree: Any) -> list[Tensor]:
+    """Every tensor of the device in what an operation takes or returns: sequences and mappings, nested."""
+    if isinstance(tree, Tensor):
+        return [tree] if tree.is_meta else []
+    if isinstance(tree, dict):
+        tree = tree.values()
+    elif not isinstance(tree, list | tuple):
+        return []
+    # pytree's own walk takes longer than most operations
+    return [tensor for part in tree for tensor in meta_tensors(part)]
+
+
 def _tensors(tree: Any) -> dict[Any, int]:
     """Bytes of every tensor of the device, by the numbers it shows."""
-    found = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.is_meta)
-    return {_numbers(tensor): _size(tensor) for tensor in found}
+    return {_numbers(tensor): _size(tensor) for tensor in meta_tensors(tree)}
 
 
 def _numbers(tensor: Tensor) -> tuple[Any, ...]:
@@ -163,5 +173,5 @@ def _product(kernel: str) -> str:
 
 
 def _precision(args: Any, kwargs: dict[str, Any]) -> str:
-    kinds = [leaf.dtype for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    kinds = [tensor.dtype for tensor in meta_tensors((args, kwargs))]
     return next((PRECISIONS[kind] for kind in kinds if kind in PRECISIONS), "no")
