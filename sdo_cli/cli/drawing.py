@@ -21,7 +21,7 @@ MODEL = typer.Option("--model", "-m", help="embedded, a diffusers folder, a .saf
 T5 = typer.Option(help="The third text encoder of SD 3.")
 PRECISION = typer.Option(help=f"What the model computes in: {', '.join(PRECISIONS)}.")
 STEPS = typer.Option("--steps", help="num_inference_steps.")
-GUIDANCE = typer.Option("--guidance", help="guidance_scale; 1 is without.")
+GUIDANCE = typer.Option("--guidance", help="guidance_scale; 1 or less is without.")
 SOLVER = typer.Option(help=f"{AUTO}, or {', '.join(SOLVERS)}.")
 ETA = typer.Option(help="DDIM's noise, 0 to 1.")
 NEGATIVE = typer.Option(help="What guidance moves away from.")
@@ -46,6 +46,8 @@ class ModelOptions(WeightOptions):
     vae: Annotated[str | None, typer.Option(help="Another VAE: a folder or hub id.")] = None
     t5: Annotated[bool | None, T5] = None
     prediction_type: Annotated[str | None, typer.Option(help="epsilon or v_prediction, if the config is wrong.")] = None
+    rescale_betas_zero_snr: Annotated[bool | None, typer.Option(help="Zero terminal SNR, likewise.")] = None
+    timestep_spacing: Annotated[str | None, typer.Option(help="leading, trailing or linspace, likewise.")] = None
     precision: Annotated[str | None, PRECISION] = None
 
 
@@ -120,6 +122,8 @@ def drawing_problems(asked: Recipe, *, lora_scales: list[float], batch_size: int
     ]
     if asked.prediction_type not in (None, "epsilon", "v_prediction"):
         wrong.append(f"--prediction-type: {asked.prediction_type!r} is neither epsilon nor v_prediction")
+    if asked.timestep_spacing not in (None, "leading", "trailing", "linspace"):
+        wrong.append(f"--timestep-spacing: {asked.timestep_spacing!r} is not one of leading, trailing, linspace")
     if asked.mixed_precision not in PRECISIONS:
         wrong.append(f"--precision: {asked.mixed_precision!r} is not one of {', '.join(PRECISIONS)}")
     if solver not in (AUTO, *SOLVERS):

@@ -15,7 +15,7 @@ from sdo_cli.recipe.schema import Recipe
 from sdo_cli.sampling.guidance import Condition, Guided
 from sdo_cli.sampling.loop import Path, sample_latents
 from sdo_cli.sampling.route import Route
-from sdo_cli.sampling.solvers import AUTO, STOCHASTIC, make_scheduler, native_solver
+from sdo_cli.sampling.solvers import AUTO, SOLVERS, STOCHASTIC, Native, make_scheduler, native_solver
 from sdo_cli.skipping.walking import Skips
 
 # a decoder works at full resolution, with far more memory per pixel than the denoiser
@@ -38,6 +38,11 @@ class DrawSettings:
     height: int | None = None
     width: int | None = None
     timesteps: tuple[int, ...] | None = None
+
+    @property
+    def guidance(self) -> float:
+        """The scale that counts. As in diffusers' pipelines, everything up to 1 is without guidance, which is 1."""
+        return max(1.0, self.guidance_scale)
 
 
 def draw_settings(recipe: Recipe) -> DrawSettings:
@@ -82,8 +87,16 @@ def draw_noise(family: Family, settings: DrawSettings, generators: list[torch.Ge
 
 
 def solver_of(family: Family, settings: DrawSettings) -> str:
-    """The solver's name, the model's own for ``auto``."""
-    return native_solver(family.scheduler_config) if settings.solver == AUTO else settings.solver
+    """The solver's name; for ``auto`` the model's own, or what stands in for it."""
+    return native_of(family, settings).solver if settings.solver == AUTO else settings.solver
+
+
+def native_of(family: Family, settings: DrawSettings) -> Native:
+    """What ``auto`` stands for with these settings."""
+    own = native_solver(family.scheduler_config)
+    if settings.eta > 0 and own.solver not in STOCHASTIC and not SOLVERS[own.solver].flow:
+        return Native(STOCHASTIC[0], f"{own.solver}, which takes no eta")
+    return own
 
 
 def make_route(family: Family, settings: DrawSettings) -> Route:
@@ -113,8 +126,8 @@ def make_path(
 ) -> Path:
     """The way from ``noise`` to the final latent for these conditions."""
     route = make_route(family, settings)
-    denoise = Guided(family.network, condition, negative, settings.guidance_scale, negative_gradient)
-    base = Guided(family.base_network, condition, negative, settings.guidance_scale)
+    denoise = Guided(family.network, condition, negative, settings.guidance, negative_gradient)
+    base = Guided(family.base_network, condition, negative, settings.guidance)
     x_0 = noise.initial * getattr(route.scheduler, "init_noise_sigma", 1.0)
     return Path(route, denoise, x_0, noise.injected, base, skips)
 
@@ -123,7 +136,7 @@ def encode_pair(
     embed: PromptEmbeddings, settings: DrawSettings, prompts: list[str]
 ) -> tuple[Condition, Condition | None]:
     """Conditions of the prompts and, when guidance needs it, of the negative prompt."""
-    if settings.guidance_scale == 1.0:
+    if settings.guidance == 1.0:
         return embed(prompts), None
     return embed(prompts), embed.negative(settings.negative_prompt, len(prompts))
 

@@ -7,9 +7,10 @@ import torch
 
 from sdo_cli.device import described, dtype_of, pick_device
 from sdo_cli.drawing.draw import DrawSettings, draw_images, solver_of
+from sdo_cli.drawing.notes import drawing_notes
 from sdo_cli.drawing.parameters import lora_name, parameters_text, png_note
 from sdo_cli.drawing.pictures import save_grid, save_image
-from sdo_cli.drawing.prompts import PromptEmbeddings, cut_prompts
+from sdo_cli.drawing.prompts import PromptEmbeddings
 from sdo_cli.drawing.pruned import other_weights, skips_of, with_plan
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import ModelSource, load_family
@@ -50,7 +51,7 @@ def draw_to_folder(job: SampleJob, out: Path, *, grid: bool, reporter: Reporter,
     family = load_family(job.model, dtype=dtype)
     if job.lora is not None:
         family.load_lora(job.lora, scale=job.lora_scale)
-    for sentence in cut_prompts(family, job.prompts):
+    for sentence in drawing_notes(family, job.prompts, job.settings):
         reporter.note(sentence)
     settings, skips = job.settings, None
     if job.plan is not None:

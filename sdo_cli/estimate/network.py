@@ -46,7 +46,7 @@ class NetworkSetup:
             rank=recipe.lora.rank,
             targets=tuple(targets) if targets else None,
             train_text=recipe.lora.text_encoder,
-            guided=recipe.guidance_scale != 1.0,
+            guided=recipe.guidance_scale > 1.0,
             negative_gradient=recipe.gradient.negative_gradient,
             keep_near_base=recipe.kl_weight > 0,
             height=recipe.height,

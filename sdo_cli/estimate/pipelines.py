@@ -13,8 +13,9 @@ from sdo_cli.estimate.cost import META
 from sdo_cli.hub import WeightFile, cached_file
 from sdo_cli.models.base import Family
 from sdo_cli.models.catalog import MODELS
-from sdo_cli.models.load import ModelSource, family_of, locate
-from sdo_cli.models.single_file import CONFIGS, is_single_file, kind_of
+from sdo_cli.models.file_header import read_header
+from sdo_cli.models.load import ModelSource, family_of, locate, settle_scheduler
+from sdo_cli.models.single_file import CONFIGS, check_parts, is_single_file, kind_of
 
 # T5 v1.1 XXL, the third text encoder of SD 3 (config.json of the published repositories)
 T5_XXL = {
@@ -58,7 +59,8 @@ def config_folder(source: ModelSource) -> Path:
     """
     place = locate(source.model)
     if is_single_file(place):
-        return CONFIGS / kind_of(Path(place))
+        check_parts(read_header(Path(place)), vae=source.vae is not None)
+        return CONFIGS / kind_of(Path(place), source.prediction_type)
     if Path(place).is_dir():
         return Path(place)
     index = cached_file(WeightFile(place, "model_index.json", 0, "", source.revision))
@@ -94,6 +96,7 @@ def meta_family(source: ModelSource, dtype: torch.dtype) -> Family:
     for name in (name for name in named if name.startswith("tokenizer")):
         setattr(pipeline, name, Lengths(parts.get(name.replace("tokenizer", "text_encoder"))))
     family = family_of(pipeline, source.model)
+    family.notes = settle_scheduler(family, source)
     family.to(META, dtype)
     _keep_in_fp32(parts, dtype)
     return family

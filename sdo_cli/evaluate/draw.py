@@ -10,9 +10,10 @@ from torch import Tensor
 
 from sdo_cli.device import dtype_of, pick_device
 from sdo_cli.drawing.draw import DrawSettings, draw_images, solver_of
+from sdo_cli.drawing.notes import drawing_notes
 from sdo_cli.drawing.parameters import parameters_text, png_note
 from sdo_cli.drawing.pictures import to_pil
-from sdo_cli.drawing.prompts import ENCODE_BATCH, PromptEmbeddings, cut_prompts
+from sdo_cli.drawing.prompts import ENCODE_BATCH, PromptEmbeddings
 from sdo_cli.drawing.pruned import other_weights, skips_of, with_plan
 from sdo_cli.evaluate.job import Item, Settings, Variant
 from sdo_cli.files import write_text
@@ -67,7 +68,7 @@ def draw_variant(
     mine = [left for k, (_, left) in enumerate(todo) if world.mine(k)]
     family, embed = (None, None) if not mine else _load(settings, variant, items, [i for left in mine for i in left])
     if family is not None and tell:
-        for sentence in cut_prompts(family, (item.text for item in items)):
+        for sentence in drawing_notes(family, (item.text for item in items), settings.draw):
             reporter.note(sentence)
     if family is not None and variant.plan is not None:
         told = other_weights(load_plan(Path(variant.plan)), family)

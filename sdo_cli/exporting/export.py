@@ -76,13 +76,14 @@ def to_kohya(job: ExportJob, out: Path) -> None:
 
     layers, dtype = read_diffusers(lora_path(job.source)), dtype_of(job.precision)
     family = job.family_of(layers)
-    v_prediction = _config(job, "scheduler", "scheduler_config.json").get("prediction_type") == "v_prediction"
+    said = job.base().prediction_type if job.model or job.manifest else None
+    predicts = said or _config(job, "scheduler", "scheduler_config.json").get("prediction_type")
     # two in every published SDXL; another number only where a local model says so
     each = _config(job, "unet", "config.json").get("layers_per_block", 2)
     state = kohya_tensors(layers, family=family, layers_per_block=each)
     state = {key: value.to(dtype).contiguous() if value.dim() else value for key, value in state.items()}
     model = job.base().model if job.model or job.manifest else ""
-    version = base_version(layers, family, v_prediction=v_prediction)
+    version = base_version(layers, family, v_prediction=predicts == "v_prediction")
     metadata = kohya_metadata(layers, version, model=model, title=out.stem)
     write_atomic(out, lambda path: save_file(state, path, metadata=metadata))
 
@@ -130,7 +131,7 @@ def to_merged(job: ExportJob, out: Path) -> None:
     family.pipeline.fuse_lora(lora_scale=job.scale)
     family.pipeline.unload_lora_weights()
     family.pipeline.to(dtype_of(job.precision))
-    _write_folder(out, family.pipeline.save_pretrained)
+    _write_folder(out, family.save_pipeline)
 
 
 def _load(job: ExportJob, *, adapter: str) -> Family:

@@ -117,7 +117,7 @@ def _save_pipeline(job: Job, weights: dict[str, Tensor], folder: Path) -> None:
     fresh.denoiser.load_state_dict(weights)
     partial = folder.with_name(".partial-pipeline")
     shutil.rmtree(partial, ignore_errors=True)
-    fresh.pipeline.save_pretrained(partial)
+    fresh.save_pipeline(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
 

@@ -145,7 +145,7 @@ def _save_time(family: Family, recipe: Recipe, rollouts: Rollouts | None) -> Non
     if recipe.compile == "none":
         return
     batch = recipe.gradient.rollout_micro_batch or recipe.train_batch_size
-    rows = min(batch, recipe.train_batch_size) * (1 if recipe.guidance_scale == 1.0 else 2)
+    rows = min(batch, recipe.train_batch_size) * (2 if recipe.guidance_scale > 1.0 else 1)
     # units that are skipped at some calls are switched outside what is compiled
     units = rollouts.skips.modules.values() if rollouts is not None and rollouts.skips is not None else ()
     compile_modules(units or [family.denoiser], recipe.compile, rows)

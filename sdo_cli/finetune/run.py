@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 import rewards
-from sdo_cli.drawing.prompts import cut_prompts
+from sdo_cli.drawing.notes import drawing_notes
 from sdo_cli.errors import Stopped
 from sdo_cli.files import alone_in, append_json_line, without_nan, write_json, write_text
 from sdo_cli.finetune import outputs
@@ -85,7 +85,7 @@ def finetune(
         if spec.name in rewards.SHORT:
             reporter.note(f"reward {spec.name}: the newest version, {rewards.full_name(spec.name)}")
     drawn = [*job.prompts, *(validation.prompts if validation else ()), *(guard.validation.prompts if guard else ())]
-    for sentence in cut_prompts(job.family, drawn):
+    for sentence in drawing_notes(job.family, drawn, job.draw_settings):
         reporter.note(sentence)
     if world.size > 1:
         reporter.note(f"{world.size} processes; a step is {job.global_batch} samples")

@@ -20,6 +20,7 @@ class Family(Protocol):
         denoiser: the ``nn.Module`` that is trained or carries the adapter.
         vae: decodes latents; its weights are never trained.
         scheduler_config: the model's own, of any diffusers class.
+        notes: what is to be said of the model before it is used, a sentence each.
         lora_targets, text_lora_targets: module names that carry adapters by default.
         pipeline_class: the diffusers pipeline that loads the same folder.
     """
@@ -30,6 +31,7 @@ class Family(Protocol):
     denoiser: Any
     vae: Any
     scheduler_config: Mapping[str, Any]
+    notes: tuple[str, ...]
     lora_targets: tuple[str, ...]
     text_lora_targets: tuple[str, ...]
     pipeline_class: str
@@ -116,6 +118,14 @@ class Family(Protocol):
 
     def checkpoint_vae(self) -> None:
         """Recompute the decoder's blocks (with tiling: each tile) in its backward pass."""
+        ...
+
+    def use_scheduler_config(self, config: Mapping[str, Any]) -> None:
+        """Put another config in place of the model's own."""
+        ...
+
+    def save_pipeline(self, folder: Path) -> None:
+        """Write everything as a diffusers pipeline folder."""
         ...
 
     def load_lora(self, path: str, *, adapter: str = "lora", scale: float | None = None) -> None:

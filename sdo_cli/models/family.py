@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.models.lora_files import NAME, as_diffusers
 from sdo_cli.sampling.guidance import Condition
+from sdo_cli.sampling.scheduler_config import write_said
 
 # pixels along the side of what is decoded at a time
 TILE = 512
@@ -46,11 +47,16 @@ class DiffusersFamily:
         self.denoiser: Any = getattr(pipeline, self.denoiser_name)
         self.vae: Any = pipeline.vae
         self.scheduler_config: Mapping[str, Any] = dict(pipeline.scheduler.config)
+        self.notes: tuple[str, ...] = ()
         for part in (self.denoiser, self.vae, *self._encoders().values()):
             part.eval().requires_grad_(False)
         self._dtype, self._autocast = self.denoiser.dtype, False
         # (prompt, negative?) by index, when the text encoders are trained
         self._texts: dict[tuple[str, bool], int] | None = None
+
+    def use_scheduler_config(self, config: Mapping[str, Any]) -> None:
+        scheduler = type(self.pipeline.scheduler).from_config(dict(config))
+        self.pipeline.scheduler, self.scheduler_config = scheduler, dict(scheduler.config)
 
     def _encoders(self) -> dict[str, Any]:
         found = {name: getattr(self.pipeline, name, None) for name in self.encoder_names}
@@ -266,6 +272,11 @@ class DiffusersFamily:
             arguments[f"{name}_lora_layers"] = {k: v.detach().cpu().contiguous() for k, v in layers.items()}
             arguments[f"{name}_lora_adapter_metadata"] = part.peft_config[adapter].to_dict()  # type: ignore[union-attr,index]
         getattr(diffusers, self.pipeline_class).save_lora_weights(folder, safe_serialization=True, **arguments)
+
+    def save_pipeline(self, folder: Path) -> None:
+        """Write a diffusers pipeline whose scheduler config says what the model's own says, and no more."""
+        self.pipeline.save_pretrained(folder)
+        write_said(self.scheduler_config, folder)
 
     def load_lora(self, path: str, *, adapter: str = "lora", scale: float | None = None) -> None:
         """Load a LoRA through diffusers and set its weight.

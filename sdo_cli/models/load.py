@@ -5,7 +5,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from sdo_cli import embedded
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.installed import sdo
 from sdo_cli.recipe.schema import Recipe
+from sdo_cli.sampling.scheduler_config import said, saying
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +26,8 @@ PIPELINES = {
     "StableDiffusionXLPipeline": "sdxl",
     "StableDiffusion3Pipeline": "sd3",
 }
+# keys of a recipe that stand in a scheduler's config
+SCHEDULER_KEYS = ("prediction_type", "rescale_betas_zero_snr", "timestep_spacing")
 # what a folder's weights may be called, by variant
 DENOISERS = ("unet", "transformer")
 
@@ -40,6 +43,7 @@ class ModelSource:
         vae: folder or hub id of another VAE, for example the repaired fp16 one of SDXL.
         t5: False leaves the third text encoder of SD 3 out.
         prediction_type: ``epsilon`` or ``v_prediction`` where the model's scheduler config does not say, or lies.
+        rescale_betas_zero_snr, timestep_spacing: likewise.
     """
 
     model: str
@@ -48,11 +52,17 @@ class ModelSource:
     vae: str | None = None
     t5: bool = True
     prediction_type: str | None = None
+    rescale_betas_zero_snr: bool | None = None
+    timestep_spacing: str | None = None
+
+    def scheduler_changes(self) -> dict[str, Any]:
+        """What is said of the model in place of its scheduler config."""
+        return {key: value for key in SCHEDULER_KEYS if (value := getattr(self, key)) is not None}
 
 
 def source_of(recipe: Recipe) -> ModelSource:
     """The model a recipe names."""
-    return ModelSource(recipe.model, recipe.revision, recipe.variant, recipe.vae, recipe.t5, recipe.prediction_type)
+    return ModelSource(**{field.name: getattr(recipe, field.name) for field in fields(ModelSource)})
 
 
 def locate(model: str) -> str:
@@ -117,9 +127,39 @@ def load_family(source: ModelSource | str, *, dtype: "torch.dtype | None" = None
     wanted = ModelSource(source) if isinstance(source, str) else source
     with _sentences(wanted.model), _quietly():
         pipeline = _load_pipeline(wanted, dtype or torch.float32)
-    if wanted.prediction_type is not None:
-        pipeline.scheduler.register_to_config(prediction_type=wanted.prediction_type)
-    return family_of(pipeline, wanted.model)
+    family = family_of(pipeline, wanted.model)
+    family.notes = settle_scheduler(family, wanted)
+    return family
+
+
+def settle_scheduler(family: "Family", source: ModelSource) -> tuple[str, ...]:
+    """Put what a checkpoint file, and before it the recipe, says in place of the family's scheduler config.
+
+    Returns:
+        A sentence for everything that is said in two ways, or not at all.
+    """
+    from sdo_cli.models.file_header import read_header
+    from sdo_cli.models.single_file import is_single_file, kind_of
+
+    place, changes, notes = locate(source.model), source.scheduler_changes(), []
+    model_says, who = said(family.scheduler_config), "the model's scheduler config"
+    if is_single_file(place):
+        header, who = read_header(Path(place)), "the file"
+        model_says, notes = header.scheduler_settings(), header.contradictions()
+        if not {**model_says, **changes}.get("prediction_type") and kind_of(Path(place)) == "sd21":
+            notes.append(
+                "SD 2.x in one file that does not say what it predicts: taken for v_prediction, as 768-pixel models do;"
+                " for a base model write prediction_type: epsilon"
+            )
+        family.use_scheduler_config(saying(family.scheduler_config, **model_says))
+    notes += [
+        f"{key}: {value}, where {who} says {model_says[key]}"
+        for key, value in changes.items()
+        # spacing is the user's to choose
+        if key != "timestep_spacing" and model_says.get(key, value) != value
+    ]
+    family.use_scheduler_config(saying(family.scheduler_config, **changes))
+    return tuple(notes)
 
 
 def family_of(pipeline: Any, source: str) -> "Family":
@@ -134,6 +174,18 @@ def family_of(pipeline: Any, source: str) -> "Family":
 
     classes = {"sd": StableDiffusion, "sdxl": StableDiffusionXL, "sd3": StableDiffusion3}
     kind = type(pipeline).__name__
+    network = getattr(pipeline, classes[_family_name(kind, source)].denoiser_name)
+    takes, makes = network.config.in_channels, pipeline.vae.config.latent_channels
+    if takes != makes:
+        raise EnvironmentFault(
+            f"{source} is an inpainting or edit model: its network takes {takes} channels, and pictures have {makes}",
+            remedy="use the base model",
+        )
+    if getattr(network.config, "time_cond_proj_dim", None):
+        raise EnvironmentFault(
+            f"{source} is an LCM network, which takes guidance as an input (time_cond_proj_dim); sdo does not serve it",
+            remedy="use the base model with the LCM LoRA: --lora",
+        )
     return classes[_family_name(kind, source)](pipeline, source)
 
 
@@ -167,10 +219,7 @@ def _load_pipeline(wanted: ModelSource, dtype: "torch.dtype") -> Any:
     place = locate(wanted.model)
     vae = {} if wanted.vae is None else {"vae": _load_vae(wanted.vae, dtype)}
     if is_single_file(place):
-        pipeline = load_single_file(Path(place), dtype=dtype, prediction_type=wanted.prediction_type)
-        for name, part in vae.items():
-            setattr(pipeline, name, part)
-        return pipeline
+        return load_single_file(Path(place), dtype=dtype, prediction_type=wanted.prediction_type, **vae)
     index = _index(place, wanted.revision)
     kind = index.get("_class_name") if isinstance(index, dict) else None
     _family_name(kind, wanted.model)

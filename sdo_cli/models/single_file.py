@@ -8,11 +8,14 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.models.clip_vocabulary import END, write_clip_tokenizer
+from sdo_cli.models.file_header import Header, read_header
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +27,9 @@ UNET, MMDIT = (
     "model.diffusion_model.input_blocks.0.0.weight",
     "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight",
 )
+# SDXL's size and pooled text
+LABEL = "model.diffusion_model.label_emb.0.0.weight"
+BASE = "use the base model"
 CROSS = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 
 
@@ -36,12 +42,20 @@ def kind_of(path: Path, prediction_type: str | None = None) -> str:
     """Which of ``KINDS`` a checkpoint is, by the names and shapes in its header.
 
     Args:
-        prediction_type: SD 2.x base (ε) and 768 (v) cannot be told apart; ``epsilon`` means base, the default is v.
+        prediction_type: SD 2.x base (ε) and 768 (v) have the same shapes; ``epsilon`` means base, without it the file
+            is asked, and the default is v.
 
     Raises:
-        EnvironmentFault: no safetensors, a LoRA, an inpainting model, or nothing known.
+        EnvironmentFault: no safetensors, a LoRA, an inpainting model, one whose weights or noise are scaled in another
+            way, or nothing known.
     """
-    shapes = _shapes(path)
+    header = read_header(path)
+    header.check()
+    return _kind(header, prediction_type)
+
+
+def _kind(header: Header, prediction_type: str | None) -> str:
+    shapes, path = header.shapes, header.path
     if MMDIT in shapes:
         if "model.diffusion_model.joint_blocks.37.x_block.attn.qkv.weight" in shapes:
             return "sd35-large"
@@ -56,28 +70,39 @@ def kind_of(path: Path, prediction_type: str | None = None) -> str:
             else "give a diffusers folder",
         )
     if shapes[UNET][1] != 4:
-        raise EnvironmentFault(
-            f"{path} is an inpainting or edit model ({shapes[UNET][1]} input channels)", remedy="use the base model"
-        )
-    if any(name.startswith("conditioner.embedders.1.") for name in shapes):
+        raise EnvironmentFault(f"{path} is an inpainting or edit model ({shapes[UNET][1]} input channels)", remedy=BASE)
+    # the refiner reads one text encoder, OpenCLIP's, where SDXL has two and SD 1.5 none of this name
+    if any(name.startswith("conditioner.embedders.0.model.") for name in shapes):
+        raise EnvironmentFault(f"{path} is SDXL's refiner, which only ends what the base model began", remedy=BASE)
+    if LABEL in shapes and CROSS in shapes:
+        raise EnvironmentFault(f"{path} is an unCLIP model, which takes a picture's embedding", remedy=BASE)
+    if LABEL in shapes or any(name.startswith("conditioner.embedders.1.") for name in shapes):
         return "sdxl"
     if CROSS in shapes and shapes[CROSS][-1] == 1024:
-        return "sd21-base" if prediction_type == "epsilon" else "sd21"
+        return "sd21-base" if (prediction_type or header.prediction_type) == "epsilon" else "sd21"
     return "sd15"
 
 
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    from safetensors import SafetensorError, safe_open
+# parts of a file, by the beginning of their names: diffusers' name, what to give in their place
+VAE, TEXT = "first_stage_model.", ("cond_stage_model.", "conditioner.embedders.", "text_encoders.")
 
-    if path.suffix != ".safetensors":
+
+def check_parts(header: Header, *, vae: bool) -> None:
+    """Raises EnvironmentFault for a file that lacks a part that is not given otherwise.
+
+    Args:
+        vae: one is given.
+    """
+    if not vae and not any(name.startswith(VAE) for name in header.shapes):
         raise EnvironmentFault(
-            f"{path} is no .safetensors file", remedy="convert it first: a .ckpt is a pickle, which can run any code"
+            f"{header.path} holds no VAE",
+            remedy="give one with vae: the folder of a diffusers AutoencoderKL, or a hub id",
         )
-    try:
-        with safe_open(path, "pt") as stream:
-            return {name: tuple(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as fault:
-        raise EnvironmentFault(f"{path} is no safetensors file, or was cut short", remedy="copy it again") from fault
+    if not any(name.startswith(TEXT) for name in header.shapes):
+        raise EnvironmentFault(
+            f"{header.path} holds no text encoders, only the denoiser{'' if vae else ' and the VAE'}",
+            remedy="use a file with text encoders in it (often called incl_clips), or the model's diffusers folder",
+        )
 
 
 def config_folder(kind: str) -> Path:
@@ -104,25 +129,56 @@ def config_folder(kind: str) -> Path:
 
 
 def load_single_file(
-    path: Path, *, dtype: "torch.dtype", prediction_type: str | None = None, config: Path | None = None
+    path: Path,
+    *,
+    dtype: "torch.dtype",
+    prediction_type: str | None = None,
+    vae: Any = None,
+    config: Path | None = None,
 ) -> Any:
     """A diffusers pipeline of a single-file checkpoint; SD 3 without its T5.
 
     Args:
+        vae: in place of the file's own.
         config: a pipeline folder to take the configs from, instead of those that ship.
 
     Raises:
-        EnvironmentFault: not a checkpoint sdo knows.
+        EnvironmentFault: not a checkpoint sdo knows, or one that lacks a part.
     """
     import diffusers
 
+    header = read_header(path)
     folder = config or config_folder(kind_of(path, prediction_type))
+    check_parts(header, vae=vae is not None)
     index = json.loads((folder / "model_index.json").read_text())
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {} if vae is None else {"vae": vae}
     if "text_encoder_3" in index:
-        options = {"text_encoder_3": None, "tokenizer_3": None}
+        options |= {"text_encoder_3": None, "tokenizer_3": None}
     if "safety_checker" in index:
-        options = {"safety_checker": None}
-    return getattr(diffusers, index["_class_name"]).from_single_file(
-        str(path), config=str(folder), local_files_only=True, torch_dtype=dtype, **options
-    )
+        options |= {"safety_checker": None}
+    with _renamed(header):
+        return getattr(diffusers, index["_class_name"]).from_single_file(
+            str(path), config=str(folder), local_files_only=True, torch_dtype=dtype, **options
+        )
+
+
+@contextmanager
+def _renamed(header: Header) -> Iterator[None]:
+    """Let diffusers read a file whose CLIP lacks a level of names, as NovelAI's and those derived from it do."""
+    from diffusers.loaders import single_file
+
+    old, new = "cond_stage_model.transformer.", "cond_stage_model.transformer.text_model."
+    wrong = [name for name in header.shapes if name.startswith(old) and not name.startswith(new)]
+    if not wrong:
+        yield
+        return
+    read = single_file.load_single_file_checkpoint
+
+    def renamed(*args: Any, **options: Any) -> dict[str, Any]:
+        return {new + k.removeprefix(old) if k in wrong else k: v for k, v in read(*args, **options).items()}
+
+    single_file.load_single_file_checkpoint = renamed
+    try:
+        yield
+    finally:
+        single_file.load_single_file_checkpoint = read

@@ -1,7 +1,7 @@
 """One job of `sdo optimize`: every group of images steered, and a folder with what came of it."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from sdo_cli.drawing.notes import drawing_notes
 from sdo_cli.drawing.pictures import read_image, save_grid, save_image
-from sdo_cli.drawing.prompts import cut_prompts
 from sdo_cli.errors import Interrupted
 from sdo_cli.files import alone_in, append_json_line, without_nan, write_json, write_text
 from sdo_cli.optimize.curve import curve_png
@@ -55,7 +55,8 @@ def optimize(loaded: LoadedSteering, folder: Path, reporter: Reporter) -> list[d
         Interrupted: by Ctrl-C, after everything was written as it was then.
     """
     job, started = prepare(loaded), now()
-    for sentence in cut_prompts(job.family, loaded.prompts):
+    # guidance below 1 is what it says here
+    for sentence in drawing_notes(job.family, loaded.prompts, replace(job.settings, guidance_scale=1.0)):
         reporter.note(sentence)
     folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder):

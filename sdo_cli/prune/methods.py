@@ -12,7 +12,8 @@ from sdo_cli.prune.measure import Arm
 from sdo_cli.prune.ratios import runs_at
 from sdo_cli.prune.schedules import Schedule, optimal_stepsize, pairwise
 from sdo_cli.prune.setting import Setting
-from sdo_cli.sampling.solvers import calls_of, is_flow
+from sdo_cli.sampling.scheduler_config import is_flow
+from sdo_cli.sampling.solvers import calls_of
 from sdo_cli.seeding import key_to_seed, keyed_generator
 from sdo_cli.skipping.skip_plan import SkipPlan
 

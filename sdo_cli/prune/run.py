@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sdo_cli.device import dtype_of, pick_device
 from sdo_cli.drawing.draw import DrawSettings
-from sdo_cli.drawing.prompts import PromptEmbeddings, cut_prompts
+from sdo_cli.drawing.notes import drawing_notes
+from sdo_cli.drawing.prompts import PromptEmbeddings
 from sdo_cli.drawing.pruned import with_plan
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.files import append_json_line, write_atomic, write_json
@@ -70,7 +71,7 @@ def open_setting(job: PruneJob, reporter: Reporter) -> Setting:
     if job.lora is not None:
         family.load_lora(job.lora, scale=job.lora_scale)
     every = [*job.prompts, *job.measure.prompts]
-    for sentence in cut_prompts(family, every):
+    for sentence in drawing_notes(family, every, settings):
         reporter.note(sentence)
     embed = PromptEmbeddings(family)
     embed.prepare(every, settings.negative_prompt, device)

@@ -86,8 +86,22 @@ MEANINGS: dict[Any, dict[str, Meaning]] = {
             "What the network predicts, where the model does not say or lies.",
             "prediction_type: v_prediction",
             "`epsilon`: the noise, as SD 1.x, SDXL. `v_prediction`: as SD 2.1 at 768 pixels. Not given: as the model's"
-            " scheduler config says. Needed for some single checkpoint files; pictures that are all noise or washed out"
-            " are the sign.",
+            " scheduler config, or the marker in a checkpoint file, says. Needed for some single checkpoint files;"
+            " pictures that are all noise or washed out are the sign.",
+        ),
+        "rescale_betas_zero_snr": Meaning(
+            "Whether the model was trained with zero terminal SNR.",
+            "rescale_betas_zero_snr: true",
+            "Its noisiest level then leaves nothing of the picture; many v-prediction models are like this. Not given:"
+            " as the model's scheduler config, or the marker in a checkpoint file, says. Without it pictures are all of"
+            " one middle brightness.",
+        ),
+        "timestep_spacing": Meaning(
+            "Which noise levels the steps are put at.",
+            "timestep_spacing: trailing",
+            "`trailing` begins at the noisiest level, which zero-SNR models and models for few steps want; `leading`"
+            " ends at the cleanest and begins late; `linspace` has both ends. Not given: as the model's scheduler"
+            " config says, else as the solver's own default.",
         ),
         "seed": Meaning(
             "Another number, other noise, prompt order and first adapter.",
@@ -223,9 +237,9 @@ MEANINGS: dict[Any, dict[str, Meaning]] = {
         "solver": Meaning(
             "The sampler, by name.",
             "solver: dpm++2m",
-            "`auto` looks at the kind of model. SD 1.x, 2.x and XL, whose network predicts noise or v: `ddim`. SD 3 and"
-            " 3.5, which are flow-matching models: `flow-euler`. It does not take the scheduler that the model's folder"
-            " names (often PNDM or Euler): only its noise levels are used. Train with the solver you will draw with.",
+            "`auto`: the sampler that the model's own folder names, for example `pndm` for SD 1.5, `euler` for SDXL,"
+            " `flow-euler` for SD 3. Where sdo does not have that one, `ddim` (or `flow-euler`) stands in, and a line"
+            " says so. Train with the solver you will draw with.",
         ),
         "eta": Meaning(
             "DDIM's fresh noise at every step.",
@@ -241,8 +255,8 @@ MEANINGS: dict[Any, dict[str, Meaning]] = {
         "guidance_scale": Meaning(
             "Classifier-free guidance, as diffusers counts it.",
             "guidance_scale: 7.5",
-            "1: none, and each network call costs half. SD 1.5 is usually drawn with 7.5, SDXL with 5 to 7, SD 3.5 with"
-            " 4.5.",
+            "1 or less: none, and each network call costs half. SD 1.5 is usually drawn with 7.5, SDXL with 5 to 7, SD"
+            " 3.5 with 4.5.",
         ),
         "negative_prompt": Meaning(
             "What guidance moves away from.",

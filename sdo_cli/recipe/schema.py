@@ -106,6 +106,8 @@ class Recipe:
     vae: str | None = None
     t5: bool = True
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    rescale_betas_zero_snr: bool | None = None
+    timestep_spacing: Literal["leading", "trailing", "linspace"] | None = None
     seed: int = 0
     output_dir: str = "runs"
 

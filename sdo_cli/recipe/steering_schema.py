@@ -62,6 +62,8 @@ class Steering:
     vae: str | None = None
     t5: bool = True
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    rescale_betas_zero_snr: bool | None = None
+    timestep_spacing: Literal["leading", "trailing", "linspace"] | None = None
     lora: str | None = None
     lora_scale: float = 1.0
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
@@ -122,6 +124,8 @@ class Steering:
             vae=self.vae,
             t5=self.t5,
             prediction_type=self.prediction_type,
+            rescale_betas_zero_snr=self.rescale_betas_zero_snr,
+            timestep_spacing=self.timestep_spacing,
             mixed_precision=self.mixed_precision,
             reward_precision=self.reward_precision,
             solver=self.solver,

@@ -3,16 +3,17 @@
 import json
 from pathlib import Path
 
+from sdo_cli.drawing.draw import draw_settings, solver_of
 from sdo_cli.files import write_atomic
 from sdo_cli.models.base import Family
-from sdo_cli.models.load import ModelSource, locate, plain_options
+from sdo_cli.models.load import ModelSource, locate, plain_options, source_of
 from sdo_cli.plugins import loaded_plugins
 from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.recipe.schema import Recipe
 from sdo_cli.records.step import StepResult
 from sdo_cli.runs.read import PIPELINE
 from sdo_cli.runs.summary import RunSummary
-from sdo_cli.sampling.solvers import AUTO, SOLVERS, native_solver, settings_of
+from sdo_cli.sampling.solvers import SOLVERS, settings_of
 from sdo_cli.weights.needs import needs_of
 
 
@@ -93,11 +94,9 @@ def what_was_trained(recipe: Recipe) -> str:
 
 def how_to_load(recipe: Recipe, family: Family, folder: Path) -> str:
     """Lines of Python for plain diffusers."""
-    solver = native_solver(family.scheduler_config) if recipe.solver == AUTO else recipe.solver
+    solver = solver_of(family, draw_settings(recipe))
     scheduler = SOLVERS[solver].scheduler
-    settings = settings_of(solver)
-    if recipe.prediction_type is not None:
-        settings["prediction_type"] = recipe.prediction_type
+    settings = settings_of(solver, family.scheduler_config) | source_of(recipe).scheduler_changes()
     change = "".join(f", {name}={quoted(value)}" for name, value in settings.items())
     after = [f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config{change})"]
     if recipe.train == "full":

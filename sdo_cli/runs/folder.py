@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from sdo_cli.device import pick_device
 from sdo_cli.drawing.rollouts import rollout_plan
 from sdo_cli.files import write_text
+from sdo_cli.models.load import source_of
 from sdo_cli.plugins import loaded_plugins
 from sdo_cli.provenance import command, now, versions
 from sdo_cli.recipe.load import LoadedRecipe
@@ -42,9 +43,7 @@ def manifest(loaded: LoadedRecipe, family: str, status: str, started: str) -> di
         "overrides": list(loaded.overrides),
         "seed": loaded.recipe.seed,
         "family": family,
-        **{
-            key: getattr(loaded.recipe, key) for key in ("model", "revision", "variant", "vae", "t5", "prediction_type")
-        },
+        **asdict(source_of(loaded.recipe)),
         "weights": revisions_of(loaded.recipe),
         "device": str(pick_device()),
         "versions": versions(),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sdo_cli.errors import SolverFault
+from sdo_cli.sampling.scheduler_config import check_config, ignored_by, is_flow, is_said
 from sdo_cli.sampling.timesteps import set_timesteps, with_timesteps
 
 if TYPE_CHECKING:
@@ -21,24 +22,27 @@ class Solver:
     flow: bool = False  # for flow-matching networks; the others are for ε- and v-networks
 
 
+# a solver's name says how its steps are spaced; a model's config may want otherwise
+PLAIN_SPACING = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
+
 SOLVERS: dict[str, Solver] = {
     "ddim": Solver("DDIMScheduler"),
     "pndm": Solver("PNDMScheduler", {"skip_prk_steps": True}),
-    "euler": Solver("EulerDiscreteScheduler", {"use_karras_sigmas": False}),
+    "euler": Solver("EulerDiscreteScheduler", PLAIN_SPACING),
     "dpm++2m": Solver(
-        "DPMSolverMultistepScheduler",
-        {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": False},
+        "DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2, **PLAIN_SPACING}
     ),
     "dpm++2m-karras": Solver(
         "DPMSolverMultistepScheduler",
-        {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": True},
+        {"algorithm_type": "dpmsolver++", "solver_order": 2, **PLAIN_SPACING, "use_karras_sigmas": True},
     ),
     "unipc": Solver("UniPCMultistepScheduler"),
-    "deis": Solver("DEISMultistepScheduler"),
-    "flow-euler": Solver("FlowMatchEulerDiscreteScheduler", flow=True),
+    # the config may be another solver's, whose algorithm it does not have
+    "deis": Solver("DEISMultistepScheduler", {"algorithm_type": "deis"}),
+    "flow-euler": Solver("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": False}, flow=True),
 }
 
-# stands for the model's own kind: DDIM for ε- and v-networks, Euler for flow matching
+# stands for the model's own sampler, or what stands in for it (:func:`native_solver`)
 AUTO = "auto"
 
 # only DDIM has a noise level of its own to choose
@@ -56,14 +60,49 @@ def calls_of(solver: str, num_inference_steps: int) -> int:
     return num_inference_steps + (solver == "pndm" and num_inference_steps > 1)
 
 
-def is_flow(config: Mapping[str, Any]) -> bool:
-    """Whether a scheduler config belongs to a flow-matching network."""
-    return "FlowMatch" in str(config.get("_class_name", "")) or config.get("prediction_type") == "flow_prediction"
+@dataclass(frozen=True)
+class Native:
+    """Attributes:
+    solver: a key of ``SOLVERS``.
+    instead_of: what the model's own scheduler does that ``solver`` does not; empty where it is the model's own.
+    """
+
+    solver: str
+    instead_of: str = ""
 
 
-def native_solver(config: Mapping[str, Any]) -> str:
-    """What ``auto`` stands for with this model."""
-    return "flow-euler" if is_flow(config) else "ddim"
+def native_solver(config: Mapping[str, Any]) -> Native:
+    """What ``auto`` stands for with this model: its own sampler, where that keeps the affine identity.
+
+    Args:
+        config: the model's scheduler config, of any diffusers class.
+    """
+    own = str(config.get("_class_name", ""))
+    if is_flow(config):
+        differs = [] if own == SOLVERS["flow-euler"].scheduler else [own]
+        differs += [key for key in ("stochastic_sampling", *PLAIN_SPACING) if config.get(key)]
+        return Native("flow-euler", " with ".join(differs))
+    name = {solver.scheduler: name for name, solver in reversed(SOLVERS.items())}.get(own)
+    if name is None:
+        return Native("ddim", own)
+    if name == "dpm++2m" and config.get("use_karras_sigmas"):
+        name = "dpm++2m-karras"
+    if ignored := ignored_by(_takes(name), config):
+        return Native("ddim", f"{own}, which has no {ignored[0]}")
+    # settings that the model's file names and the solver's name does not stand for
+    other = {
+        key: config[key]
+        for key, value in SOLVERS[name].settings.items()
+        if is_said(config, key) and config[key] != value
+    }
+    return Native(name, own + "".join(f" with {key} {value}" for key, value in other.items()) if other else "")
+
+
+def _takes(name: str) -> Mapping[str, Any]:
+    """The parameters of a solver's scheduler."""
+    import diffusers
+
+    return inspect.signature(getattr(diffusers, SOLVERS[name].scheduler)).parameters
 
 
 def make_scheduler(
@@ -94,27 +133,41 @@ def make_scheduler(
             f"the model's scheduler config sets {' and '.join(set_on)}, which makes steps depend on the values",
             remedy="set it to false in scheduler/scheduler_config.json",
         )
+    check_config(config)
     flow = is_flow(config)
     if flow != solver.flow:
         kind = "a flow-matching" if flow else "an ε- or v-"
         fitting = ", ".join(key for key, value in SOLVERS.items() if value.flow == flow)
         raise SolverFault(f"solver {name!r} does not fit {kind} network", remedy=f"choose one of: {fitting}")
-    if flow and config.get("use_dynamic_shifting"):
+    if ignored := ignored_by(_takes(name), config):
+        others = [key for key, value in SOLVERS.items() if value.flow == flow and not ignored_by(_takes(key), config)]
         raise SolverFault(
-            "the model's scheduler config sets use_dynamic_shifting, whose steps depend on the image size",
-            remedy="set it to false, and shift to the value you want, in scheduler/scheduler_config.json",
+            f"solver {name!r} has no {ignored[0]}, which the model's scheduler config sets: it would draw from other"
+            " noise levels than the model was trained on",
+            remedy=f"choose one of: {', '.join(others)}",
         )
-    scheduler = getattr(diffusers, solver.scheduler).from_config(dict(config), **settings_of(name))
-    if timesteps is not None:
-        scheduler = with_timesteps(name, scheduler)
-    set_timesteps(scheduler, num_inference_steps, timesteps)
+    try:
+        scheduler = getattr(diffusers, solver.scheduler).from_config(dict(config), **settings_of(name, config))
+        if timesteps is not None:
+            scheduler = with_timesteps(name, scheduler)
+        set_timesteps(scheduler, num_inference_steps, timesteps)
+    # what diffusers says of settings that do not go together, or not with so many steps
+    except (NotImplementedError, ValueError, IndexError, ZeroDivisionError) as fault:
+        raise SolverFault(
+            f"solver {name!r} does not work with {num_inference_steps} steps and the model's scheduler config:"
+            f" {' '.join(str(fault).split())}",
+            remedy="choose another solver or number of steps",
+        ) from fault
     return scheduler
 
 
-def settings_of(name: str) -> dict[str, Any]:
-    """What makes a diffusers scheduler, whatever the model's config leaves out, the solver ``name``."""
-    import diffusers
-
-    solver = SOLVERS[name]
-    takes = inspect.signature(getattr(diffusers, solver.scheduler)).parameters
-    return {**solver.settings, **({"clip_sample": False} if "clip_sample" in takes else {})}
+def settings_of(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a diffusers scheduler, whatever the model's config says or leaves out, the solver ``name``."""
+    settings, takes = dict(SOLVERS[name].settings), _takes(name)
+    if "clip_sample" in takes:
+        settings["clip_sample"] = False
+    # multistep solvers call the shift of a flow otherwise
+    if "shift" in takes and is_said(config, "flow_shift") and not is_said(config, "shift"):
+        settings["shift"] = config["flow_shift"]
+    # what a version of diffusers does not know yet
+    return {key: value for key, value in settings.items() if key in takes}
