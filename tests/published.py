@@ -67,11 +67,27 @@ CONFIGS = {
         "timestep_scaling": 10.0,
         "timestep_spacing": "leading",
     },
+    "tcd": {
+        "_class_name": "TCDScheduler",
+        "_diffusers_version": "0.27.0.dev0",
+        **_SD,
+        "original_inference_steps": 50,
+        "prediction_type": "epsilon",
+        "timestep_scaling": 10.0,
+        "timestep_spacing": "leading",
+    },
     "sd3": {
         "_class_name": "FlowMatchEulerDiscreteScheduler",
         "_diffusers_version": "0.29.0.dev0",
         "num_train_timesteps": 1000,
         "shift": 3.0,
+    },
+    "sd35-turbo": {
+        "_class_name": "FlowMatchEulerDiscreteScheduler",
+        "_diffusers_version": "0.29.0.dev0",
+        "num_train_timesteps": 1000,
+        "shift": 3.0,
+        "use_dynamic_shifting": False,
     },
     "playground": {
         "_class_name": "EDMDPMSolverMultistepScheduler",

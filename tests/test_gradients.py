@@ -1,6 +1,7 @@
 """Gradient rules and engines against autograd, finite differences and each other (float64)."""
 
 import dataclasses
+from itertools import cycle
 
 import pytest
 import torch
@@ -231,17 +232,21 @@ def check_direction(net, function, analytic, *, rel=1e-6, step=1e-4):
 
 @torch.enable_grad()
 def linear_maps(route, endpoint):
-    """Of the noise and the outputs to every call's input and to the end, by autograd; one endpoint for all."""
+    """Of first latent, outputs and injected noise to every call's input and to the end, by autograd.
+
+    One endpoint for all.
+    """
     maps = []
     x_0 = torch.ones(1, 1, 1, 1, dtype=torch.float64, requires_grad=True)
-    outputs = [torch.ones_like(x_0).requires_grad_() for _ in range(route.calls)]
+    outputs, noise = ([torch.ones_like(x_0).requires_grad_() for _ in range(route.calls)] for _ in range(2))
+    given = [x_0, *outputs, *(noise if route.takes_noise else [])]
 
     def read(i, x, t):
-        maps.append(torch.autograd.grad(x.sum(), [x_0, *outputs], allow_unused=True, retain_graph=True))
+        maps.append(torch.autograd.grad(x.sum(), given, allow_unused=True, retain_graph=True))
         return outputs[i]
 
-    end = walk(route, x_0, read, endpoint=None if endpoint is None else endpoint[:1])
-    maps.append(torch.autograd.grad(end.sum(), [x_0, *outputs], allow_unused=True))
+    end = walk(route, x_0, read, injected=noise, endpoint=None if endpoint is None else endpoint[:1])
+    maps.append(torch.autograd.grad(end.sum(), given, allow_unused=True))
     return [[None if a is None else a.item() for a in linear] for linear in maps]
 
 
@@ -253,8 +258,9 @@ def walk_exactly(path, call, maps):
     """
     timesteps, moved = path.route.begin()[1], []
     for i, linear in enumerate(maps):
-        values = [path.x_0, *moved]
-        x = sum(a * value for a, value in zip(linear, values, strict=False) if a is not None)
+        ahead = [None] * (path.route.calls - len(moved))
+        values = [path.x_0, *moved, *ahead, *(path.injected if path.injected is not None else [])]
+        x = sum(a * value for a, value in zip(linear, values, strict=True) if a is not None and value is not None)
         if i + 1 == len(maps):
             return x
         moved.append(call(i, x, timesteps[i].expand(len(x))))
@@ -381,9 +387,7 @@ def chain_sum(path, net, **options):
     return grads(net)
 
 
-@pytest.mark.parametrize(
-    ("solver", "choice"), zip(CONFIGS, ["uniform", "late-biased", "weight-proportional"] * 3, strict=True)
-)
+@pytest.mark.parametrize(("solver", "choice"), zip(CONFIGS, cycle(["uniform", "late-biased", "weight-proportional"])))
 def test_expectation_of_one_step_sdo_is_the_sum_over_steps(solver, choice):
     """Exactly: Σ_i p_i · (gradient with i live and weight 1/p_i)."""
     net, path = toy_path(solver)

@@ -1,6 +1,7 @@
 """Models as people have them: configs as published and files with markers are drawn as meant, or refused by name."""
 
 import json
+import shutil
 
 import diffusers
 import entry
@@ -13,7 +14,7 @@ from published import CONFIGS, with_config
 from safetensors.torch import load_file, save_file
 from small_models import plain
 
-from sdo_cli.drawing.draw import DrawSettings, make_route, native_of
+from sdo_cli.drawing.draw import DrawSettings, draw_images, make_route, native_of
 from sdo_cli.drawing.notes import drawing_notes
 from sdo_cli.errors import EnvironmentFault, SolverFault
 from sdo_cli.models import single_file
@@ -383,3 +384,95 @@ def test_one_step_that_begins_at_the_end_is_said(small):
     assert "timestep_spacing puts it at t = 1" in said
     trailing = load_family(ModelSource(str(small("sdxl")), timestep_spacing="trailing"))
     assert drawing_notes(trailing, [], DrawSettings(num_inference_steps=1)) == []
+
+
+# the noise of every sampler comes from the image's own generator, first the latent, then one draw per call, as in
+# diffusers' pipelines
+FAMILIES = {
+    "sd15": ("sd15", {}),
+    "sd21": ("sd2", {}),
+    "zero-snr": ("sd2", {}),
+    "sdxl": ("sdxl", {}),
+    "sdxl-turbo": ("sdxl", {"guidance_scale": 0.0}),
+    "lightning": ("sdxl", {"guidance_scale": 0.0}),
+    "lcm": ("sd15", {"guidance_scale": 1.0}),
+    "tcd": ("sdxl", {"guidance_scale": 0.0, "eta": 0.3}),
+    "sd3": ("sd3-no-t5", {}),
+    "sd35-turbo": ("sd35", {"guidance_scale": 0.0}),
+}
+
+
+@pytest.fixture(scope="module")
+def published_models(small, tmp_path_factory):
+    """published_models(name) -> ours and plain diffusers' of a small model with the published config."""
+    folder = tmp_path_factory.mktemp("published")
+    made = {}
+
+    def of(name):
+        if name not in made:
+            model = with_config(small(FAMILIES[name][0]), folder / name, name)
+            made[name] = load_family(str(model)), plain(model)
+        return made[name]
+
+    return of
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_auto_draws_what_plain_diffusers_draws_with_the_published_config(name, steps, published_models):
+    family, pipe = published_models(name)
+    options = {"guidance_scale": 3.0, **FAMILIES[name][1]}
+    settings = DrawSettings(num_inference_steps=steps, **options)
+    ours = next(draw_images(family, ["the cat"], lambda j: torch.Generator().manual_seed(5), settings))[0]
+    theirs = pipe("the cat", num_inference_steps=steps, generator=torch.Generator().manual_seed(5), **options).images
+    shown = (ours.permute(1, 2, 0).numpy() * 255).round()
+    assert native_of(family, settings).instead_of == ""
+    assert np.abs(shown - np.asarray(theirs[0], dtype=int)).max() <= 1 and shown.std() > 1
+
+
+def emptied(model, folder, **renamed):
+    """A copy of a small model; ``renamed``: a part's weights under another name, or gone for None."""
+    shutil.copytree(model, folder)
+    for part, name in renamed.items():
+        for path in (folder / part).glob("*.safetensors"):
+            path.unlink() if name is None else path.rename(path.with_name(name))
+    return folder
+
+
+WEIGHTS = "diffusion_pytorch_model"
+FILES = {
+    "no third encoder": ("sd3", {"text_encoder_3": None}, "holds no weights", "t5: false (--no-t5)"),
+    "one part in fp16": ("sd15", {"text_encoder": "model.fp16.safetensors"}, "but in fp16", "variant: fp16"),
+    "pickles": ("sd15", {"unet": f"{WEIGHTS}.bin"}, "only as pickles", "save_pretrained"),
+    "a piece": ("sd15", {"unet": f"{WEIGHTS}-00001-of-00002.safetensors"}, "holds no weights", "pieces may be missing"),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_folder_that_lacks_files_says_which_and_what_to_do(kind, small, tmp_path):
+    model, renamed, problem, remedy = FILES[kind]
+    folder = emptied(small(model), tmp_path / "m", **renamed)
+    done = sdo(*WORDS, "-m", folder, cwd=tmp_path)
+    assert done.returncode == 2 and problem in done.stderr and remedy in done.stderr
+    assert "sdo fetch" not in done.stderr and next(iter(renamed)) in done.stderr
+    if kind == "one part in fp16":
+        image, _ = drawn("out", tmp_path, "-m", folder, "--variant", "fp16")
+        assert np.abs(image - plainly(small(model))).max() <= 1
+    if kind == "no third encoder":
+        assert drawn("out", tmp_path, "-m", folder, "--no-t5")[0].std() > 1
+
+
+def test_a_pipeline_in_fp16_pieces_is_found(small, tmp_path):
+    """As large transformers are saved: names and an index by variant."""
+    folder = tmp_path / "m"
+    plain(small("sd15")).save_pretrained(folder, variant="fp16", max_shard_size="100KB")
+    assert len(list((folder / "unet").glob("*.fp16-0*.safetensors"))) > 1
+    image, _ = drawn("out", tmp_path, "-m", folder)
+    assert np.abs(image - plainly(small("sd15"))).max() <= 1
+
+
+def test_a_tiny_autoencoder_is_no_vae_to_train_through(small, tmp_path):
+    blocks = {f"{side}_block_out_channels": (8,) * 4 for side in ("encoder", "decoder")}
+    diffusers.AutoencoderTiny(**blocks).save_pretrained(tmp_path / "tiny")
+    done = sdo(*WORDS, "-m", small("sd15"), "--vae", "tiny", cwd=tmp_path)
+    assert done.returncode == 2 and "is an AutoencoderTiny, not an AutoencoderKL" in done.stderr

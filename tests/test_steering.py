@@ -51,7 +51,7 @@ def steered(solver, variables, *, start=0, guided=True):
         draw(BATCH, 2, 3, 3, seed=1),
         {"c": draw(1, BATCH, 6, seed=2)},
         1.5 + draw(1, BATCH, seed=3) / 4,
-        draw(route.calls, BATCH, 2, 3, 3, seed=4) if eta else None,
+        draw(route.calls, BATCH, 2, 3, 3, seed=4) if route.takes_noise else None,
     )
     state = spread(state, list(variables), len(levels))
     state = state.with_tensors(

@@ -21,10 +21,16 @@ CONFIGS = {
     "euler": ("euler", EPS),
     "dpm++2m": ("dpm++2m", EPS),
     "dpm++2m-karras": ("dpm++2m-karras", EPS),
+    "ddpm": ("ddpm", EPS),
+    "euler-a": ("euler-a", EPS),
+    "lcm": ("lcm", EPS),
+    "tcd": ("tcd", EPS),
     "flow-euler": ("flow-euler", {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}),
 }
 # schedulers whose step() casts to float32
-TOLERANCE = dict.fromkeys(CONFIGS, 1e-9) | dict.fromkeys(("euler", "dpm++2m", "dpm++2m-karras", "flow-euler"), 2e-6)
+TOLERANCE = dict.fromkeys(CONFIGS, 1e-9) | dict.fromkeys(
+    ("euler", "euler-a", "dpm++2m", "dpm++2m-karras", "flow-euler"), 2e-6
+)
 
 
 class Toy(nn.Module):
@@ -59,7 +65,8 @@ def toy_path(solver="ddim", steps=8, batch=4, scale=1.0, net=None, eta=0.0, star
     net = net or Toy()
     x_0 = x_0 * getattr(scheduler, "init_noise_sigma", 1.0)
     route = Route(scheduler, steps, start, eta)
-    injected = torch.randn(route.calls, *x_0.shape, generator=generator, dtype=torch.float64) if eta else None
+    noise = torch.randn(route.calls, *x_0.shape, generator=generator, dtype=torch.float64)
+    injected = noise if route.takes_noise else None
     base = Guided(copy.deepcopy(net).shifted(), condition, negative, scale)
     return net, Path(route, Guided(net, condition, negative, scale), x_0, injected, base)
 

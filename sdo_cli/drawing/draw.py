@@ -68,7 +68,7 @@ class Noise:
 
     Attributes:
         initial: standard normal ``[B, C, h, w]``.
-        injected: one more for every network call, ``[calls, B, C, h, w]``; None unless η > 0.
+        injected: one more for every network call, ``[calls, B, C, h, w]``; None unless the solver takes noise.
     """
 
     initial: Tensor
@@ -79,10 +79,10 @@ def draw_noise(family: Family, settings: DrawSettings, generators: list[torch.Ge
     """One generator per image, drawn on the CPU in the order diffusers' pipelines draw."""
     shape = family.latent_shape(settings.height, settings.width)
     initial = torch.cat([torch.randn((1, *shape), generator=g) for g in generators]).to(family.device)
-    if settings.eta == 0:
+    route = make_route(family, settings)
+    if not route.takes_noise:
         return Noise(initial)
-    calls = make_route(family, settings).calls
-    injected = torch.stack([torch.randn((calls, *shape), generator=g) for g in generators], dim=1)
+    injected = torch.stack([torch.randn((route.calls, *shape), generator=g) for g in generators], dim=1)
     return Noise(initial, injected.to(family.device))
 
 

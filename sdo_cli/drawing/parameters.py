@@ -20,6 +20,10 @@ SAMPLERS = {
     "dpm++2m-karras": "DPM++ 2M Karras",
     "unipc": "UniPC",
     "deis": "DEIS",
+    "ddpm": "DDPM",
+    "euler-a": "Euler a",
+    "lcm": "LCM",
+    "tcd": "TCD",
     "flow-euler": "Euler",
 }
 

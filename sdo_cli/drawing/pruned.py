@@ -9,6 +9,7 @@ from sdo_cli.errors import EnvironmentFault
 from sdo_cli.installed import sdo
 from sdo_cli.models.base import Family
 from sdo_cli.sampling.guidance import Condition
+from sdo_cli.sampling.solvers import NOISY_SOLVERS
 from sdo_cli.skipping.liveness import Wiring
 from sdo_cli.skipping.observe import observe
 from sdo_cli.skipping.skip_plan import MadeFor, SkipPlan
@@ -56,8 +57,11 @@ def skips_of(plan: SkipPlan, family: Family, settings: DrawSettings, *, exact: b
     """
     mine, theirs = made_for(family, settings), plan.made_for
     remedy = f"make one for this with {sdo('prune')}"
-    if settings.eta > 0:
-        raise EnvironmentFault("a skip plan is for a solver without noise", remedy="write eta 0")
+    if make_route(family, settings).takes_noise:
+        raise EnvironmentFault(
+            "a skip plan is for a solver without noise",
+            remedy=f"write eta 0, and a solver other than {', '.join(NOISY_SOLVERS)}",
+        )
     if mine.architecture != theirs.architecture:
         raise EnvironmentFault(
             f"the skip plan was made for {theirs.model}, whose denoiser is built otherwise than that of {mine.model}",

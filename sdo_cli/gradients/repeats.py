@@ -31,4 +31,6 @@ def repeated(path: Path, plan: Plan, x_N: Tensor) -> Iterator[tuple[Path, Plan]]
             endpoint=torch.zeros(plan.batch, dtype=torch.long),
             as_epsilon=plan.as_epsilon,
         )
-        yield replace(path, route=route, x_0=renoised, injected=None, skips=None), again
+        # the last step of a noisy solver adds none
+        none = torch.zeros_like(path.injected[-1:]) if route.takes_noise and path.injected is not None else None
+        yield replace(path, route=route, x_0=renoised, injected=none, skips=None), again

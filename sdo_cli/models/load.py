@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sdo_cli import embedded
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.installed import sdo
+from sdo_cli.models.folder import UNUSED, what_is_missing
 from sdo_cli.recipe.schema import Recipe
 from sdo_cli.sampling.scheduler_config import said, saying
 
@@ -225,10 +227,15 @@ def _load_pipeline(wanted: ModelSource, dtype: "torch.dtype") -> Any:
     _family_name(kind, wanted.model)
     options: dict[str, Any] = dict(vae)
     # sdo has no use for them and fetches none
-    options |= {name: None for name in ("safety_checker", "feature_extractor", "image_encoder") if name in index}
+    options |= {name: None for name in UNUSED if name in index}
     if "safety_checker" in index:
         options["requires_safety_checker"] = False
     options |= _choices(wanted, place, index)
+    if Path(place).is_dir():
+        others = {name: value for name, value in index.items() if name not in vae}
+        t5 = "text_encoder_3" not in options
+        if problem := what_is_missing(Path(place), others, options.get("variant"), t5=t5):
+            raise EnvironmentFault(problem[0], remedy=problem[1])
     return getattr(diffusers, str(kind)).from_pretrained(place, torch_dtype=dtype, use_safetensors=True, **options)
 
 
@@ -262,7 +269,7 @@ def _only_variant(place: str) -> str | None:
     """``fp16`` for a folder that holds only files of that name, as people copy them to save space."""
     for name in DENOISERS:
         found = [path.name for path in (Path(place) / name).glob("*.safetensors")]
-        if found and all(".fp16." in file for file in found):
+        if found and all(re.search(r"\.fp16[.-]", file) for file in found):
             return "fp16"
     return None
 
@@ -275,4 +282,12 @@ def _load_vae(vae: str, dtype: "torch.dtype") -> Any:
         raise EnvironmentFault(
             f"vae {vae} is a file", remedy="give the folder of a diffusers AutoencoderKL, or a hub id"
         )
+    if path.is_dir():
+        file = path / "config.json"
+        kind = json.loads(file.read_text()).get("_class_name") if file.is_file() else "no model"
+        if kind != "AutoencoderKL":
+            raise EnvironmentFault(
+                f"vae {vae} is {'an ' if kind != 'no model' else ''}{kind}, not an AutoencoderKL",
+                remedy="give the folder of a diffusers AutoencoderKL (often the folder vae inside a pipeline)",
+            )
     return AutoencoderKL.from_pretrained(str(path) if path.is_dir() else vae, torch_dtype=dtype)

@@ -41,7 +41,7 @@ def plain_state(job: Job, canvas: Canvas) -> State:
     shape = job.family.latent_shape(job.settings.height, job.settings.width)
     latent = torch.zeros(len(canvas.prompts), *shape, device=job.family.device)
     scale = latent.new_full((1, len(latent)), job.settings.guidance_scale)
-    noise = torch.zeros(canvas.route.calls, *latent.shape, device=latent.device) if job.settings.eta else None
+    noise = torch.zeros(canvas.route.calls, *latent.shape, device=latent.device) if canvas.route.takes_noise else None
     return State(latent, {key: value[None] for key, value in condition.items()}, scale, noise)
 
 

@@ -87,7 +87,7 @@ class Nodes:
         # schedulers compute in float32; a first or last step of another order is off by far more
         near = 1e-4 * max(map(abs, c.w))
         same = abs(c.A - A) <= 1e-4 * abs(A) and all(abs(p - q) <= near for p, q in zip(c.w, w, strict=True))
-        if self.route.eta > 0 or not same:
+        if self.route.takes_noise or not same:
             name = type(self.route.scheduler).__name__
             raise SolverFault(
                 f"{name} does not step here from one noise level to the next, so that no step can be left out",

@@ -11,7 +11,7 @@ from sdo_cli.recipe.signatures import NO_DEFAULT, Signature, signature_in, signa
 from sdo_cli.recipe.steering_meanings import KIND_OPTION_MEANINGS
 from sdo_cli.recipe.steering_schema import KIND_OPTIONS, LOOK_ELSEWHERE, VARIABLES
 from sdo_cli.recipe.typed import SCALARS
-from sdo_cli.sampling.solvers import SOLVERS
+from sdo_cli.sampling.solvers import SOLVERS, Solver
 
 TYPES = {kind: words for kind, (_, words) in SCALARS.items()} | {list: "a list"}
 
@@ -102,8 +102,12 @@ def _options_of_reward(name: str) -> tuple[Option, ...]:
 
 def solvers() -> tuple[Choice, ...]:
     kinds = {True: "flow matching: SD 3, 3.5", False: "noise or v: SD 1.x, 2.x, XL"}
-    auto = Choice("auto", "ddim for SD 1.x, 2.x and XL; flow-euler for SD 3 and 3.5")
-    return (auto, *(Choice(name, f"{kinds[s.flow]}; diffusers' {s.scheduler}") for name, s in SOLVERS.items()))
+    auto = Choice("auto", "the sampler that the model's own folder names")
+
+    def about(solver: Solver) -> str:
+        return f"{kinds[solver.flow]}; diffusers' {solver.scheduler}{'; adds fresh noise' if solver.noisy else ''}"
+
+    return (auto, *(Choice(name, about(solver)) for name, solver in SOLVERS.items()))
 
 
 def objective_options() -> tuple[Choice, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 from sdo_cli.gradients.rules import RULES
 from sdo_cli.recipe.document import Key
 from sdo_cli.recipe.schema import Recipe
-from sdo_cli.sampling.solvers import MOST_STEPS
+from sdo_cli.sampling.solvers import MOST_STEPS, NOISY_SOLVERS
 
 Problem = Callable[[Key, str], Any]
 
@@ -27,8 +27,9 @@ def check_rollout(recipe: Recipe, beside: Path | None, problem: Problem) -> None
         problem(("rollout", "drift_steps"), "training draws in full: there is nothing to drift; give a skip_plan")
     if spec.max_drift and not spec.drift_steps:
         problem(("rollout", "max_drift"), "is looked at every drift_steps; write for example drift_steps: 20")
-    if spec.drift_steps and (recipe.eta > 0 or (ends_early(recipe) and spec.num_inference_steps)):
-        why = "compares final latents of the same noise; with eta, or a rule that ends early, there are none"
+    takes_noise = recipe.eta > 0 or recipe.solver in NOISY_SOLVERS
+    if spec.drift_steps and (takes_noise or (ends_early(recipe) and spec.num_inference_steps)):
+        why = "compares final latents of the same noise; with fresh noise, or a rule that ends early, there are none"
         problem(("rollout", "drift_steps"), why)
     if spec.skip_plan is None:
         return
@@ -37,8 +38,9 @@ def check_rollout(recipe: Recipe, beside: Path | None, problem: Problem) -> None
         problem(("rollout", "estimator"), why)
     if not any(place.is_file() for place in rollout_plan_places(spec.skip_plan, beside)):
         problem(("rollout", "skip_plan"), f"no file {spec.skip_plan}; it is looked for beside the recipe, and here")
-    if recipe.eta > 0:
-        problem(("rollout", "skip_plan"), f"leaves calls of a solver without noise out; eta is {recipe.eta}, write 0")
+    if takes_noise:
+        how = f"solver {recipe.solver} adds some" if recipe.solver in NOISY_SOLVERS else f"eta is {recipe.eta}, write 0"
+        problem(("rollout", "skip_plan"), f"leaves calls of a solver without noise out; {how}")
     info = RULES.get(recipe.gradient.rule)
     if info is not None and info.chained:
         why = f"{recipe.gradient.rule} sends gradients through whole rollouts; use sdo, or rollout.num_inference_steps"

@@ -17,7 +17,7 @@ from sdo_cli.recipe.steering_schema import (
     Steering,
 )
 from sdo_cli.recipe.typed import suggestion
-from sdo_cli.sampling.solvers import AUTO, MOST_STEPS, SOLVERS, STOCHASTIC, calls_of
+from sdo_cli.sampling.solvers import AUTO, MOST_STEPS, NOISY_SOLVERS, SOLVERS, STOCHASTIC, calls_of
 
 LIMITS: dict[str, tuple[float, float]] = {
     "steps": (1, 10**6),
@@ -103,7 +103,7 @@ def _check_variables(spec: Steering, problem: Problem) -> None:
             problem(("variables",), f"unknown variable {name!r}; {suggestion(name, list(VARIABLES))}")
         elif name.endswith("-per-step") and name.removesuffix("-per-step") in spec.variables:
             problem(("variables",), f"{name} and {name.removesuffix('-per-step')} exclude each other; take one out")
-    if "noise" in spec.variables and spec.eta == 0:
+    if "noise" in spec.variables and spec.eta == 0 and spec.solver not in NOISY_SOLVERS:
         problem(("variables",), "noise is injected only with eta above 0; set eta, or take noise out")
     if spec.guidance_scale == 1 and any(name.startswith("guidance") for name in spec.variables):
         problem(

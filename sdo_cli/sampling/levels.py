@@ -7,12 +7,18 @@ predicts: ε, v (Salimans & Ho 2022, arXiv 2202.00512), the sample itself, or a 
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
+
+
+# their timesteps are places in alphas_cumprod
+BY_TIMESTEP = ("DDIMScheduler", "PNDMScheduler", "DDPMScheduler", "LCMScheduler", "TCDScheduler")
+# their sigmas are σ/α, and latents are scaled to α = 1
+VARIANCE_EXPLODING = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ def levels_of(scheduler: "SchedulerMixin", timesteps: Tensor, start: int) -> tup
     """The level of every call of a scheduler whose timesteps are set."""
     flow = _is_flow(scheduler)
     prediction = "flow_prediction" if flow else scheduler.config.prediction_type
-    if type(scheduler).__name__ in ("DDIMScheduler", "PNDMScheduler"):
+    if type(scheduler).__name__ in BY_TIMESTEP:
         signal = scheduler.alphas_cumprod.double()[timesteps.cpu().long()].tolist()
         return tuple(make_level(a**0.5, (1 - a) ** 0.5, prediction) for a in signal)
     return tuple(make_level(*_split(scheduler, s), prediction) for s in scheduler.sigmas[start:-1].double().tolist())
@@ -58,10 +64,23 @@ def levels_of(scheduler: "SchedulerMixin", timesteps: Tensor, start: int) -> tup
 
 def end_of(scheduler: "SchedulerMixin") -> tuple[float, float]:
     """α and σ of the final latent of a scheduler whose timesteps are set."""
-    if type(scheduler).__name__ in ("DDIMScheduler", "PNDMScheduler"):
-        a = float(scheduler.final_alpha_cumprod)
+    name = type(scheduler).__name__
+    if name == "LCMScheduler":
+        return _end_of_lcm(scheduler)
+    if name in BY_TIMESTEP:
+        # DDPM ends at the image, TCD at the first training timestep
+        ends: dict[str, Any] = {"DDPMScheduler": 1.0, "TCDScheduler": scheduler.alphas_cumprod[0]}
+        a = float(ends[name]) if name in ends else float(scheduler.final_alpha_cumprod)
         return a**0.5, (1 - a) ** 0.5
     return _split(scheduler, float(scheduler.sigmas[-1]))
+
+
+def _end_of_lcm(scheduler: Any) -> tuple[float, float]:
+    """The consistency function of the last call: c_out x0 + c_skip x."""
+    t = scheduler.timesteps[-1]
+    skip, out = (float(c) for c in scheduler.get_scalings_for_boundary_condition_discrete(t))
+    a = float(scheduler.alphas_cumprod[t])
+    return out + skip * a**0.5, skip * (1 - a) ** 0.5
 
 
 def _is_flow(scheduler: "SchedulerMixin") -> bool:
@@ -72,7 +91,7 @@ def _split(scheduler: "SchedulerMixin", s: float) -> tuple[float, float]:
     """α and σ behind an entry of ``scheduler.sigmas``."""
     if _is_flow(scheduler):
         return 1 - s, s
-    if type(scheduler).__name__ == "EulerDiscreteScheduler":
+    if type(scheduler).__name__ in VARIANCE_EXPLODING:
         return 1.0, s
     # DPM-Solver++, UniPC, DEIS: sigmas are σ/α of latents of variance one
     return (1 + s * s) ** -0.5, s * (1 + s * s) ** -0.5

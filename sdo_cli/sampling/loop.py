@@ -23,7 +23,7 @@ class Path:
 
     Attributes:
         x_0: latent at the route's start ``[B, C, h, w]``; initial noise is already times ``init_noise_sigma``.
-        injected: standard normal noise ``[calls, B, C, h, w]`` when the route has η > 0.
+        injected: standard normal noise ``[calls, B, C, h, w]`` when the route takes noise.
         base: the denoiser without its adapter, for the regulariser that stays near it.
         skips: units of the network that are left out at some calls; a call may repeat the one before.
     """
@@ -36,8 +36,8 @@ class Path:
     skips: Skips | None = None
 
     def __post_init__(self) -> None:
-        if self.route.eta > 0 and self.injected is None:
-            raise ValueError(f"eta {self.route.eta} needs the injected noise")
+        if self.route.takes_noise and self.injected is None:
+            raise ValueError(f"{type(self.route.scheduler).__name__}, eta {self.route.eta}, needs the injected noise")
 
     @property
     def steered(self) -> Steered | None:

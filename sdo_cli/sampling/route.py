@@ -1,10 +1,12 @@
 """A solver's way from noise to the final latent, as a stock scheduler walks it. Everything runs through ``walk``."""
 
 import copy
+import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,9 @@ from sdo_cli.sampling.timesteps import check_timesteps, set_timesteps
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
+# schedulers that inject noise whatever eta is
+NOISY = ("DDPMScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler")
+
 # call_network(i, x_scaled, t) -> e; decides how gradients flow at call i
 CallNetwork = Callable[[int, Tensor, Tensor], Tensor]
 
@@ -24,7 +29,7 @@ CallNetwork = Callable[[int, Tensor, Tensor], Tensor]
 class Route:
     """Attributes:
     start: solver step to begin at, 0 the noisiest. A multistep solver starts there without history.
-    eta: DDIM's noise, 0 … 1 (0 is deterministic).
+    eta: DDIM's noise, or TCD's gamma, 0 … 1 (0 is deterministic).
     timesteps: training timesteps in place of the solver's own, falling, one per step; the scheduler is then one that
         :func:`~sdo_cli.sampling.solvers.make_scheduler` made for them.
 
@@ -87,6 +92,11 @@ class Route:
         """The call with which a solver step begins: PNDM's first step takes two."""
         return step + (self.calls - (self.num_inference_steps - self.start) if step > self.start else 0) - self.start
 
+    @property
+    def takes_noise(self) -> bool:
+        """Whether calls inject fresh noise."""
+        return self.eta > 0 or type(self.scheduler).__name__ in NOISY
+
     @cached_property
     def noise_level(self) -> float:
         """Standard deviation of the latents at the start, in the solver's own scaling."""
@@ -95,8 +105,31 @@ class Route:
         return 1 / self.levels[0].scale
 
     def from_step(self, start: int) -> "Route":
-        """The same solver begun at ``start``, without noise."""
+        """The same solver begun at ``start``, without the noise that eta adds."""
         return replace(self, start=start, eta=0.0)
+
+
+def _step(solver: Any, e: Tensor, t: Tensor, x: Tensor, eta: float, noise: Tensor | None) -> Tensor:
+    takes = _step_takes(solver.__class__)
+    extra = {"eta": eta} if "eta" in takes else {}
+    if noise is None:
+        stepped: Tensor = solver.step(e, t, x, **extra).prev_sample
+        return stepped
+    if "variance_noise" in takes:
+        return solver.step(e, t, x, **extra, variance_noise=noise).prev_sample
+    # these draw it themselves, from a generator that knows nothing of samples and calls
+    module: Any = sys.modules[type(solver).__module__]
+    drawn = module.randn_tensor
+    module.randn_tensor = lambda *shape, **options: noise
+    try:
+        return solver.step(e, t, x, **extra).prev_sample
+    finally:
+        module.randn_tensor = drawn
+
+
+@cache
+def _step_takes(kind: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(kind.step).parameters)
 
 
 def walk(
@@ -112,13 +145,15 @@ def walk(
     """From latent ``x [B, …]`` to the final one; ``call_network`` is asked for ``e_i`` at every call, in order.
 
     Args:
-        injected: standard normal noise ``[calls, B, …]``; needed when ``eta > 0``.
+        injected: standard normal noise ``[calls, B, …]``; needed where the route takes noise.
         endpoint: per sample ``[B]`` the call whose x0-prediction is the result; the number of calls means ``x_N``.
             The walk ends with the last call anybody needs.
         until: stop before this call and return the latent there.
         last: end later, with this call, for others who walk in step. The result depends on all calls until there, by
             nothing where it needs none of them, so that their backward passes are in step too.
     """
+    if route.takes_noise and injected is None:
+        raise ValueError(f"{type(route.scheduler).__name__} injects noise at its calls: give it")
     solver, timesteps = route.begin()
     dtype, calls = x.dtype, len(timesteps)
     last = calls if endpoint is None else int(endpoint.max()) if last is None else last
@@ -137,8 +172,8 @@ def walk(
             if i == last:
                 return result
         # some schedulers compute in float32 whatever they are given
-        extra = {"eta": route.eta, "variance_noise": injected[i]} if route.eta > 0 and injected is not None else {}
-        x = solver.step(e, t, x, **extra).prev_sample.to(dtype)
+        noise = injected[i] if route.takes_noise and injected is not None else None
+        x = _step(solver, e, t, x, route.eta, noise).to(dtype)
     if result is None or ends is None:
         return x
     return torch.where((ends == calls).view(-1, *[1] * (x.dim() - 1)), x, result)

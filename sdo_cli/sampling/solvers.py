@@ -20,6 +20,7 @@ class Solver:
     scheduler: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     flow: bool = False  # for flow-matching networks; the others are for ε- and v-networks
+    noisy: bool = False  # injects fresh noise whatever eta is
 
 
 # a solver's name says how its steps are spaced; a model's config may want otherwise
@@ -39,14 +40,21 @@ SOLVERS: dict[str, Solver] = {
     "unipc": Solver("UniPCMultistepScheduler"),
     # the config may be another solver's, whose algorithm it does not have
     "deis": Solver("DEISMultistepScheduler", {"algorithm_type": "deis"}),
+    "ddpm": Solver("DDPMScheduler", {"variance_type": "fixed_small"}, noisy=True),
+    "euler-a": Solver("EulerAncestralDiscreteScheduler", noisy=True),
+    # for networks distilled into few steps (Luo et al. 2023, arXiv 2310.04378; Zheng et al. 2024, arXiv 2402.19159)
+    "lcm": Solver("LCMScheduler", noisy=True),
+    "tcd": Solver("TCDScheduler"),
     "flow-euler": Solver("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": False}, flow=True),
 }
 
 # stands for the model's own sampler, or what stands in for it (:func:`native_solver`)
 AUTO = "auto"
 
-# only DDIM has a noise level of its own to choose
-STOCHASTIC = ("ddim",)
+# those whose noise has a level to choose, eta: DDIM's, and TCD's, which its authors call gamma
+STOCHASTIC = ("ddim", "tcd")
+
+NOISY_SOLVERS = tuple(name for name, solver in SOLVERS.items() if solver.noisy)
 
 # networks are trained on 1,000 noise levels, and schedulers with an offset cannot use all of them
 MOST_STEPS = 999

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from sdo_cli.hub import MissingWeights, WeightFile, download, is_offline, remedy_for, why_not
 from sdo_cli.installed import sdo
 from sdo_cli.models.catalog import MODELS
-from sdo_cli.weights.needs import Need, weights_of
+from sdo_cli.models.folder import weights_of
+from sdo_cli.weights.needs import Need
 
 # parts of a pipeline sdo has no use for
 UNUSED = frozenset({"safety_checker", "feature_extractor", "image_encoder"})

@@ -1,7 +1,6 @@
 """Which weights a recipe needs and whether they are on this machine."""
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from sdo_cli.errors import EnvironmentFault
 from sdo_cli.hub import MissingWeights, WeightFile, cached_file, is_offline, is_reachable
 from sdo_cli.installed import sdo
 from sdo_cli.models.catalog import MODELS
+from sdo_cli.models.folder import has_weights, parts_of, weights_of
 from sdo_cli.recipe.schema import Recipe, RewardSpec
 
 
@@ -119,31 +119,11 @@ def snapshot(repo: str, revision: str | None) -> Path | None:
 def is_whole(folder: Path, variant: str | None, *, t5: bool = True) -> bool:
     """Whether every part that ``model_index.json`` names has its weights, config or words."""
     index = json.loads((folder / "model_index.json").read_text())
-    skipped = {"safety_checker", "feature_extractor", "image_encoder"} | (
-        set() if t5 else {"text_encoder_3", "tokenizer_3"}
-    )
-    has_variant = variant is None
-    for part, value in index.items():
-        if part in skipped or not isinstance(value, list) or not value[0]:
-            continue
-        files = [path.name for path in (folder / part).glob("*")]
-        has_variant |= any(f".{variant}" in name for name in files)
-        has_weights = part not in ("scheduler",) and not part.startswith("tokenizer")
-        if not files or (has_weights and not weights_of(files, variant)):
-            return False
+    files = {part: [path.name for path in (folder / part).glob("*")] for part in parts_of(index, t5=t5)}
+    if any(not names or (has_weights(part) and not weights_of(names, variant)) for part, names in files.items()):
+        return False
     # some parts may lack the variant, not all
-    return has_variant
-
-
-def weights_of(files: list[str], variant: str | None) -> list[str]:
-    """The weights among the files of one part: of this variant, else the plain ones; empty if a piece is missing."""
-    named = re.compile(rf"\.{variant}[.-]" if variant else r"^(?!.*\.fp16[.-])")
-    weights = [name for name in files if name.endswith(".safetensors") and named.search(name)]
-    pieces = [found for name in weights if (found := re.search(r"-(\d{5})-of-(\d{5})", name))]
-    if pieces and len({found[1] for found in pieces}) != int(pieces[0][2]):
-        weights = []
-    # diffusers takes the plain file where a part has none of the variant
-    return weights if weights or not variant else weights_of(files, None)
+    return variant is None or any(f".{variant}" in name for names in files.values() for name in names)
 
 
 def size_text(size: int) -> str:
