@@ -228,12 +228,30 @@ def test_solvers_without_zero_snr_are_refused(solver, small, tmp_path):
         assert make_scheduler(fitting, CONFIGS["zero-snr"], 4).alphas_cumprod[-1] < 1e-4
 
 
-def test_lcm_networks_are_refused_by_name(small, tmp_path):
-    model = with_config(small("sd15"), tmp_path / "m", "lcm")
-    place = model / "unet" / "config.json"
-    place.write_text(json.dumps(json.loads(place.read_text()) | {"time_cond_proj_dim": 16}))
-    done = sdo(*WORDS, "-m", model, cwd=tmp_path)
-    assert done.returncode == 2 and "is an LCM network" in done.stderr
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_guidance_goes_into_an_lcm_network(kind, small, tmp_path):
+    """As in diffusers: an embedding of the scale in every call, and no second call for the negative prompt."""
+    model = with_config(small(kind), tmp_path / "m", "lcm")
+    pipe = plain(model)
+    pipe.unet = diffusers.UNet2DConditionModel.from_config({**pipe.unet.config, "time_cond_proj_dim": 16})
+    torch.nn.init.normal_(pipe.unet.time_embedding.cond_proj.weight)
+    pipe.unet.save_pretrained(model / "unet")
+    one, _ = drawn("one", tmp_path, "-m", model)
+    other, said = drawn("other", tmp_path, "-m", model, "--guidance", "0")
+    assert np.abs(one - plainly(model)).max() <= 1 and np.abs(one - other).max() > 5 and "without guidance" not in said
+    words = [f"model={model}", "rewards=[colorfulness]", "max_train_steps=1", "train_batch_size=2", "solver=auto"]
+    words += ["num_inference_steps=2", "validation={}", "guidance_scale=3", "gradient_accumulation_steps=1"]
+    text = ["lora.text_encoder=true"]
+    for number, more in enumerate(([], text)):
+        out = f"run{number}"
+        done = sdo("finetune", "--recipe", "quickstart", "--out", out, *words, *more, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        (line,) = map(json.loads, (tmp_path / out / "metrics.jsonl").read_text().splitlines())
+        assert line["calls"] == {"no_grad": 4, "grad": 2} and line["loss"] != 0
+    refused = sdo("optimize", "--prompt", "the cat", "--objective", "colorfulness", "-m", model, cwd=tmp_path)
+    assert refused.returncode == 2 and "is an LCM network" in refused.stderr, refused.stderr
+    found = sdo("doctor", "--recipe", "quickstart", "--json", *words, cwd=tmp_path)
+    assert json.loads(found.stdout)["estimate"]["flops_per_step"] > 0
 
 
 @pytest.mark.parametrize("kind", ["UniPCMultistepScheduler", "DPMSolverMultistepScheduler"])

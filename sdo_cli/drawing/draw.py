@@ -125,9 +125,11 @@ def make_path(
     skips: Skips | None = None,
 ) -> Path:
     """The way from ``noise`` to the final latent for these conditions."""
-    route = make_route(family, settings)
-    denoise = Guided(family.network, condition, negative, settings.guidance, negative_gradient)
-    base = Guided(family.base_network, condition, negative, settings.guidance)
+    route, scale = make_route(family, settings), settings.guidance
+    if family.takes_guidance:
+        condition, negative, scale = family.with_guidance(condition, settings.guidance_scale), None, 1.0
+    denoise = Guided(family.network, condition, negative, scale, negative_gradient)
+    base = Guided(family.base_network, condition, negative, scale)
     x_0 = noise.initial * getattr(route.scheduler, "init_noise_sigma", 1.0)
     return Path(route, denoise, x_0, noise.injected, base, skips)
 

@@ -16,7 +16,7 @@ def drawing_notes(family: Family, prompts: Iterable[str], settings: DrawSettings
     found = [*family.notes, *cut_prompts(family, prompts)]
     if settings.solver == AUTO and (own := native_of(family, settings)).instead_of:
         found.append(f"solver auto: {own.solver} stands in for the model's own {own.instead_of}")
-    if settings.guidance_scale < 1:
+    if settings.guidance_scale < 1 and not family.takes_guidance:
         found.append(f"guidance_scale {settings.guidance_scale:g} is without guidance, as 1 is")
     if settings.num_inference_steps == 1 and (t := float(make_route(family, settings).begin()[1][0])) < NEARLY_CLEAN:
         found.append(

@@ -182,7 +182,9 @@ class _Inputs:
             else encoded(setup.source, setup.precision, rows)
         )
         negative = {key: value[:1].expand(rows, *value.shape[1:]) for key, value in condition.items()}
-        scale = 2.0 if setup.guided else 1.0
+        scale = 2.0 if setup.guided and not family.takes_guidance else 1.0
+        if family.takes_guidance:
+            condition = family.with_guidance(condition, 2.0)
         self.denoise = Guided(family.network, condition, negative, scale, setup.negative_gradient)
         self.base = Guided(family.base_network, condition, negative, scale) if setup.keep_near_base else None
 

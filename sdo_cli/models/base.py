@@ -90,6 +90,15 @@ class Family(Protocol):
         """Like :meth:`network`, with the adapters switched off; no gradient."""
         ...
 
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether guidance is an input of the network, as LCM's (arXiv 2310.04378), instead of a second call."""
+        ...
+
+    def with_guidance(self, condition: Condition, scale: float) -> Condition:
+        """The condition with a guidance scale in it, for a network that takes one."""
+        ...
+
     def decode(self, latents: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]``, RGB in [0, 1], with gradients; the one place where the range is decided."""
         ...

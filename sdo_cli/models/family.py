@@ -184,9 +184,22 @@ class DiffusersFamily:
         for index in dict.fromkeys(wanted):
             if keys[index][1]:
                 rows[index] = {k: v[0] for k, v in self._embed_negative(keys[index][0]).items()}
-        return {key: torch.stack([rows[index][key] for index in wanted]) for key in rows[wanted[0]]}
+        texts = {key: torch.stack([rows[index][key] for index in wanted]) for key in rows[wanted[0]]}
+        return texts | {key: value for key, value in condition.items() if key != "text"}
 
     # network and decoder
+
+    @property
+    def takes_guidance(self) -> bool:
+        return bool(getattr(self.denoiser.config, "time_cond_proj_dim", None))
+
+    def with_guidance(self, condition: Condition, scale: float) -> Condition:
+        rows = len(next(iter(condition.values())))
+        # as in diffusers' pipelines: 1 is none
+        scales = torch.full((rows,), scale - 1.0)
+        width = self.denoiser.config.time_cond_proj_dim
+        embedded = self.pipeline.get_guidance_scale_embedding(scales, embedding_dim=width)
+        return {**condition, "timestep_cond": embedded.to(self.device)}
 
     def network(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         with self._computing():

@@ -183,11 +183,6 @@ def family_of(pipeline: Any, source: str) -> "Family":
             f"{source} is an inpainting or edit model: its network takes {takes} channels, and pictures have {makes}",
             remedy="use the base model",
         )
-    if getattr(network.config, "time_cond_proj_dim", None):
-        raise EnvironmentFault(
-            f"{source} is an LCM network, which takes guidance as an input (time_cond_proj_dim); sdo does not serve it",
-            remedy="use the base model with the LCM LoRA: --lora",
-        )
     return classes[_family_name(kind, source)](pipeline, source)
 
 

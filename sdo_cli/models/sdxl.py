@@ -41,7 +41,10 @@ class StableDiffusionXL(DiffusersFamily):
         time_ids = self._size(height, width, x.dtype, x.device)
         added = {"text_embeds": condition["text_embeds"], "time_ids": time_ids.expand(len(x), -1)}
         hidden = condition["encoder_hidden_states"]
-        return self.denoiser(x, t, encoder_hidden_states=hidden, added_cond_kwargs=added, return_dict=False)[0]
+        guidance = condition.get("timestep_cond")
+        return self.denoiser(
+            x, t, encoder_hidden_states=hidden, timestep_cond=guidance, added_cond_kwargs=added, return_dict=False
+        )[0]
 
     @staticmethod
     @lru_cache(maxsize=16)

@@ -11,6 +11,7 @@ from sdo_cli.device import dtype_of, pick_device
 from sdo_cli.drawing.draw import DrawSettings, decode_batch, draw_settings, encode_pair
 from sdo_cli.drawing.pictures import read_image
 from sdo_cli.drawing.prompts import PromptEmbeddings
+from sdo_cli.errors import EnvironmentFault
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import load_family, source_of
 from sdo_cli.optimize.inversion import invert
@@ -74,6 +75,11 @@ def prepare(loaded: LoadedSteering) -> Job:
     with explaining(recipe, loaded.given):
         dtype = dtype_of(spec.mixed_precision)
         family = load_family(source_of(recipe), dtype=dtype)
+        if family.takes_guidance:
+            raise EnvironmentFault(
+                f"{spec.model} is an LCM network, whose guidance is an input: it cannot be steered yet",
+                remedy="use the model that it was distilled from, or sdo finetune",
+            )
         if spec.lora is not None:
             family.load_lora(spec.lora, scale=spec.lora_scale)
         embed = PromptEmbeddings(family)

@@ -56,7 +56,7 @@ class Setting:
 
     def image_flops(self, kept: float) -> float:
         """Of one image when the network computes this share of the full sampler: both branches, and the decoder."""
-        branches = 1 if self.settings.guidance == 1.0 else 2
+        branches = 1 if self.settings.guidance == 1.0 or self.family.takes_guidance else 2
         decoder = decode_flops(self.source, self.settings.height, self.settings.width)
         return kept * branches * self.calls * self.flops.call.all + decoder
 
