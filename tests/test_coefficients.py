@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from toy import CONFIGS, EPS, TOLERANCE, toy_path
+from toy import CONFIGS, EPS, TOLERANCE, ZERO_SNR, toy_path
 
 from sdo_cli.errors import SolverFault
 from sdo_cli.sampling.coefficients import affine_coefficients, coefficients_of
@@ -50,13 +50,23 @@ def test_final_latent_is_rebuilt_from_outputs(solver, steps, start):
 
 
 @pytest.mark.parametrize("eta", [0.3, 1.0])
-@pytest.mark.parametrize("solver", ["ddim", "ddim-v"])
+@pytest.mark.parametrize("solver", ["ddim", "ddim-v", "tcd"])
 def test_injected_noise_adds_one_linear_term_per_step(solver, eta):
     _, path = toy_path(solver, 10, scale=2.0, eta=eta)
     x_N, outputs = outputs_of(path)
     assert error(rebuilt(path, path.coefficients, outputs), x_N) < 2e-13
     without = dataclasses.replace(path.coefficients, noise=(0.0,) * 10)
     assert error(rebuilt(path, without, outputs), x_N) > 1e-2
+
+
+# float32 tables of noise levels meet σ/α = 4096 at the first call
+@pytest.mark.parametrize("solver", ["ddim", "ddpm", "euler", "euler-a", "dpm++2m", "unipc", "lcm", "tcd"])
+def test_zero_terminal_snr_is_affine_too(solver):
+    for steps in (1, 4):
+        _, path = toy_path(solver, steps, scale=3.0, config=ZERO_SNR)
+        x_N, outputs = outputs_of(path)
+        assert error(rebuilt(path, path.coefficients, outputs), x_N) < (1e-5 if EXACT[solver] > 1e-9 else 2e-13)
+        assert path.route.levels[0].alpha / path.route.levels[0].sigma < 3e-4
 
 
 def test_noise_weight_is_its_deviation_times_what_follows():

@@ -5,7 +5,7 @@ from itertools import cycle
 
 import pytest
 import torch
-from toy import CONFIGS, TOLERANCE, grads, objective, toy_path
+from toy import CONFIGS, TOLERANCE, ZERO_SNR, grads, objective, toy_path
 
 from sdo_cli.gradients.alignprop import alignprop
 from sdo_cli.gradients.draft import draft_k, draft_lv
@@ -135,7 +135,7 @@ def test_three_stages_equal_one_graph(solver, scale, k):
 )
 def test_three_stages_equal_one_graph_for_every_rule_it_serves(solver, variant):
     """Also the gradient of the starting latent, from the beginning and from the middle, and of noise-injected paths."""
-    paths = ((0.0, 0), (0.0, 3)) + (((0.7, 0),) if solver.startswith("ddim") else ())
+    paths = ((0.0, 0), (0.0, 3)) + (((0.7, 0),) if solver.startswith(("ddim", "tcd")) else ())
     for seed, (eta, start) in enumerate(paths):
         net, path = toy_path(solver, scale=3.0, eta=eta, start=start)
         path = with_latents(path)
@@ -334,9 +334,23 @@ def test_sdo_against_finite_differences_of_its_surrogate(solver):
     check_direction(net, surrogate, grads(net))
 
 
+@pytest.mark.parametrize("solver", ["ddim", "ddpm", "unipc", "lcm", "tcd"])
+def test_gradients_hold_where_nothing_is_left_of_the_image(solver):
+    """Zero terminal SNR: three stages against one graph, and both against differences of the sampler."""
+    net, path = toy_path(solver, steps=4, scale=3.0, config=ZERO_SNR)
+    plan = sdo(4, 4, path.coefficients, generator(), steps_per_sample=2)
+    three_stage(path, plan, objective)
+    by_stages = grads(net)
+    one_graph(path, plan, objective)
+    assert close(by_stages, grads(net), 1e-9) and by_stages.abs().max() > 1e-6
+    one_graph(path, full(4, 4, path.coefficients, generator()), objective)
+    check_direction(net, lambda: objective(sample_latents(path), path.rows).losses.mean(), grads(net))
+
+
 @pytest.mark.parametrize(
     ("solver", "eta"),
-    [("ddim", 0), ("ddim-v", 0), ("pndm", 0), ("unipc", 0), ("deis", 0), ("ddim", 0.6), ("ddim-v", 0.6)],
+    [(solver, 0) for solver in ("ddim", "ddim-v", "pndm", "unipc", "deis", "ddpm", "lcm")]
+    + [("ddim", 0.6), ("ddim-v", 0.6), ("tcd", 0.6)],
 )
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_full_against_differences_of_the_sampler(solver, eta, checkpointing):
