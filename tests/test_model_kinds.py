@@ -355,17 +355,32 @@ def test_settings_a_scheduler_cannot_follow_are_one_sentence():
 
 
 def test_parts_a_file_lacks_are_named(single, small, tmp_path):
-    text = single("sd15", drop=("cond_stage_model",))
-    done = sdo(*WORDS, "-m", text, cwd=tmp_path)
-    assert done.returncode == 2 and "holds no text encoders" in done.stderr and "diffusers folder" in done.stderr
-    three = single("sd35", drop=("text_encoders",))
-    with pytest.raises(EnvironmentFault, match="holds no text encoders"):
-        load_family(str(three))
+    for kind, prefix in (("sd15", "cond_stage_model"), ("sdxl", "conditioner"), ("sd35", "text_encoders")):
+        path = single(kind, drop=(prefix,))
+        done = sdo(*WORDS, "-m", path, cwd=tmp_path)
+        assert done.returncode == 2 and "holds no text encoders\n     give them with text_encoders:" in done.stderr
+        image, _ = drawn(f"{kind}-given", tmp_path, "-m", path, "--text-encoders", small(kind))
+        assert np.abs(image - plainly(small(kind))).max() <= 1
+    refused = sdo(*WORDS, "-m", path, "--text-encoders", "nowhere", cwd=tmp_path)
+    assert refused.returncode == 2 and "nowhere is no folder of a diffusers pipeline" in refused.stderr
     path = single("sd15", drop=("first_stage_model",))
     done = sdo(*WORDS, "-m", path, cwd=tmp_path)
     assert done.returncode == 2 and "holds no VAE\n     give one with vae:" in done.stderr
     with_one, _ = drawn("with", tmp_path, "-m", path, "--vae", small("sd15") / "vae")
     assert np.abs(with_one - plainly(small("sd15"))).max() <= 1
+
+
+def test_a_runs_card_says_where_the_text_encoders_came_from(single, small, tmp_path):
+    path = single("sd15", drop=("cond_stage_model",))
+    words = [f"model={path}", f"text_encoders={small('sd15')}", "rewards=[colorfulness]", "max_train_steps=1"]
+    words += ["train_batch_size=1", "num_inference_steps=2", "validation={}", "solver=auto"]
+    done = sdo("finetune", "--recipe", "quickstart", "--out", "run", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "run" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    compile(lines, "card", "exec")
+    assert "from transformers import CLIPTextModel, CLIPTokenizer" in lines
+    assert f'text_encoder=CLIPTextModel.from_pretrained("{small("sd15")}", subfolder="text_encoder")' in lines
+    assert f"--text-encoders {small('sd15')}" in done.stdout
 
 
 def test_clip_under_older_names_is_read(single, small, tmp_path):

@@ -44,6 +44,7 @@ class PlainWeights(WeightOptions):
 @dataclass(frozen=True)
 class ModelOptions(WeightOptions):
     vae: Annotated[str | None, typer.Option(help="Another VAE: a folder or hub id.")] = None
+    text_encoders: Annotated[str | None, typer.Option(help="For a file without: a pipeline's folder.")] = None
     t5: Annotated[bool | None, T5] = None
     prediction_type: Annotated[str | None, typer.Option(help="epsilon or v_prediction, if the config is wrong.")] = None
     rescale_betas_zero_snr: Annotated[bool | None, typer.Option(help="Zero terminal SNR, likewise.")] = None

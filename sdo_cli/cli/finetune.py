@@ -199,7 +199,7 @@ def as_text(loaded: LoadedRecipe, summary: "RunSummary") -> str:
         words += ["--eta", str(recipe.eta)]
     if recipe.negative_prompt:
         words += ["--negative-prompt", recipe.negative_prompt]
-    for option in ("revision", "variant", "vae", "prediction_type", "timestep_spacing"):
+    for option in ("revision", "variant", "vae", "text_encoders", "prediction_type", "timestep_spacing"):
         if recipe.train == "lora" and (value := getattr(recipe, option)):
             words += [f"--{option.replace('_', '-')}", value]
     if recipe.train == "lora" and recipe.rescale_betas_zero_snr is not None:

@@ -59,7 +59,7 @@ def config_folder(source: ModelSource) -> Path:
     """
     place = locate(source.model)
     if is_single_file(place):
-        check_parts(read_header(Path(place)), vae=source.vae is not None)
+        check_parts(read_header(Path(place)), vae=source.vae is not None, text=source.text_encoders is not None)
         return CONFIGS / kind_of(Path(place), source.prediction_type)
     if Path(place).is_dir():
         return Path(place)

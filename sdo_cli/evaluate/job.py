@@ -106,7 +106,7 @@ class Settings:
         """As files hold it. Timesteps are in it only where they were chosen, so that older folders keep their hash."""
         tree = asdict(self)
         # evaluations of before there were these keep their hash
-        for name in ("rescale_betas_zero_snr", "timestep_spacing"):
+        for name in ("text_encoders", "rescale_betas_zero_snr", "timestep_spacing"):
             if tree["model"][name] is None:
                 del tree["model"][name]
         if self.draw.timesteps is None:

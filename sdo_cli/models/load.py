@@ -43,6 +43,7 @@ class ModelSource:
         revision: of a hub id.
         variant: ``fp16`` loads files named so; found out for folders that hold nothing else.
         vae: folder or hub id of another VAE, for example the repaired fp16 one of SDXL.
+        text_encoders: folder of a pipeline whose text encoders a single file takes, for want of its own.
         t5: False leaves the third text encoder of SD 3 out.
         prediction_type: ``epsilon`` or ``v_prediction`` where the model's scheduler config does not say, or lies.
         rescale_betas_zero_snr, timestep_spacing: likewise.
@@ -52,6 +53,7 @@ class ModelSource:
     revision: str | None = None
     variant: str | None = None
     vae: str | None = None
+    text_encoders: str | None = None
     t5: bool = True
     prediction_type: str | None = None
     rescale_betas_zero_snr: bool | None = None
@@ -216,7 +218,12 @@ def _load_pipeline(wanted: ModelSource, dtype: "torch.dtype") -> Any:
     place = locate(wanted.model)
     vae = {} if wanted.vae is None else {"vae": _load_vae(wanted.vae, dtype)}
     if is_single_file(place):
-        return load_single_file(Path(place), dtype=dtype, prediction_type=wanted.prediction_type, **vae)
+        text = {} if wanted.text_encoders is None else _load_text(wanted.text_encoders, dtype, t5=wanted.t5)
+        return load_single_file(Path(place), dtype=dtype, prediction_type=wanted.prediction_type, parts=vae | text)
+    if wanted.text_encoders is not None:
+        raise EnvironmentFault(
+            f"text_encoders: {wanted.model} has its own", remedy="leave it out: it is for checkpoint files without"
+        )
     index = _index(place, wanted.revision)
     kind = index.get("_class_name") if isinstance(index, dict) else None
     _family_name(kind, wanted.model)
@@ -267,6 +274,41 @@ def _only_variant(place: str) -> str | None:
         if found and all(re.search(r"\.fp16[.-]", file) for file in found):
             return "fp16"
     return None
+
+
+def text_parts(folder: str, *, t5: bool) -> dict[str, str]:
+    """The text encoders and tokenizers of a pipeline's folder, each with its class in transformers.
+
+    Raises:
+        EnvironmentFault: no such folder, or one without any.
+    """
+    path = Path(folder).expanduser()
+    if not (path / "model_index.json").is_file():
+        raise EnvironmentFault(
+            f"text_encoders: {folder} is no folder of a diffusers pipeline",
+            remedy="give one of the same kind of model, with model_index.json",
+        )
+    index = json.loads((path / "model_index.json").read_text())
+    found = {
+        name: str(value[1])
+        for name, value in index.items()
+        if name.startswith(("text_encoder", "tokenizer")) and value[0] and (t5 or not name.endswith("_3"))
+    }
+    if "text_encoder" not in found:
+        raise EnvironmentFault(f"text_encoders: {folder} has none", remedy="give another pipeline")
+    if problem := what_is_missing(path, {name: index[name] for name in found}, _only_variant(folder), t5=t5):
+        raise EnvironmentFault(problem[0], remedy=problem[1])
+    return found
+
+
+def _load_text(folder: str, dtype: "torch.dtype", *, t5: bool) -> dict[str, Any]:
+    import transformers
+
+    path, found = Path(folder).expanduser(), {}
+    for name, kind in text_parts(folder, t5=t5).items():
+        options = {"torch_dtype": dtype} if name.startswith("text_encoder") else {}
+        found[name] = getattr(transformers, kind).from_pretrained(path, subfolder=name, **options)
+    return found
 
 
 def _load_vae(vae: str, dtype: "torch.dtype") -> Any:

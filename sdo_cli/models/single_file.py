@@ -8,9 +8,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sdo_cli.errors import EnvironmentFault
@@ -87,21 +88,22 @@ def _kind(header: Header, prediction_type: str | None) -> str:
 VAE, TEXT = "first_stage_model.", ("cond_stage_model.", "conditioner.embedders.", "text_encoders.")
 
 
-def check_parts(header: Header, *, vae: bool) -> None:
+def check_parts(header: Header, *, vae: bool, text: bool) -> None:
     """Raises EnvironmentFault for a file that lacks a part that is not given otherwise.
 
     Args:
         vae: one is given.
+        text: text encoders are given.
     """
     if not vae and not any(name.startswith(VAE) for name in header.shapes):
         raise EnvironmentFault(
             f"{header.path} holds no VAE",
             remedy="give one with vae: the folder of a diffusers AutoencoderKL, or a hub id",
         )
-    if not any(name.startswith(TEXT) for name in header.shapes):
+    if not text and not any(name.startswith(TEXT) for name in header.shapes):
         raise EnvironmentFault(
-            f"{header.path} holds no text encoders, only the denoiser{'' if vae else ' and the VAE'}",
-            remedy="use a file with text encoders in it (often called incl_clips), or the model's diffusers folder",
+            f"{header.path} holds no text encoders",
+            remedy="give them with text_encoders: (--text-encoders), the folder of a diffusers pipeline of its kind",
         )
 
 
@@ -133,13 +135,13 @@ def load_single_file(
     *,
     dtype: "torch.dtype",
     prediction_type: str | None = None,
-    vae: Any = None,
+    parts: Mapping[str, Any] = MappingProxyType({}),
     config: Path | None = None,
 ) -> Any:
     """A diffusers pipeline of a single-file checkpoint; SD 3 without its T5.
 
     Args:
-        vae: in place of the file's own.
+        parts: by diffusers' name, in place of the file's own or where it has none: VAE, text encoders, tokenizers.
         config: a pipeline folder to take the configs from, instead of those that ship.
 
     Raises:
@@ -149,13 +151,12 @@ def load_single_file(
 
     header = read_header(path)
     folder = config or config_folder(kind_of(path, prediction_type))
-    check_parts(header, vae=vae is not None)
+    check_parts(header, vae="vae" in parts, text="text_encoder" in parts)
     index = json.loads((folder / "model_index.json").read_text())
-    options: dict[str, Any] = {} if vae is None else {"vae": vae}
-    if "text_encoder_3" in index:
-        options |= {"text_encoder_3": None, "tokenizer_3": None}
+    options: dict[str, Any] = {"text_encoder_3": None, "tokenizer_3": None} if "text_encoder_3" in index else {}
     if "safety_checker" in index:
         options |= {"safety_checker": None}
+    options |= parts
     with _renamed(header):
         return getattr(diffusers, index["_class_name"]).from_single_file(
             str(path), config=str(folder), local_files_only=True, torch_dtype=dtype, **options

@@ -76,6 +76,12 @@ MEANINGS: dict[Any, dict[str, Meaning]] = {
             "vae: madebyollin/sdxl-vae-fp16-fix",
             "A folder or hub id. SDXL's own VAE overflows in fp16; this example is its repaired twin.",
         ),
+        "text_encoders": Meaning(
+            "Where to take the text encoders from, for a checkpoint file that holds none.",
+            "text_encoders: /models/sd35-medium",
+            "The folder of a diffusers pipeline of the same kind; its tokenizers come with them. SD 3.5's files as"
+            " published, and many files for ComfyUI, hold only the network.",
+        ),
         "t5": Meaning(
             "Whether SD 3's third text encoder, T5, is used.",
             "t5: false",

@@ -104,6 +104,7 @@ class Recipe:
     revision: str | None = None
     variant: str | None = None
     vae: str | None = None
+    text_encoders: str | None = None
     t5: bool = True
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     rescale_betas_zero_snr: bool | None = None

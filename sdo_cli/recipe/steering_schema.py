@@ -60,6 +60,7 @@ class Steering:
     revision: str | None = None
     variant: str | None = None
     vae: str | None = None
+    text_encoders: str | None = None
     t5: bool = True
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     rescale_betas_zero_snr: bool | None = None
@@ -122,6 +123,7 @@ class Steering:
             revision=self.revision,
             variant=self.variant,
             vae=self.vae,
+            text_encoders=self.text_encoders,
             t5=self.t5,
             prediction_type=self.prediction_type,
             rescale_betas_zero_snr=self.rescale_betas_zero_snr,

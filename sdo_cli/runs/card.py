@@ -6,7 +6,7 @@ from pathlib import Path
 from sdo_cli.drawing.draw import draw_settings, solver_of
 from sdo_cli.files import write_atomic
 from sdo_cli.models.base import Family
-from sdo_cli.models.load import ModelSource, locate, plain_options, source_of
+from sdo_cli.models.load import ModelSource, locate, plain_options, source_of, text_parts
 from sdo_cli.plugins import loaded_plugins
 from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.recipe.schema import Recipe
@@ -98,6 +98,7 @@ def how_to_load(recipe: Recipe, family: Family, folder: Path) -> str:
     scheduler = SOLVERS[solver].scheduler
     settings = settings_of(solver, family.scheduler_config) | source_of(recipe).scheduler_changes()
     change = "".join(f", {name}={quoted(value)}" for name, value in settings.items())
+    text: dict[str, str] = {}
     after = [f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config{change})"]
     if recipe.train == "full":
         place, way, options = str(folder.resolve() / PIPELINE), "from_pretrained", []
@@ -108,9 +109,14 @@ def how_to_load(recipe: Recipe, family: Family, folder: Path) -> str:
         options = [f"{name}={quoted(value)}" for name, value in plain_options(asked).items()]
         if recipe.vae is not None:
             options.append(f"vae=AutoencoderKL.from_pretrained({quoted(recipe.vae)})")
+        if recipe.text_encoders is not None:
+            text, where = text_parts(recipe.text_encoders, t5=recipe.t5), quoted(recipe.text_encoders)
+            options += [f"{n}={kind}.from_pretrained({where}, subfolder={quoted(n)})" for n, kind in text.items()]
         after.append(f"pipe.load_lora_weights({quoted(str(folder.resolve()))})")
     classes = sorted({family.pipeline_class, scheduler, *(["AutoencoderKL"] if recipe.vae and options else [])})
     first = [f"from diffusers import {', '.join(classes)}", ""]
+    if text:
+        first.insert(1, f"from transformers import {', '.join(sorted(set(text.values())))}")
     made = f"pipe = {family.pipeline_class}.{way}({', '.join([quoted(place), *options])})"
     return "\n".join([*first, made, *after])
 

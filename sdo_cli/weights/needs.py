@@ -45,6 +45,9 @@ def needs_of(recipe: Recipe) -> list[Need]:
     found = [_model("model", recipe.model, recipe.revision, recipe.variant, t5=recipe.t5)]
     if recipe.vae is not None:
         found.append(_model("vae", recipe.vae, None, None, is_vae=True))
+    if recipe.text_encoders is not None:
+        path = Path(recipe.text_encoders).expanduser()
+        found.append(Need("text encoders", recipe.text_encoders, 0, "", None, path.exists(), is_local=True))
     if recipe.lora.start_from is not None:
         found += list(_local("LoRA to start from", recipe.lora.start_from))
     for spec in reward_specs(recipe):
