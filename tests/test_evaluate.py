@@ -41,7 +41,12 @@ TEXTS = [
 ]
 PROMPTS = Prompts("five", "test", [EvalPrompt(*pair) for pair in TEXTS])
 SETTINGS = Settings(
-    ModelSource("embedded"), DrawSettings(num_inference_steps=3, guidance_scale=2.0), "no", 2, 7, PROMPTS.fingerprint
+    ModelSource("embedded"),
+    DrawSettings("ddim", num_inference_steps=3, guidance_scale=2.0),
+    "no",
+    2,
+    7,
+    PROMPTS.fingerprint,
 )
 REWARDS = {
     "clip-score": RewardSpec("clip-score", options={"model": "embedded"}),
@@ -163,7 +168,7 @@ def test_the_text_in_the_png_is_a1111s(done):
 def test_the_seed_in_the_metadata_is_sdo_samples_and_diffusers(done, model, tmp_path):
     row = json.loads((done[0] / "base" / "metadata.jsonl").read_text().splitlines()[2])
     words = ["--seed", row["seed"], "--steps", 3, "--guidance", 2, "--out", tmp_path / "s", "-q"]
-    words += ["--model", model.model]
+    words += ["--model", model.model, "--solver", "ddim"]
     assert sdo("sample", row["prompt"], *words).returncode == 0
     mine, theirs = (
         np.asarray(Image.open(p), dtype=int)
@@ -175,7 +180,7 @@ def test_the_seed_in_the_metadata_is_sdo_samples_and_diffusers(done, model, tmp_
 def test_the_scale_is_sdo_samples(done, lora, model, tmp_path):
     row = json.loads((done[0] / "strong@0.5" / "metadata.jsonl").read_text().splitlines()[2])
     words = ["--seed", row["seed"], "--steps", 3, "--guidance", 2, "--lora", lora, "--lora-scale", 0.5, "-q"]
-    words += ["--model", model.model]
+    words += ["--model", model.model, "--solver", "ddim"]
     assert sdo("sample", row["prompt"], *words, "--out", tmp_path / "s").returncode == 0
     paths = [done[0] / name / row["file_name"] for name in ("strong@0.5", "strong", "base")]
     half, whole, none, theirs = (np.asarray(Image.open(p), dtype=int) for p in (*paths, tmp_path / "s" / "00000.png"))

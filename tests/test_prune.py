@@ -99,7 +99,7 @@ def setting64(small):
     source = ModelSource(str(small("sd15")))
     family = load_family(source, dtype=torch.float64)
     family.to(torch.device("cpu"), torch.float64)
-    settings = DrawSettings(num_inference_steps=4, guidance_scale=3.0)
+    settings = DrawSettings("ddim", num_inference_steps=4, guidance_scale=3.0)
     return Setting(family, source, PromptEmbeddings(family), settings, PROMPTS)
 
 
@@ -240,7 +240,7 @@ def setting(small):
     source = ModelSource(str(small("sd15")))
     family = load_family(source, dtype=torch.float32)
     family.to(torch.device("cpu"), torch.float32)
-    settings = DrawSettings(num_inference_steps=6, guidance_scale=3.0)
+    settings = DrawSettings("ddim", num_inference_steps=6, guidance_scale=3.0)
     return Setting(family, source, PromptEmbeddings(family), settings, PROMPTS)
 
 
@@ -311,7 +311,7 @@ def test_the_budget_is_the_counted_cost(small, kind, grain):
     source = ModelSource(str(small(kind)))
     family = load_family(source, dtype=torch.float32)
     family.to(torch.device("cpu"), torch.float32)
-    settings = DrawSettings(num_inference_steps=8, guidance_scale=3.0)
+    settings = DrawSettings("ddim" if kind == "sd15" else "auto", num_inference_steps=8, guidance_scale=3.0)
     small_setting = Setting(family, source, PromptEmbeddings(family), settings, PROMPTS, grain)
     for ratio in (0.3, 0.6):
         for name, make in METHODS.items():

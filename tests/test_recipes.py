@@ -177,7 +177,7 @@ BAD = {
     "noise of a solver without": (
         GOOD + "solver: pndm\n",
         ["eta=0.5"],
-        "eta: is the noise of ddim; solver pndm takes none",
+        "eta: is the noise of ddim, tcd; solver pndm takes none",
     ),
     "too much noise": (GOOD, ["eta=1.5"], "eta: must be between 0 and 1, not 1.5"),
     "target without a loss": (GOOD, ["rewards.0.target=0.3"], "rewards.0.target: belongs to loss distance or hinge"),

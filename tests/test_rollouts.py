@@ -28,6 +28,7 @@ rewards: [colorfulness]
 prompts: {lines: [a tiger on the cat, a bus on the dog, a rose on a cat]}
 max_train_steps: 3
 train_batch_size: 2
+solver: ddim
 num_inference_steps: 6
 guidance_scale: 2.0
 learning_rate: 1e-2
@@ -162,7 +163,10 @@ PROBLEMS = {
         ["rollout.skip_plan=half.json", "gradient.options={step_choice: fixed, step: 1}"],
         "step is a call of the whole solver",
     ),
-    "noise": (["rollout.num_inference_steps=3", "rollout.drift_steps=2", "eta=0.5"], "of the same noise; with eta"),
+    "noise": (
+        ["rollout.num_inference_steps=3", "rollout.drift_steps=2", "eta=0.5"],
+        "of the same noise; with fresh noise",
+    ),
     "limit": (["rollout.max_drift=0.1"], "is looked at every drift_steps"),
     "negative": (["rollout.num_inference_steps=-1"], "must not be negative"),
     "options": (

@@ -165,7 +165,10 @@ def test_json_names_the_files(tmp_path):
             "--solver: unknown solver 'heun'; choose one of auto, ddim",
         ),
         (["sample", "x", "--eta", "2"], "--eta: must be between 0 and 1, not 2"),
-        (["sample", "x", "--eta", "0.5", "--solver", "euler"], "--eta: is the noise of ddim; solver euler takes none"),
+        (
+            ["sample", "x", "--eta", "0.5", "--solver", "euler"],
+            "--eta: is the noise of ddim, tcd; solver euler takes none",
+        ),
         (["sample", "x", "--prompts-file", "gone"], "--prompts-file: no file gone"),
         (["sample", "x", "--model", "./gone"], "no model at ./gone"),
         (["sample", "x", "--lora", "gone", "-q"], "no LoRA at gone"),

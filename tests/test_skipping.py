@@ -413,7 +413,7 @@ def test_a_plan_written_by_hand_does_what_it_says(benches):
     ("change", "said"),
     [
         ({"architecture": "0" * 16}, "built otherwise"),
-        ({"solver": "euler"}, "for the solver euler, not ddim"),
+        ({"solver": "euler"}, "for the solver euler, not pndm"),
         ({"num_inference_steps": 9}, "for 9 steps, not 5"),
     ],
 )

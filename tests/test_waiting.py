@@ -82,7 +82,9 @@ def on_meta(path_and_net):
         name: {key: value.to(META) for key, value in getattr(guided, name).items()}
         for name in ("condition", "negative")
     }
-    return replace(path, denoise=replace(guided, network=net.to(META), **moved), x_0=path.x_0.to(META))
+    injected = None if path.injected is None else path.injected.to(META)
+    denoise = replace(guided, network=net.to(META), **moved)
+    return replace(path, denoise=denoise, x_0=path.x_0.to(META), injected=injected)
 
 
 # diffusers' UniPC makes small tensors on the device at every step

@@ -20,6 +20,7 @@ from sdo_cli.errors import RecipeFault
 from sdo_cli.recipe.load import LoadedRecipe, load_recipe
 from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
 from sdo_cli.runs.read import recipe_of
+from sdo_cli.sampling.solvers import AUTO
 
 if TYPE_CHECKING:
     from sdo_cli.evaluate.job import Job, Prompts
@@ -248,6 +249,9 @@ def with_plans(paths: list[Path], asked: Recipe, fixed: bool, wrong: list[str]) 
             wrong.append(f"--skip-plan: {fault.message}")
             continue
         found[str(path)] = plan.fingerprint
+        if asked.solver == AUTO:
+            # the model's own may be another than the plan's
+            asked = replace(asked, solver=plan.made_for.solver)
         steps = plan.made_for.num_inference_steps
         if plan.made_for.timesteps is not None:
             continue

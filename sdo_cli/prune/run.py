@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from sdo_cli.device import dtype_of, pick_device
-from sdo_cli.drawing.draw import DrawSettings
+from sdo_cli.drawing.draw import DrawSettings, solver_of
 from sdo_cli.drawing.notes import drawing_notes
 from sdo_cli.drawing.prompts import PromptEmbeddings
 from sdo_cli.drawing.pruned import with_plan
@@ -68,6 +68,9 @@ def open_setting(job: PruneJob, reporter: Reporter) -> Setting:
     device, dtype = pick_device(), dtype_of(job.precision)
     settings = job.settings if job.schedule is None else scheduled(job.settings, job.schedule)
     family = load_family(job.source, dtype=dtype)
+    if settings.solver == AUTO and solver_of(family, settings) == "pndm":
+        settings = replace(settings, solver="ddim")
+        reporter.note("solver auto: ddim in place of the model's pndm, whose calls carry history from one to the next")
     if job.lora is not None:
         family.load_lora(job.lora, scale=job.lora_scale)
     every = [*job.prompts, *job.measure.prompts]
