@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import gpu.check
 import pytest
 from gpu.arms import ARMS, FULL_SIZE, TINY
-from gpu.count import count_table, flops_of, from_json
+from gpu.count import count_cell, count_table, flops_of, from_json
 from gpu.measure import Clock, Measured
 from gpu.report import arm_record, bounds_record, report, target, targets_of
 
@@ -121,8 +121,12 @@ def test_fractions_are_of_what_was_counted_and_measured(done):
     # the estimator's seconds stand beside the measured ones
     estimated = sum(found["estimated_seconds"].values())
     assert found["estimated_over_measured"] == pytest.approx(estimated / found["median_seconds"]) and estimated > 0
-    one, two = (cell["arms"]["SDO"]["flops"]["rollout"] for cell in record["cells"][1::-1])
-    assert two == pytest.approx(2 * one)
+
+
+def test_counted_work_grows_with_the_batch(small, tmp_path):
+    (tmp_path / "sd15").symlink_to(small("sd15"))
+    two, one = (count_cell(replace(TINY[0], batch=size), tmp_path)["SDO"]["rollout"] for size in (2, 1))
+    assert two.flops == pytest.approx(2 * one.flops)
 
 
 def test_targets_are_judged_by_the_first_cell(done):
@@ -227,7 +231,7 @@ def test_counting_alone_prints_the_ratios(tmp_path):
     done = run("--count", "--tiny", "--only", "sd", "--out", tmp_path / "c.json")
     assert done.returncode == 0, done.stderr[-2000:]
     counted = from_json(json.loads((tmp_path / "c.json").read_text()))
-    assert list(counted) == [cell.name for cell in TINY[:2]]
+    assert list(counted) == [TINY[0].name]
     first = counted[TINY[0].name]
     assert count_table(first) in done.stdout and list(first) == list(ARMS)
     assert sum(flops_of(first["SDO"]).values()) < sum(flops_of(first["full"]).values())

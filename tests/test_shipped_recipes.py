@@ -15,7 +15,18 @@ from sdo_cli.weights.needs import needs_of
 
 REAL = [name for name in shipped_recipes() if name not in ("quickstart", "bench", "guarded")]
 KIND = {"sd15": "sd15", "sdxl": "sdxl", "sd35-medium": "sd35"}
-PROMISED = {"aesthetic", "hps", "clip", "pickscore", "mixed", "sdxl-hps", "sd35-hps", "low-memory", "low-memory-sdxl"}
+PROMISED = {
+    "aesthetic",
+    "hps",
+    "clip",
+    "pickscore",
+    "mixed",
+    "sdxl-hps",
+    "sd35-hps",
+    "low-memory",
+    "low-memory-sdxl",
+    "turbo",
+}
 
 
 def test_the_promised_recipes_ship():
@@ -28,6 +39,8 @@ def small_version(name, small, folder):
     kind = KIND[MODELS[recipe.model].config]
     words = [f"model={small(kind)}", "max_train_steps=2", "gradient_accumulation_steps=1", "lr_warmup_steps=0"]
     words += ["num_inference_steps=3", "validation.num_prompts=1", "validation.grid_prompts=1", "variant=null"]
+    if recipe.height:
+        words += ["height=64", "width=64"]
     if recipe.vae:
         words += [f"vae={small(kind) / 'vae'}"]
     words += ["guard.steps=1", "guard.num_prompts=2", "validation.batch_size=2"]

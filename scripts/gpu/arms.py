@@ -81,7 +81,6 @@ FULL_SIZE = (
 )
 TINY = (
     Cell("small SD 1.5, batch 2", "sd15", 64, 2, 4, 1, "no", tiny=True),
-    Cell("small SD 1.5, batch 1", "sd15", 64, 1, 4, 1, "no", tiny=True),
     Cell("small SDXL, batch 1", "sdxl", 64, 1, 4, 1, "no", tiny=True),
 )
 

@@ -24,6 +24,9 @@ MODELS = {
     "stabilityai/stable-diffusion-2-1": KnownModel(5_200_000_000, RAIL, config="sd21"),
     "stabilityai/stable-diffusion-2-1-base": KnownModel(5_200_000_000, RAIL, config="sd21-base"),
     "stabilityai/stable-diffusion-xl-base-1.0": KnownModel(13_900_000_000, RAIL, config="sdxl"),
+    "stabilityai/sdxl-turbo": KnownModel(
+        13_900_000_000, "Stability AI Non-Commercial Research Community", config="sdxl"
+    ),
     "stabilityai/stable-diffusion-3-medium-diffusers": KnownModel(
         15_500_000_000, STABILITY, gated=True, config="sd3-medium"
     ),
