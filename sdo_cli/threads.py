@@ -12,19 +12,20 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-# by runtime: what makes its threads sleep, and with which variables a user has said how they wait
+# by runtime: what makes its threads sleep soon, and with which variables a user has said how they wait. Not at once:
+# waking them for every layer takes as long as the layer (docs/log.md)
 WAITING = {
-    # libgomp: torch's wheels for Linux
-    "GOMP_SPINCOUNT": ("0", ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")),
-    # LLVM's libomp (macOS) and Intel's libiomp5 (conda): milliseconds
-    "KMP_BLOCKTIME": ("0", ("KMP_BLOCKTIME", "KMP_LIBRARY", "OMP_WAIT_POLICY")),
+    # libgomp: torch's wheels for Linux; turns of an empty loop, its own default 300,000
+    "GOMP_SPINCOUNT": ("5000", ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")),
+    # LLVM's libomp (macOS) and Intel's libiomp5 (conda): milliseconds, their own default 200
+    "KMP_BLOCKTIME": ("1", ("KMP_BLOCKTIME", "KMP_LIBRARY", "OMP_WAIT_POLICY")),
 }
 THREADS = "OMP_NUM_THREADS"
 _SET: dict[str, str] = {}
 
 
 def set_up() -> None:
-    """Say in the environment what the user has not: waiting threads sleep, and no more of them than cores.
+    """Say in the environment what the user has not: waiting threads sleep soon, and no more of them than cores.
 
     Without effect when torch is there already. Never changes a variable that is set.
     """
