@@ -1,6 +1,7 @@
 """Writing so that nothing half-written ever looks whole."""
 
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -10,6 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from sdo_cli.errors import EnvironmentFault
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:

@@ -60,7 +60,7 @@ def test_injected_noise_adds_one_linear_term_per_step(solver, eta):
 
 
 # float32 tables of noise levels meet σ/α = 4096 at the first call
-@pytest.mark.parametrize("solver", ["ddim", "ddpm", "euler", "euler-a", "dpm++2m", "unipc", "lcm", "tcd"])
+@pytest.mark.parametrize("solver", ["ddim", "ddpm", "euler", "euler-a", "ipndm", "dpm++2m", "unipc", "lcm", "tcd"])
 def test_zero_terminal_snr_is_affine_too(solver):
     for steps in (1, 4):
         _, path = toy_path(solver, steps, scale=3.0, config=ZERO_SNR)
@@ -109,6 +109,22 @@ def test_levels_are_the_schedulers_own(solver):
     add = getattr(scheduler, "add_noise", None) or (lambda x, z, t: scheduler.scale_noise(x, t, z))
     for level, t in zip(path.route.levels, timesteps, strict=True):
         assert error(add(image, noise, t[None]), level.alpha * image + level.sigma * noise) < 1e-5
+
+
+@pytest.mark.parametrize("config", [EPS, ZERO_SNR])
+def test_ipndm_is_the_papers_multistep_in_noise_over_signal(config):
+    """Zhang & Chen 2022 (arXiv 2204.13902): fixed weights of up to four slopes, on x / α over σ / α;
+    to σ = 0 the newest alone, as ComfyUI does."""
+    _, path = toy_path("ipndm", 7, scale=2.0, config=config)
+    weights = [[1], [1.5, -0.5], [23 / 12, -4 / 3, 5 / 12], *[[55 / 24, -59 / 24, 37 / 24, -9 / 24]] * 4]
+    sigmas, x, slopes = path.route.begin()[0].sigmas.double().tolist(), path.x_0, []
+    for i, t in enumerate(path.route.begin()[1]):
+        e = path.denoise(x / (sigmas[i] ** 2 + 1) ** 0.5, t.expand(4), path.rows)
+        level = path.route.levels[i]
+        slopes.insert(0, level.eps_of_x * x + level.eps_of_e * e)
+        ahead = sum(w * slope for w, slope in zip(weights[i] if sigmas[i + 1] else [1], slopes, strict=False))
+        x = x + (sigmas[i + 1] - sigmas[i]) * ahead
+    assert error(sample_latents(path), x) < 1e-5
 
 
 def test_samples_may_end_at_different_calls():

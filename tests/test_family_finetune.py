@@ -16,14 +16,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from small_models import KINDS, plain
 
-from sdo_cli.drawing.draw import Noise, draw_noise, encode_pair, make_path
+from sdo_cli.drawing.draw import Noise, draw_images, draw_noise, draw_settings, encode_pair, make_path
 from sdo_cli.finetune.batches import PromptOrder
 from sdo_cli.finetune.loop import Job, accumulate, train
 from sdo_cli.finetune.prepare import prepare
 from sdo_cli.gradients.outcome import Scored, Terms
 from sdo_cli.gradients.plan import Mode, Plan, empty
 from sdo_cli.gradients.three_stage import three_stage
-from sdo_cli.models.load import load_family
+from sdo_cli.models.load import load_family, source_of
 from sdo_cli.recipe.load import load_recipe
 from sdo_cli.runs.card import how_to_load
 from sdo_cli.sampling.coefficients import coefficients_of
@@ -119,6 +119,26 @@ def test_the_card_says_every_choice_of_the_recipe(small, tmp_path):
     assert type(names["pipe"].scheduler).__name__ == "DPMSolverMultistepScheduler"
     assert config.use_karras_sigmas and config.prediction_type == "v_prediction"
     assert f'vae=AutoencoderKL.from_pretrained("{folder}/vae")' in lines
+
+
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [
+        (["solver=ddim", "timesteps=[981, 600, 41]", "num_inference_steps=3"], {"timesteps": [981, 600, 41]}),
+        (["solver=ipndm", "num_inference_steps=5"], {"num_inference_steps": 5}),
+    ],
+)
+def test_the_cards_lines_draw_what_training_drew(words, steps, small, tmp_path):
+    """A solver that diffusers lacks, and timesteps that its DDIM does not take."""
+    loaded = load_recipe(str(recipe_file(tmp_path, small("sd15"))), words)
+    family, settings, names = prepare(loaded)[0].family, draw_settings(loaded.recipe), {}
+    exec(how_to_load(loaded.recipe, family, tmp_path).replace("pipe.load_lora_weights", "print"), names)
+    generators = (torch.Generator().manual_seed(3) for _ in range(2))
+    plain = load_family(source_of(loaded.recipe))
+    ours = next(draw_images(plain, ["a cat"], lambda j: next(generators), settings))[0]
+    options = {"guidance_scale": loaded.recipe.guidance_scale, "output_type": "pt", **steps}
+    theirs = names["pipe"]("a cat", generator=next(generators), **options).images[0]
+    assert (ours - theirs).abs().max() < 1e-4 and ours.std() > 0.01
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd3"])

@@ -10,7 +10,7 @@ import entry
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from sdo_cli import embedded
@@ -80,6 +80,22 @@ def test_noise_of_ddim_is_plain_diffusers_too(tmp_path):
         generator = torch.Generator("cpu").manual_seed(3 + j)
         without = pipe(prompt, num_inference_steps=6, guidance_scale=4.0, generator=generator).images[0]
         assert np.abs(ours - np.asarray(without, dtype=int)).max() > 20
+
+
+def test_timesteps_are_those_of_plain_diffusers_and_are_kept_in_the_picture(tmp_path):
+    words = ["--timesteps", "999,700,300", "--solver", "euler", "--seed", "4", "--guidance", "4", "--out", "out", "-q"]
+    done = sdo("sample", PROMPTS[0], *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    pipe = StableDiffusionPipeline.from_pretrained(EMOJI)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    generator = torch.Generator("cpu").manual_seed(4)
+    theirs = pipe(PROMPTS[0], timesteps=[999, 700, 300], guidance_scale=4.0, generator=generator).images[0]
+    picture = tmp_path / "out" / "00000.png"
+    assert np.abs(pixels(picture) - np.asarray(theirs, dtype=int)).max() <= 2
+    text = Image.open(picture).text["parameters"]
+    assert "Steps: 3, Sampler: Euler, CFG scale: 4, Seed: 4, Size: 64x64" in text
+    assert 'Timesteps: "999, 700, 300"' in text
 
 
 def test_the_lora_changes_the_image_and_scale_zero_does_not(lora_folder, tmp_path):
@@ -169,6 +185,14 @@ def test_json_names_the_files(tmp_path):
             ["sample", "x", "--eta", "0.5", "--solver", "euler"],
             "--eta: is the noise of ddim, tcd; solver euler takes none",
         ),
+        (["sample", "x", "--timesteps", "800,x"], "--timesteps: '800,x' is no list of whole numbers; write 999,749"),
+        (["sample", "x", "--timesteps", "100,800"], "--timesteps: must fall from the noisiest"),
+        (
+            ["sample", "x", "--timesteps", "800,100", "--steps", "4"],
+            "--timesteps: names 2 steps, num_inference_steps is 4",
+        ),
+        (["sample", "x", "--timesteps", "1000", "--solver", "ddim"], "timestep 1000 is no whole number from 999 to 0"),
+        (["sample", "x", "--timesteps", "800", "--solver", "pndm"], "solver 'pndm' takes no timesteps"),
         (["sample", "x", "--prompts-file", "gone"], "--prompts-file: no file gone"),
         (["sample", "x", "--model", "./gone"], "no model at ./gone"),
         (["sample", "x", "--lora", "gone", "-q"], "no LoRA at gone"),

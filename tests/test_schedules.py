@@ -1,7 +1,9 @@
 """Timesteps chosen for a solver, through the stock schedulers, and the searches that choose them."""
 
 import itertools
+import sys
 from dataclasses import asdict, replace
+from functools import partial
 
 import diffusers
 import pytest
@@ -22,7 +24,7 @@ from sdo_cli.sampling.route import Route
 from sdo_cli.sampling.solvers import make_scheduler
 
 CHOSEN = (981, 861, 700, 459, 301, 120, 41)
-TAKING = ("ddim", "ddim-v", "euler", "dpm++2m", "flow-euler")
+TAKING = ("ddim", "ddim-v", "euler", "ipndm", "dpm++2m", "tcd", "flow-euler")
 ONE_STEP = ("ddim", "ddim-v", "euler", "flow-euler")
 V = {"prediction_type": "v_prediction"}
 
@@ -118,9 +120,9 @@ def test_ddim_at_chosen_timesteps_follows_its_formula(to_one, kind):
     assert error(sample_latents(path), x.detach()) < 2e-6
 
 
-@pytest.mark.parametrize("solver", ["euler", "dpm++2m", "flow-euler"])
+@pytest.mark.parametrize("solver", ["euler", "ipndm", "dpm++2m", "flow-euler"])
 def test_others_at_their_own_timesteps_are_themselves(solver):
-    spacing = {"timestep_spacing": "leading"} if solver == "euler" else {}
+    spacing = {"timestep_spacing": "leading"} if solver in ("euler", "ipndm") else {}
     name, config = CONFIGS[solver]
     own = make_scheduler(name, config | spacing | ({"shift": 1.0} if solver == "flow-euler" else {}), 10)
     _, path = toy_path(solver, 10, scale=3.0)
@@ -164,6 +166,34 @@ def test_plain_diffusers_steps_to_the_same_latents():
     assert torch.equal(sample_latents(path), x)
 
 
+@pytest.mark.parametrize(
+    ("solver", "eta", "kind"),
+    [("lcm", 0.0, "LCMScheduler"), ("tcd", 0.0, "TCDScheduler"), ("tcd", 0.7, "TCDScheduler")],
+)
+def test_few_step_solvers_step_as_plain_diffusers_at_chosen_timesteps(solver, eta, kind):
+    """Hyper-SD's authors name timesteps, 800 for one step. The noise is the route's own in both."""
+    for timesteps in ((800,), CHOSEN):
+        steps = len(timesteps)
+        _, path = toy_path(solver, steps, eta=eta)
+        route = Route(make_scheduler(solver, EPS, steps, timesteps), steps, eta=eta, timesteps=timesteps)
+        path, stock = replace(path, route=route), getattr(diffusers, kind).from_config({**EPS, "clip_sample": False})
+        stock.set_timesteps(timesteps=list(timesteps))
+        x, drawn = path.x_0, list(path.injected if path.injected is not None else ())
+        with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys.modules[type(stock).__module__], "randn_tensor", partial(next_of, drawn))
+            for t in stock.timesteps:
+                extra = {"eta": eta} if solver == "tcd" else {}
+                x = stock.step(path.denoise(x, t.expand(4), path.rows), t, x, **extra).prev_sample.double()
+        assert route.begin()[1].tolist() == list(timesteps)
+        assert error(sample_latents(path), x) < 1e-12
+        x_N, outputs = outputs_of(path)
+        assert error(rebuilt(path, path.coefficients, outputs), x_N) < 1e-9
+
+
+def next_of(drawn, *shape, **options):
+    return drawn.pop(0)
+
+
 @pytest.mark.parametrize("key", ["use_karras_sigmas", "use_exponential_sigmas", "use_lu_lambdas"])
 def test_chosen_timesteps_replace_the_models_own_spacing(key):
     config = EPS | {"_class_name": "DPMSolverMultistepScheduler", key: True}
@@ -175,7 +205,7 @@ def test_chosen_timesteps_replace_the_models_own_spacing(key):
 def test_solvers_that_take_no_timesteps_say_which_do(solver):
     with pytest.raises(SolverFault, match="takes no timesteps") as fault:
         make_scheduler(solver, EPS, 7, CHOSEN)
-    assert fault.value.remedy == "choose one of: ddim, euler, dpm++2m, flow-euler"
+    assert fault.value.remedy == "choose one of: ddim, euler, ipndm, dpm++2m, ddpm, lcm, tcd, flow-euler"
 
 
 @pytest.mark.parametrize(
@@ -205,7 +235,7 @@ def test_a_flow_begins_at_1000_and_never_at_0():
 
 
 def test_noise_and_schedulers_made_without_timesteps_are_refused():
-    with pytest.raises(SolverFault, match=r"eta 0\.5 with timesteps"):
+    with pytest.raises(SolverFault, match=r"eta 0\.5 with timesteps: DPMSolverMultistepScheduler adds no noise"):
         Route(make_scheduler("ddim", EPS, 2, (900, 1)), 2, eta=0.5, timesteps=(900, 1))
     with pytest.raises(SolverFault, match="DDIMScheduler takes no timesteps"):
         Route(make_scheduler("ddim", EPS, 2), 2, timesteps=(900, 1)).begin()

@@ -21,6 +21,7 @@ CONFIGS = {
     "euler": ("euler", EPS),
     "dpm++2m": ("dpm++2m", EPS),
     "dpm++2m-karras": ("dpm++2m-karras", EPS),
+    "ipndm": ("ipndm", EPS),
     "ddpm": ("ddpm", EPS),
     "euler-a": ("euler-a", EPS),
     "lcm": ("lcm", EPS),
@@ -29,7 +30,7 @@ CONFIGS = {
 }
 # schedulers whose step() casts to float32
 TOLERANCE = dict.fromkeys(CONFIGS, 1e-9) | dict.fromkeys(
-    ("euler", "euler-a", "dpm++2m", "dpm++2m-karras", "flow-euler"), 2e-6
+    ("euler", "euler-a", "ipndm", "dpm++2m", "dpm++2m-karras", "flow-euler"), 2e-6
 )
 
 

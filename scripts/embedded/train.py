@@ -2,9 +2,10 @@
 
     python scripts/embedded/train.py --work work            every stage in order, resumable
     python scripts/embedded/train.py --work work unet pack  some stages
+    python scripts/embedded/train.py --work work student    from the packed pipeline alone
 
-Needs the Debian package fonts-noto-color-emoji. Each stage keeps its state in the work folder and continues
-from there; delete the stage's file to start it anew. `pack` writes the weights into the package.
+All but `student` need the Debian package fonts-noto-color-emoji. Each stage keeps its state in the work folder and
+continues from there; delete the stage's file to start it anew. `pack` and `student` write into the package.
 """
 
 import argparse
@@ -20,11 +21,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from embedded import emoji_data as data  # noqa: E402
 from embedded.clip import train_aesthetic, train_clip  # noqa: E402
 from embedded.pack import averaged, pack  # noqa: E402
+from embedded.student import train_student  # noqa: E402
 from embedded.unet import TextToImage, train_tokenizer, train_unet  # noqa: E402
 from embedded.vae import build_vae, train_vae  # noqa: E402
 
-STEPS = {"vae": 2200, "unet": 2800, "clip": 500, "judge": 500, "aesthetic": 400}
-STAGES = ("tokenizer", "vae", "unet", "clip", "judge", "aesthetic", "pack")
+STEPS = {"vae": 2200, "unet": 2800, "clip": 500, "judge": 500, "aesthetic": 400, "student": 1000}
+STAGES = ("tokenizer", "vae", "unet", "clip", "judge", "aesthetic", "pack", "student")
 
 
 def load_vae(work: Path) -> torch.nn.Module:
@@ -42,16 +44,20 @@ def main() -> None:
         parser.error(f"unknown stage {', '.join(unknown)}; there are {', '.join(STAGES)}")
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
-    glyphs = data.render_glyphs()
+    stages = options.stages or STAGES
+    # the font is asked for only where pictures are drawn from it
+    glyphs = data.render_glyphs() if set(stages) - {"tokenizer", "pack", "student"} else torch.empty(0)
 
     def steps(stage: str) -> int:
         return options.steps or STEPS[stage]
 
-    for stage in options.stages or STAGES:
+    for stage in stages:
         if stage == "tokenizer":
             train_tokenizer(work / "tokenizer")
         elif stage == "vae":
             train_vae(glyphs, steps=steps(stage), work=work)
+        elif stage == "student":
+            train_student(steps=steps(stage), work=work)
         else:
             tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
             vae = load_vae(work)

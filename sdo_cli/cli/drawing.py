@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from sdo_cli.device import PRECISIONS
+from sdo_cli.errors import RecipeFault
+from sdo_cli.recipe.rollout_check import check_timesteps
 from sdo_cli.recipe.schema import PromptSource, Recipe
 from sdo_cli.sampling.solvers import AUTO, MOST_STEPS, SOLVERS, STOCHASTIC
 
@@ -23,7 +25,8 @@ PRECISION = typer.Option(help=f"What the model computes in: {', '.join(PRECISION
 STEPS = typer.Option("--steps", help="num_inference_steps.")
 GUIDANCE = typer.Option("--guidance", help="guidance_scale; 1 or less is without.")
 SOLVER = typer.Option(help=f"{AUTO}, or {', '.join(SOLVERS)}.")
-ETA = typer.Option(help="DDIM's noise, 0 to 1.")
+ETA = typer.Option(help="DDIM's and TCD's noise, 0 to 1.")
+TIMESTEPS = typer.Option(help="Noise levels of the steps, as 999,749,499,249; in place of --steps.")
 NEGATIVE = typer.Option(help="What guidance moves away from.")
 PIXELS = typer.Option(help="Pixels; the model's own by default.")
 BATCH_SIZE = typer.Option(help="Images at a time.")
@@ -89,6 +92,32 @@ class PictureOptions:
 @dataclass(frozen=True)
 class PlainPicture(PictureOptions):
     negative_prompt: Annotated[str, NEGATIVE] = ""
+
+
+def with_timesteps(asked: Recipe, text: str | None, steps: int | None) -> Recipe:
+    """The settings with the timesteps of ``--timesteps``, as many as there are steps.
+
+    Args:
+        steps: of ``--steps``, where it was typed.
+
+    Raises:
+        RecipeFault: no list of falling whole numbers, or another number of them.
+    """
+    if text is None:
+        if steps is not None and asked.timesteps is not None and steps != len(asked.timesteps):
+            # those of a recipe are for its own number
+            return replace(asked, timesteps=None)
+        return asked
+    try:
+        timesteps = [int(word) for word in text.split(",")]
+    except ValueError:
+        text = f"--timesteps: {text!r} is no list of whole numbers; write 999,749"
+        raise RecipeFault([text], what="command line") from None
+    wrong: list[str] = []
+    check_timesteps(timesteps, steps, (), lambda key, said: wrong.append(f"--{key[-1]}: {said}"))
+    if wrong:
+        raise RecipeFault(wrong, what="command line")
+    return replace(asked, timesteps=timesteps, num_inference_steps=len(timesteps))
 
 
 def laid_over(

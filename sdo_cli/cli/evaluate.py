@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from sdo_cli.cli.drawing import BARE, BATCH_SIZE, ETA, ModelOptions, PictureOptions, SolverOptions, laid_over
+from sdo_cli.cli.drawing import (
+    BARE,
+    BATCH_SIZE,
+    ETA,
+    TIMESTEPS,
+    ModelOptions,
+    PictureOptions,
+    SolverOptions,
+    laid_over,
+    with_timesteps,
+)
 from sdo_cli.cli.evaluate_job import Asked, asked_for, starting_recipe
 from sdo_cli.cli.evaluate_options import MeasureOptions, NoiseOptions, PromptOptions, RewardOptions, VariantOptions
 from sdo_cli.cli.groups import grouped
@@ -31,6 +41,7 @@ def evaluate(
     reward_precision: Annotated[str | None, typer.Option(help="What the rewards compute in.")] = None,
     solver: SolverOptions,
     eta: Annotated[float | None, ETA] = None,
+    timesteps: Annotated[str | None, TIMESTEPS] = None,
     picture: PictureOptions,
     skip_plan: Annotated[
         list[Path] | None, typer.Option(help="Of `sdo prune`: also draw everything with it. Again for more.")
@@ -47,8 +58,9 @@ def evaluate(
     load_plugins(plugin or ())
     start, come_from = starting_recipe(recipe, model.model, variants.loras)
     settings = start.recipe if start else BARE
+    laid = laid_over(settings, model, solver, picture, eta=eta, reward_precision=reward_precision)
     asked = asked_for(
-        laid_over(settings, model, solver, picture, eta=eta, reward_precision=reward_precision),
+        with_timesteps(laid, timesteps, solver.steps),
         start,
         prompts=prompts,
         rewards=rewards,

@@ -242,6 +242,8 @@ def with_plans(paths: list[Path], asked: Recipe, fixed: bool, wrong: list[str]) 
     from sdo_cli.skipping.skip_plan import load_plan
 
     found = {}
+    if asked.timesteps is not None:
+        wrong.append("--skip-plan: was made for steps of its own; leave --timesteps out")
     for path in dict.fromkeys(paths):
         try:
             plan = load_plan(path)

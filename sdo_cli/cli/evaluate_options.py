@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from sdo_cli.embedded import lora_place
 from sdo_cli.runs.read import pipeline_of
 
 DEFAULT_REWARDS = "clip,aesthetic"
@@ -89,7 +90,7 @@ def scales_of(text: str, wrong: list[str]) -> list[float]:
 
 def lora_problem(path: str) -> str | None:
     """What is wrong with a LoRA's path, before anything is drawn; a/b may be a hub id."""
-    place = Path(path).expanduser()
+    place = Path(lora_place(path)).expanduser()
     if (whole := pipeline_of(place)) is not None:
         return f"--lora {path}: all weights were trained in this run; evaluate it with --model {whole}"
     if place.is_dir() and not any(place.glob("*.safetensors")):

@@ -14,12 +14,14 @@ from sdo_cli.cli.drawing import (
     BARE,
     BATCH_SIZE,
     ETA,
+    TIMESTEPS,
     LoraOptions,
     PlainModel,
     PlainPicture,
     PlainSolver,
     drawing_problems,
     laid_over,
+    with_timesteps,
 )
 from sdo_cli.cli.groups import grouped
 from sdo_cli.cli.output import OutputOptions
@@ -58,6 +60,7 @@ def sample(
     num_images: Annotated[int, typer.Option("--num-images", "-n", help="Images per prompt.")] = 1,
     solver: PlainSolver,
     eta: Annotated[float, ETA] = 0.0,
+    timesteps: Annotated[str | None, TIMESTEPS] = None,
     picture: PlainPicture,
     skip_plan: Annotated[
         Path | None, typer.Option(help="Of `sdo prune`: what to leave out; it says --steps and --solver.")
@@ -76,6 +79,7 @@ def sample(
         return
     lines = gather_prompts(prompts or [], prompts_file)
     asked = laid_over(BARE, model, solver, picture, eta=eta)
+    asked = with_timesteps(asked, timesteps, solver.steps if _was_typed(context, "steps") else None)
     wrong = [] if 1 <= num_images <= 10**6 else [f"--num-images: must be between 1 and {10**6}, not {num_images}"]
     count = len(lines) * num_images
     wrong += drawing_problems(asked, lora_scales=[lora.lora_scale], batch_size=batch_size, seed=seed, count=count)
@@ -172,7 +176,8 @@ def plan_and_settings(context: typer.Context, path: Path, asked: Recipe) -> "tup
     plan = load_plan(path)
     mine = {"steps": asked.num_inference_steps, "solver": asked.solver}
     its = {"steps": plan.made_for.num_inference_steps, "solver": plan.made_for.solver}
-    wrong = [
+    wrong = [f"--timesteps: {path} was made for steps of its own; leave it out"] if asked.timesteps is not None else []
+    wrong += [
         f"--{name} {mine[name]}: {path} was made for {its[name]}; leave it out"
         for name in its
         if _was_typed(context, name) and mine[name] not in (its[name], AUTO)

@@ -5,7 +5,7 @@ from statistics import mean
 import torch
 
 from sdo_cli.device import dtype_of
-from sdo_cli.drawing.draw import decode_batch, make_route
+from sdo_cli.drawing.draw import branches, decode_batch, draw_settings, make_route
 from sdo_cli.drawing.prompts import ENCODE_BATCH
 from sdo_cli.drawing.rollouts import rollout_plan, rollout_settings, rollout_skips
 from sdo_cli.errors import RecipeFault
@@ -46,7 +46,7 @@ def workload_of(loaded: LoadedRecipe, *, on_cpu: bool) -> Workload:
     recompute = _checkpointing(recipe)
     size, regularised = recipe.train_batch_size, bool(recipe.kl_weight)
     drawn = [
-        counts(plan, recompute, slice_size=size, regularised=regularised, **_shares(recipe, plan, skipping))
+        counts(plan, recompute, slice_size=size, regularised=regularised, **_shares(family, recipe, plan, skipping))
         for plan in plans
     ]
     usual = {name: mean(count.get(name, 0.0) for count in drawn) for name in ("call", "score", *LIVE.values())}
@@ -68,8 +68,12 @@ def workload_of(loaded: LoadedRecipe, *, on_cpu: bool) -> Workload:
     )
 
 
-def _shares(recipe: Recipe, plan: Plan, skipping: SkipPlan | None) -> dict[str, float]:
-    """What a skip plan leaves of calls that are made, and of those that are run again as they were."""
+def _shares(family: Family, recipe: Recipe, plan: Plan, skipping: SkipPlan | None) -> dict[str, float]:
+    """What a skip plan leaves of calls that are made, and of those that are run again as they were; or how many
+    branches guidance has in them, where another network draws."""
+    if recipe.rollout.lora is not None:
+        of_rollouts = branches(family, rollout_settings(recipe, None))
+        return {"rollout_share": of_rollouts / branches(family, draw_settings(recipe))}
     if skipping is None:
         return {}
     shares, exact = call_shares(recipe, skipping), recipe.rollout.estimator == "exact"

@@ -51,11 +51,17 @@ def draw_settings(recipe: Recipe) -> DrawSettings:
         solver=recipe.solver,
         eta=recipe.eta,
         num_inference_steps=recipe.num_inference_steps,
+        timesteps=None if recipe.timesteps is None else tuple(recipe.timesteps),
         guidance_scale=recipe.guidance_scale,
         negative_prompt=recipe.negative_prompt,
         height=recipe.height,
         width=recipe.width,
     )
+
+
+def branches(family: Family, settings: DrawSettings) -> int:
+    """Rows of a network call for each picture: guidance is one more, unless the network takes it as an input."""
+    return 1 if settings.guidance == 1.0 or family.takes_guidance else 2
 
 
 # generator_for(j) -> the CPU generator of image j

@@ -9,7 +9,9 @@ from typing import Any
 
 from sdo_cli.drawing.draw import DrawSettings
 from sdo_cli.drawing.parameters import lora_name
+from sdo_cli.files import file_hash
 from sdo_cli.models.load import ModelSource
+from sdo_cli.models.lora_files import lora_file
 from sdo_cli.recipe.schema import RewardSpec
 from sdo_cli.seeding import key_to_seed
 
@@ -164,20 +166,6 @@ def digest(value: Any) -> str:
     """SHA-256 of a JSON value; the same in any order of its keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def lora_file(path: str) -> Path | None:
-    """The weight file behind a run folder or path; None for a hub id."""
-    place = Path(path).expanduser()
-    if place.is_dir():
-        named = place / "pytorch_lora_weights.safetensors"
-        return named if named.is_file() else next(iter(sorted(place.glob("*.safetensors"))), None)
-    return place if place.is_file() else None
 
 
 def variants_of(

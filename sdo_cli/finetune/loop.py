@@ -28,6 +28,8 @@ from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.recipe.schema import Recipe
 from sdo_cli.records.step import Drift, StepResult
 from sdo_cli.sampling.coefficients import Coefficients, coefficients_of
+from sdo_cli.sampling.guidance import Guided
+from sdo_cli.sampling.loop import Path
 from sdo_cli.seeding import keyed_generator
 
 
@@ -133,7 +135,14 @@ def look_at_drift(job: Job, order: PromptOrder, step: int, scale: float) -> Drif
     gaps = job.world.gather(distance_of(short, full))
     distance = (sum(gap for gap, _ in gaps) / sum(size for _, size in gaps)) ** 0.5
     rollouts.on = not spec.max_drift or distance <= spec.max_drift
-    return Drift(distance, cosine(mine, theirs))
+    worse = mean_loss(job, short) - mean_loss(job, full)
+    return Drift(distance, cosine(mine, theirs), worse)
+
+
+def mean_loss(job: Job, outcomes: list[Outcome]) -> float:
+    """Over all processes' samples."""
+    slices, _ = gather_slices(job, outcomes)
+    return torch.cat([part.losses for part in slices]).mean().item()
 
 
 def plan_step(job: Job, step: int) -> Plan:
@@ -224,10 +233,7 @@ def _pass(
     recipe, size = job.recipe, job.recipe.train_batch_size
     mine = range(part * size, (part + 1) * size)
     prompts = [order.at(step * job.global_batch + sample) for sample in mine]
-    settings, skips = job.drawn_now.settings, job.drawn_now.skips
-    noise = draw_noise(job.family, settings, [keyed_generator(recipe.seed, "noise", step, s) for s in mine])
-    condition, negative = encode_pair(job.embed, settings, prompts)
-    path = make_path(job.family, settings, noise, condition, negative, recipe.gradient.negative_gradient, skips)
+    path = _path(job, step, mine, prompts)
     objective = RewardObjective(job.family, job.rewards, prompts)
     spec = recipe.gradient
     micro = MicroBatches(
@@ -243,6 +249,20 @@ def _pass(
         checkpointing=spec.checkpointing == "calls",
         change_g=change,
     )
+
+
+def _path(job: Job, step: int, mine: range, prompts: list[str]) -> Path:
+    """How these samples of a step are drawn, and what their gradients are taken of."""
+    recipe, drawn = job.recipe, job.drawn_now
+    noise = draw_noise(job.family, drawn.settings, [keyed_generator(recipe.seed, "noise", step, s) for s in mine])
+    # what is trained keeps its guidance, whoever draws
+    live = replace(drawn.settings, guidance_scale=recipe.guidance_scale)
+    condition, negative = encode_pair(job.embed, live, prompts)
+    path = make_path(job.family, live, noise, condition, negative, recipe.gradient.negative_gradient, drawn.skips)
+    if drawn.network is None:
+        return path
+    condition, negative = encode_pair(job.embed, drawn.settings, prompts)
+    return replace(path, fast=Guided(drawn.network, condition, negative, drawn.settings.guidance))
 
 
 def gather_slices(job: Job, outcomes: list[Outcome]) -> tuple[list[Slice], dict[str, float]]:

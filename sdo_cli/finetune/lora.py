@@ -34,7 +34,7 @@ def add_lora(family: Family, spec: LoraSpec, *, seed: int) -> list[nn.Parameter]
     if spec.text_encoder:
         family.train_text_encoders()
     trained = [family.denoiser, *(family.text_encoders.values() if spec.text_encoder else ())]
-    for parameter in (p for part in trained for name, p in part.named_parameters() if "lora_" in name):
+    for parameter in (p for part in trained for name, p in part.named_parameters() if f".{ADAPTER}." in name):
         parameter.data = parameter.data.float()
         parameter.requires_grad_()
     return trainable(family)

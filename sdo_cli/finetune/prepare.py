@@ -7,7 +7,7 @@ from rewards.base import Reward
 from sdo_cli.device import dtype_of, pick_device
 from sdo_cli.drawing.draw import draw_settings
 from sdo_cli.drawing.prompts import PromptEmbeddings
-from sdo_cli.drawing.rollouts import rollout_plan, rollout_settings, rollout_skips
+from sdo_cli.drawing.rollouts import rollout_network, rollout_plan, rollout_settings, rollout_skips
 from sdo_cli.errors import RecipeFault
 from sdo_cli.finetune.batches import PromptOrder
 from sdo_cli.finetune.loop import Job, make_plan
@@ -81,13 +81,15 @@ def cheap_rollouts(loaded: LoadedRecipe, family: Family) -> Rollouts | None:
     """How training draws, where the recipe wants that to cost less than sampling.
 
     Raises:
-        RecipeFault: a skip plan that does not fit, or that this recipe's gradients cannot be taken through.
+        RecipeFault: a skip plan or LoRA that does not fit, or that this recipe's gradients cannot be taken through.
     """
     recipe = loaded.recipe
     plan = rollout_plan(recipe, loaded.folder)
-    if plan is None and not recipe.rollout.num_inference_steps:
+    if plan is None and recipe.rollout.lora is None and not recipe.rollout.num_inference_steps:
         return None
     settings = rollout_settings(recipe, plan)
+    if (network := rollout_network(recipe, family)) is not None:
+        return Rollouts(settings, network=network)
     skips = rollout_skips(recipe, plan, family, settings)
     if skips is not None and skips.exact and skips.plan.loses_gradients:
         text = (

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sdo_cli.drawing.draw import DrawSettings
 from sdo_cli.gradients.outcome import Outcome
+from sdo_cli.sampling.guidance import Network
 from sdo_cli.skipping.walking import Skips
 
 
@@ -15,11 +16,13 @@ class Rollouts:
     """Attributes:
     settings: of the solver.
     skips: what is left out of the network.
+    network: draws, where it is not the one that is trained.
     on: False once they have drifted too far; training then draws as it samples.
     """
 
     settings: DrawSettings
     skips: Skips | None = None
+    network: Network | None = None
     on: bool = True
 
 

@@ -257,6 +257,8 @@ def drift_said(result: StepResult, limit: float) -> str:
     assert result.drift is not None
     found = f"step {result.step}: rollouts end {result.drift.distance:.1%} from those in full"
     found += f", cosine of the gradients {result.drift.cosine:.2f}"
+    if result.drift.loss is not None:
+        found += f", loss {result.drift.loss:+.4g}"
     over = f"; that is more than rollout.max_drift {limit:g}: training draws in full from here on"
     return found + ("" if result.cheap_rollouts else over)
 

@@ -17,7 +17,7 @@ def check_shardable(recipe: Recipe, by: str) -> None:
             f"accelerate's configuration asks for {by}, and the recipe trains a LoRA: an adapter is too small to shard",
             remedy=f"start with --gpus N, or choose multi-GPU in `accelerate config`; {by} is for train=full",
         )
-    if recipe.rollout.skip_plan is not None or recipe.rollout.drift_steps:
+    if recipe.rollout.lora is not None or recipe.rollout.skip_plan is not None or recipe.rollout.drift_steps:
         raise EnvironmentFault(
             f"accelerate's configuration asks for {by}, under which all processes make the same calls: in a skip "
             "plan they do not, and a look at the drift wants whole gradients",

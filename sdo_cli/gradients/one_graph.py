@@ -64,8 +64,8 @@ def one_graph(
     path: Path, plan: Plan, objective: Objective, *, terms: Terms | None = None, checkpointing: bool = True
 ) -> Outcome:
     """Carry out any plan. With ``checkpointing`` each live call is recomputed in the backward pass."""
-    if path.skips is not None:
-        raise ValueError("a rollout under a skip plan is not walked on one graph")
+    if path.skips is not None or path.fast is not None:
+        raise ValueError("a rollout under a skip plan, or of another network, is not walked on one graph")
     terms, watch = terms or Terms(), Stopwatch(path.x_0.device)
     call, divisor = _Calls(path, plan, terms, checkpointing), terms.divisor or plan.batch
     with watch.stage("forward"):

@@ -79,7 +79,7 @@ def rollout(path: Path, plan: Plan, linear: LinearPath, *, micro: int | None = N
         rows, run = mine.to(path.x_0.device, non_blocking=True), path.begin()
 
         def call(i: int, x: Tensor, t: Tensor, rows: Tensor = rows, mine: Tensor = mine, run: RunCall = run) -> Tensor:
-            parts = run(i, lambda: path.split(x, t, rows))
+            parts = run(i, lambda: path.drawn(x, t, rows))
             for j in live[i, mine].nonzero().flatten().tolist():
                 row = int(mine[j])
                 factor, follow = linear.factor[i, row].item(), bool(followed[i, row])
@@ -214,6 +214,8 @@ def three_stage(
     if not plan.is_one_step_deep(latents=path.is_steered):
         raise ValueError("this plan chains live calls: use the one-graph engine")
     sources = check_skips(path.skips, plan, steered=path.is_steered)
+    if path.fast is not None and path.is_steered:
+        raise ValueError("a fast rollout serves weights, not latents, noise or guidance")
     terms, micro, watch = terms or Terms(), micro or MicroBatches(), Stopwatch(path.x_0.device)
     linear = linear_path(path.route, plan, sources)
     with watch.stage("rollout"):

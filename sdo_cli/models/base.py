@@ -21,6 +21,7 @@ class Family(Protocol):
         vae: decodes latents; its weights are never trained.
         scheduler_config: the model's own, of any diffusers class.
         notes: what is to be said of the model before it is used, a sentence each.
+        second_loras: adapters that some calls alone have, by file and scale (:mod:`sdo_cli.models.second_lora`).
         lora_targets, text_lora_targets: module names that carry adapters by default.
         pipeline_class: the diffusers pipeline that loads the same folder.
     """
@@ -32,6 +33,7 @@ class Family(Protocol):
     vae: Any
     scheduler_config: Mapping[str, Any]
     notes: tuple[str, ...]
+    second_loras: dict[tuple[str, float], str]
     lora_targets: tuple[str, ...]
     text_lora_targets: tuple[str, ...]
     pipeline_class: str

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sdo_cli.embedded import lora_place
 from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.models.lora_files import NAME, as_diffusers
 from sdo_cli.sampling.guidance import Condition
@@ -48,6 +49,7 @@ class DiffusersFamily:
         self.vae: Any = pipeline.vae
         self.scheduler_config: Mapping[str, Any] = dict(pipeline.scheduler.config)
         self.notes: tuple[str, ...] = ()
+        self.second_loras: dict[tuple[str, float], str] = {}
         for part in (self.denoiser, self.vae, *self._encoders().values()):
             part.eval().requires_grad_(False)
         self._dtype, self._autocast = self.denoiser.dtype, False
@@ -297,7 +299,7 @@ class DiffusersFamily:
         Raises:
             EnvironmentFault: nothing there, or made for another model.
         """
-        local = Path(path).expanduser()
+        local = Path(lora_place(path)).expanduser()
         if local.is_dir() and not any(local.glob("*.safetensors")):
             raise EnvironmentFault(f"{path} holds no LoRA", remedy="the run may not be finished: look at manifest.json")
         if not local.exists() and (path.count("/") != 1 or local.suffix or path.startswith((".", "/", "~"))):

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdo_cli.embedded import lora_place
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.installed import sdo
 from sdo_cli.models.kohya import PREFIXES, kohya_names
@@ -58,11 +59,20 @@ def lora_path(source: Path) -> Path:
     Raises:
         EnvironmentFault: there is none.
     """
+    source = Path(lora_place(str(source)))
     path = source / NAME if source.is_dir() else source
     if not path.is_file():
         what = f"{source} holds no {NAME}" if source.is_dir() else f"no LoRA at {source}"
         raise EnvironmentFault(what, remedy="give the folder of a finished run, or a LoRA file")
     return path
+
+
+def lora_file(path: str) -> Path | None:
+    """The weight file behind a run folder or path; None for a hub id."""
+    place = Path(lora_place(path)).expanduser()
+    if place.is_dir():
+        return place / NAME if (place / NAME).is_file() else next(iter(sorted(place.glob("*.safetensors"))), None)
+    return place if place.is_file() else None
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sdo_cli.drawing.draw import DrawSettings, draw_noise, encode_pair, make_path, make_route
+from sdo_cli.drawing.draw import DrawSettings, branches, draw_noise, encode_pair, make_path, make_route
 from sdo_cli.drawing.prompts import PromptEmbeddings
 from sdo_cli.drawing.pruned import made_for, skips_of, wiring_of, with_plan
 from sdo_cli.estimate.units import UnitFlops, decode_flops, unit_flops
@@ -56,9 +56,8 @@ class Setting:
 
     def image_flops(self, kept: float) -> float:
         """Of one image when the network computes this share of the full sampler: both branches, and the decoder."""
-        branches = 1 if self.settings.guidance == 1.0 or self.family.takes_guidance else 2
         decoder = decode_flops(self.source, self.settings.height, self.settings.width)
-        return kept * branches * self.calls * self.flops.call.all + decoder
+        return kept * branches(self.family, self.settings) * self.calls * self.flops.call.all + decoder
 
     @cached_property
     def calls(self) -> int:

@@ -10,7 +10,7 @@ from sdo_cli import embedded
 from sdo_cli.gradients.rules import RULES, known_names, option_problem, resolve
 from sdo_cli.recipe.document import Key
 from sdo_cli.recipe.prompts import read_prompts
-from sdo_cli.recipe.rollout_check import check_rollout, training_steps
+from sdo_cli.recipe.rollout_check import check_rollout, check_timesteps, training_steps
 from sdo_cli.recipe.schema import GuardSpec, PromptSource, Recipe, RewardSpec
 from sdo_cli.recipe.typed import suggestion
 from sdo_cli.sampling.solvers import AUTO, MOST_STEPS, SOLVERS, STOCHASTIC, calls_of
@@ -41,6 +41,7 @@ NOT_NEGATIVE = (
     "eta",
     "guidance_scale",
     "lora.alpha",
+    "rollout.eta",
     "validation.grid_steps",
     "validation.grid_prompts",
     "guard.steps",
@@ -75,6 +76,9 @@ def check_recipe(recipe: Recipe, beside: Path | None, problem: Problem) -> None:
         problem(("solver",), f"unknown solver {recipe.solver!r}; {suggestion(recipe.solver, [AUTO, *SOLVERS])}")
     elif recipe.eta > 0 and recipe.solver not in (AUTO, *STOCHASTIC):
         problem(("eta",), f"is the noise of {', '.join(STOCHASTIC)}; solver {recipe.solver} takes none, write 0")
+    check_timesteps(recipe.timesteps, recipe.num_inference_steps, (), problem)
+    if recipe.timesteps is not None and recipe.rollout.skip_plan is not None:
+        problem(("timesteps",), "a skip plan was made for steps of its own; take one of them out")
     if recipe.eta > 1:
         problem(("eta",), f"must be between 0 and 1, not {recipe.eta}")
     for side in ("height", "width"):
@@ -278,11 +282,8 @@ def check_gradient(recipe: Recipe, problem: Problem) -> None:
     wrong = {name: text for name, value in spec.options.items() if (text := wrong_option(name, value, spec.rule))}
     for name, text in wrong.items():
         problem(("gradient", "options", name), text)
-    if (
-        not wrong
-        and recipe.num_inference_steps >= 1
-        and (text := option_problem(spec.rule, spec.options, calls_of(recipe.solver, training_steps(recipe))))
-    ):
+    solver, steps = recipe.rollout.solver or recipe.solver, training_steps(recipe)
+    if not wrong and steps >= 1 and (text := option_problem(spec.rule, spec.options, calls_of(solver, steps))):
         problem(("gradient", "options"), text)
 
 

@@ -105,7 +105,8 @@ def solvers() -> tuple[Choice, ...]:
     auto = Choice("auto", "the sampler that the model's own folder names")
 
     def about(solver: Solver) -> str:
-        return f"{kinds[solver.flow]}; diffusers' {solver.scheduler}{'; adds fresh noise' if solver.noisy else ''}"
+        whose = "diffusers'" if solver.module == "diffusers" else "sdo's own"
+        return f"{kinds[solver.flow]}; {whose} {solver.scheduler}{'; adds fresh noise' if solver.noisy else ''}"
 
     return (auto, *(Choice(name, about(solver)) for name, solver in SOLVERS.items()))
 

@@ -250,13 +250,21 @@ MEANINGS: dict[Any, dict[str, Meaning]] = {
         "eta": Meaning(
             "DDIM's fresh noise at every step.",
             "eta: 1.0",
-            "0: none, the first noise decides the picture. 1: as much as DDPM adds. Only with solver `ddim`.",
+            "0: none, the first noise decides the picture. 1: as much as DDPM adds. Only with solvers `ddim`, `tcd`.",
         ),
         "num_inference_steps": Meaning(
             "Sampling steps of a picture.",
             "num_inference_steps: 20",
             "A training step costs about this many network calls per picture, twice as many with guidance. Training may"
             " draw with fewer: `rollout.num_inference_steps`.",
+        ),
+        "timesteps": Meaning(
+            "The noise levels of the steps, one by one, in place of the solver's own.",
+            "timesteps: [999, 749, 499, 249]\nnum_inference_steps: 4",
+            "Training timesteps, the noisiest first: from 999 down to 0, of flow models from 1000 to 1; as many as"
+            " `num_inference_steps`. Some few-step models name theirs: one-step Hyper-SD 800, Lightning at four steps"
+            " 999, 749, 499, 249. Only for solvers that take them: `ddim`, `euler`, `ipndm`, `dpm++2m`, `ddpm`, `lcm`,"
+            " `tcd`, `flow-euler`.",
         ),
         "guidance_scale": Meaning(
             "Classifier-free guidance, as diffusers counts it.",
@@ -502,6 +510,41 @@ MEANINGS: dict[Any, dict[str, Meaning]] = {
             "rollout: {num_inference_steps: 10}",
             "0: the recipe's own `num_inference_steps`.",
         ),
+        "lora": Meaning(
+            "A few-step LoRA that draws training's pictures and is not trained.",
+            "rollout: {lora: lcm-lora-sdv1-5.safetensors, solver: lcm, num_inference_steps: 4}",
+            "It is switched on, beside the LoRA that is trained, where pictures are drawn, and off where gradients are"
+            " taken: the slow model learns from a fast one's pictures. A run folder, a LoRA file or a hub id, or"
+            " `embedded:student` for the embedded model. `solver` and the steps have to be named. For rules that take"
+            " one step at a time (docs/few-steps.md).",
+        ),
+        "lora_scale": Meaning(
+            "The weight of `lora`.",
+            "rollout: {lora: lcm.safetensors, lora_scale: 0.8, solver: lcm, num_inference_steps: 4}",
+            "1: as it was made.",
+        ),
+        "solver": Meaning(
+            "The sampler `lora` was made for.",
+            "rollout: {lora: lcm-lora-sdv1-5.safetensors, solver: lcm, num_inference_steps: 4}",
+            "`lcm` for LCM LoRAs, `tcd` for TCD and some of Hyper-SD, `euler` for Lightning, `ddim` for the others of"
+            " Hyper-SD. Needed with `lora`, because its file does not say.",
+        ),
+        "timesteps": Meaning(
+            "The noise levels of its steps, one by one.",
+            "rollout: {lora: lightning.safetensors, solver: euler, timesteps: [999, 749, 499, 249]}",
+            "As the recipe's own `timesteps`; with `lora` only.",
+        ),
+        "guidance_scale": Meaning(
+            "Guidance of the pictures that `lora` draws.",
+            "rollout: {lora: lcm.safetensors, solver: lcm, num_inference_steps: 4, guidance_scale: 1.5}",
+            "Not given: 1, without guidance, as most few-step LoRAs want. Calls with gradients keep the recipe's own"
+            " `guidance_scale`.",
+        ),
+        "eta": Meaning(
+            "Fresh noise of its solver, where that takes a share.",
+            "rollout: {lora: tcd.safetensors, solver: tcd, num_inference_steps: 4, eta: 0.3}",
+            "0 to 1, of `tcd` (its authors' gamma) and `ddim`; `lcm` always adds its own.",
+        ),
         "skip_plan": Meaning(
             "A plan of `sdo prune`: what training's pictures leave out of the network.",
             "rollout: {skip_plan: prunes/dip-go-1/plan-0.80.json}",
@@ -517,7 +560,7 @@ MEANINGS: dict[Any, dict[str, Meaning]] = {
         "drift_steps": Meaning(
             "Every so many steps the same pictures are also drawn in full.",
             "rollout: {num_inference_steps: 10, drift_steps: 20}",
-            "To see how far the cheap ones are off. 0: never.",
+            "To see how far the cheap ones are off: final latents, gradients, loss. 0: never.",
         ),
         "max_drift": Meaning(
             "Further off than this, training draws in full from then on.",

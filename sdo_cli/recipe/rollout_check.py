@@ -1,20 +1,22 @@
 """What types cannot say of rollouts that cost less than sampling."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from sdo_cli.gradients.rules import RULES
 from sdo_cli.recipe.document import Key
-from sdo_cli.recipe.schema import Recipe
-from sdo_cli.sampling.solvers import MOST_STEPS, NOISY_SOLVERS
+from sdo_cli.recipe.schema import Recipe, RolloutSpec
+from sdo_cli.recipe.typed import suggestion
+from sdo_cli.sampling.solvers import AUTO, MOST_STEPS, NOISY_SOLVERS, SOLVERS, STOCHASTIC
 
 Problem = Callable[[Key, str], Any]
 
 
 def training_steps(recipe: Recipe) -> int:
     """Solver steps of a rollout; a skip plan may have its own."""
-    return recipe.rollout.num_inference_steps or recipe.num_inference_steps
+    return len(recipe.rollout.timesteps or ()) or recipe.rollout.num_inference_steps or recipe.num_inference_steps
 
 
 def check_rollout(recipe: Recipe, beside: Path | None, problem: Problem) -> None:
@@ -22,13 +24,18 @@ def check_rollout(recipe: Recipe, beside: Path | None, problem: Problem) -> None
     spec = recipe.rollout
     if spec.num_inference_steps > MOST_STEPS:
         problem(("rollout", "num_inference_steps"), f"must be at most {MOST_STEPS}, not {spec.num_inference_steps}")
-    shorter = spec.skip_plan is not None or spec.num_inference_steps not in (0, recipe.num_inference_steps)
+    check_fast(recipe, problem)
+    shorter = (
+        spec.skip_plan is not None
+        or spec.lora is not None
+        or spec.num_inference_steps not in (0, recipe.num_inference_steps)
+    )
     if spec.drift_steps and not shorter:
         problem(("rollout", "drift_steps"), "training draws in full: there is nothing to drift; give a skip_plan")
     if spec.max_drift and not spec.drift_steps:
         problem(("rollout", "max_drift"), "is looked at every drift_steps; write for example drift_steps: 20")
     takes_noise = recipe.eta > 0 or recipe.solver in NOISY_SOLVERS
-    if spec.drift_steps and (takes_noise or (ends_early(recipe) and spec.num_inference_steps)):
+    if spec.lora is None and spec.drift_steps and (takes_noise or (ends_early(recipe) and spec.num_inference_steps)):
         why = "compares final latents of the same noise; with fresh noise, or a rule that ends early, there are none"
         problem(("rollout", "drift_steps"), why)
     if spec.skip_plan is None:
@@ -48,6 +55,55 @@ def check_rollout(recipe: Recipe, beside: Path | None, problem: Problem) -> None
     elif spec.estimator == "exact" and (ends_early(recipe) or recipe.gradient.options.get("as_epsilon")):
         why = "exact is for rules that end at the final latent, held in the network's output; write whole"
         problem(("rollout", "estimator"), why)
+
+
+def check_fast(recipe: Recipe, problem: Problem) -> None:
+    """A few-step LoRA that draws, and what it is drawn with."""
+    spec = recipe.rollout
+    if spec.lora is None:
+        for name in ("lora_scale", "solver", "timesteps", "guidance_scale", "eta"):
+            if getattr(spec, name) != getattr(RolloutSpec(), name):
+                problem(("rollout", name), "says how rollout.lora draws; give that too, or take this out")
+        return
+    if spec.skip_plan is not None:
+        problem(("rollout", "lora"), "draws in few steps; a skip plan leaves parts of many out: take one of them")
+    if recipe.train == "full":
+        problem(("rollout", "lora"), "is an adapter beside the trained one; with train: full there is none")
+    if recipe.compile != "none":
+        problem(("rollout", "lora"), "is switched on and off between calls, which compiled ones are not; compile: none")
+    made_for = "write the one it was made for: lcm (LCM), tcd (TCD), euler (Lightning), ddim (Hyper-SD)"
+    if spec.solver is None:
+        problem(("rollout", "solver"), f"is missing, and a LoRA file names no sampler; {made_for}")
+    elif spec.solver not in (AUTO, *SOLVERS):
+        problem(("rollout", "solver"), f"unknown solver {spec.solver!r}; {suggestion(spec.solver, [AUTO, *SOLVERS])}")
+    elif spec.eta > 0 and spec.solver not in (AUTO, *STOCHASTIC):
+        problem(("rollout", "eta"), f"is for {', '.join(STOCHASTIC)}; solver {spec.solver} takes none, write 0")
+    if spec.eta > 1:
+        problem(("rollout", "eta"), f"must be between 0 and 1, not {spec.eta}")
+    check_timesteps(spec.timesteps, spec.num_inference_steps or None, ("rollout",), problem)
+    if not spec.num_inference_steps and not spec.timesteps:
+        problem(("rollout", "num_inference_steps"), "is missing; write the number the LoRA was made for, 4 or so")
+    if spec.guidance_scale is not None and not 0 <= spec.guidance_scale < float("inf"):
+        problem(("rollout", "guidance_scale"), f"must be a number from 0, not {spec.guidance_scale}")
+    if not abs(spec.lora_scale) < float("inf"):
+        problem(("rollout", "lora_scale"), f"must be a number, not {spec.lora_scale}")
+    info = RULES.get(recipe.gradient.rule)
+    if info is not None and info.chained:
+        why = f"{recipe.gradient.rule} sends gradients through whole rollouts, which another network drew; use sdo"
+        problem(("rollout", "lora"), why)
+
+
+def check_timesteps(timesteps: list[int] | None, steps: int | None, place: Key, problem: Problem) -> None:
+    """As many as there are steps, falling; the model says what is the noisiest."""
+    if timesteps is None:
+        return
+    key = (*place, "timesteps")
+    if not timesteps:
+        problem(key, "is empty; name one for every step, the noisiest first")
+    elif any(a <= b for a, b in pairwise(timesteps)) or timesteps[-1] < 0:
+        problem(key, f"must fall from the noisiest, as 999, 749, 499, 249; not {', '.join(map(str, timesteps))}")
+    elif steps not in (None, len(timesteps)):
+        problem(key, f"names {len(timesteps)} steps, num_inference_steps is {steps}; write the same")
 
 
 def rollout_plan_places(name: str, beside: Path | None) -> list[Path]:

@@ -86,6 +86,12 @@ class RolloutSpec:
     """How training draws, where that is to cost less than sampling; held-out images are drawn in full."""
 
     num_inference_steps: int = 0
+    lora: str | None = None
+    lora_scale: float = 1.0
+    solver: str | None = None
+    timesteps: list[int] | None = None
+    guidance_scale: float | None = None
+    eta: float = 0.0
     skip_plan: str | None = None
     estimator: Literal["exact", "whole"] = "exact"
     drift_steps: int = 0
@@ -142,6 +148,7 @@ class Recipe:
     solver: str = "auto"
     eta: float = 0.0
     num_inference_steps: int = 50
+    timesteps: list[int] | None = None
     guidance_scale: float = 5.0
     negative_prompt: str = ""
     height: int | None = None

@@ -12,10 +12,12 @@ class Drift:
         distance: of the final latents, root mean square, as a share of the full ones' spread.
         cosine: of the step's gradient to the one of full rollouts, whose live calls are drawn by the same key, but
         among other calls.
+        loss: by how much the loss of the cheap ones is higher, in the mean; None in runs of before it was noted.
     """
 
     distance: float
     cosine: float
+    loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def step_result(row: dict[str, Any]) -> StepResult:
     numbers = {key: nan if row[key] is None else row[key] for key in ("loss", "grad_norm")}
     rewards_ = {name: nan if value is None else value for name, value in row["rewards"].items()}
     drift = (
-        Drift(**{key: nan if value is None else value for key, value in row["drift"].items()})
+        Drift(**{key: nan if value is None and key != "loss" else value for key, value in row["drift"].items()})
         if row.get("drift")
         else None
     )

@@ -14,6 +14,7 @@ from sdo_cli.records.step import StepResult
 from sdo_cli.runs.read import PIPELINE
 from sdo_cli.runs.summary import RunSummary
 from sdo_cli.sampling.solvers import SOLVERS, settings_of
+from sdo_cli.sampling.timesteps import first_order
 from sdo_cli.weights.needs import needs_of
 
 
@@ -77,7 +78,7 @@ tags: [{"lora, " if recipe.train == "lora" else ""}text-to-image, sdo]
 {how_to_load(recipe, family, summary.folder)}
 ```
 
-Drawn with {recipe.solver}, {recipe.num_inference_steps} steps, guidance {recipe.guidance_scale}.
+Drawn with {recipe.solver}, {steps_of(recipe)}, guidance {recipe.guidance_scale}.
 Again, from this folder: `sdo finetune --recipe resolved.yaml{plugins}`.
 
 {licences(recipe)}"""
@@ -92,11 +93,20 @@ def what_was_trained(recipe: Recipe) -> str:
     return f"LoRA of rank {recipe.lora.rank}{where}"
 
 
+def steps_of(recipe: Recipe) -> str:
+    if recipe.timesteps is None:
+        return f"{recipe.num_inference_steps} steps"
+    return f"`timesteps={recipe.timesteps}`"
+
+
 def how_to_load(recipe: Recipe, family: Family, folder: Path) -> str:
     """Lines of Python for plain diffusers."""
     solver = solver_of(family, draw_settings(recipe))
     scheduler = SOLVERS[solver].scheduler
     settings = settings_of(solver, family.scheduler_config) | source_of(recipe).scheduler_changes()
+    if recipe.timesteps is not None and solver == "ddim":
+        # diffusers' own takes no timesteps
+        scheduler, settings = "DPMSolverMultistepScheduler", settings | first_order(family.scheduler_config)
     change = "".join(f", {name}={quoted(value)}" for name, value in settings.items())
     text: dict[str, str] = {}
     after = [f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config{change})"]
@@ -113,8 +123,12 @@ def how_to_load(recipe: Recipe, family: Family, folder: Path) -> str:
             text, where = text_parts(recipe.text_encoders, t5=recipe.t5), quoted(recipe.text_encoders)
             options += [f"{n}={kind}.from_pretrained({where}, subfolder={quoted(n)})" for n, kind in text.items()]
         after.append(f"pipe.load_lora_weights({quoted(str(folder.resolve()))})")
-    classes = sorted({family.pipeline_class, scheduler, *(["AutoencoderKL"] if recipe.vae and options else [])})
+    wanted = {family.pipeline_class, *(["AutoencoderKL"] if recipe.vae and options else [])}
+    home = SOLVERS[solver].module
+    classes = sorted(wanted | ({scheduler} if home == "diffusers" else set()))
     first = [f"from diffusers import {', '.join(classes)}", ""]
+    if home != "diffusers":
+        first.insert(1, f"from {home} import {scheduler}  # diffusers has no such solver")
     if text:
         first.insert(1, f"from transformers import {', '.join(sorted(set(text.values())))}")
     made = f"pipe = {family.pipeline_class}.{way}({', '.join([quoted(place), *options])})"

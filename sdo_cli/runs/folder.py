@@ -86,7 +86,7 @@ def _absolute_paths(tree: dict[str, Any]) -> None:
         is_path = isinstance(value, str) and "/" in value and Path(value).expanduser().exists()
         return str(Path(value).expanduser().resolve()) if is_path else value
 
-    for key in ("model", "vae", "lora", "rewards"):
+    for key in ("model", "vae", "text_encoders", "lora", "rollout", "rewards"):
         tree[key] = absolute(tree[key])
     for part in ("validation", "guard"):
         tree[part]["rewards"] = absolute(tree[part]["rewards"])

@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,11 +113,9 @@ def affine_coefficients(route: Route, *, endpoint: int | None = None, as_epsilon
 
 @lru_cache(maxsize=512)
 def _cached(
-    class_name: str, config: str, steps: tuple[int, int, float, tuple[int, ...] | None], endpoint: int | None, eps: bool
+    kind: Any, config: str, steps: tuple[int, int, float, tuple[int, ...] | None], endpoint: int | None, eps: bool
 ) -> Coefficients:
-    import diffusers
-
-    scheduler = getattr(diffusers, class_name).from_config(json.loads(config))
+    scheduler = kind.from_config(json.loads(config))
     return affine_coefficients(Route(scheduler, *steps), endpoint=endpoint, as_epsilon=eps)
 
 
@@ -124,7 +123,7 @@ def coefficients_of(route: Route, *, endpoint: int | None = None, as_epsilon: bo
     """Like :func:`affine_coefficients`, computed once per route."""
     scheduler = route.scheduler
     return _cached(
-        type(scheduler).__name__,
+        scheduler.__class__,
         scheduler.to_json_string(),
         (route.num_inference_steps, route.start, route.eta, route.timesteps),
         endpoint,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # their timesteps are places in alphas_cumprod
 BY_TIMESTEP = ("DDIMScheduler", "PNDMScheduler", "DDPMScheduler", "LCMScheduler", "TCDScheduler")
 # their sigmas are σ/α, and latents are scaled to α = 1
-VARIANCE_EXPLODING = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
+VARIANCE_EXPLODING = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "IPNDMSigmaScheduler")
 
 
 @dataclass(frozen=True)

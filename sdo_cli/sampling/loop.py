@@ -26,6 +26,7 @@ class Path:
         injected: standard normal noise ``[calls, B, C, h, w]`` when the route takes noise.
         base: the denoiser without its adapter, for the regulariser that stays near it.
         skips: units of the network that are left out at some calls; a call may repeat the one before.
+        fast: draws in place of ``denoise``, which gradients are taken of: a few-step student, the denoiser its base.
     """
 
     route: Route
@@ -34,6 +35,7 @@ class Path:
     injected: Tensor | None = None
     base: Denoise | None = None
     skips: Skips | None = None
+    fast: Denoise | None = None
 
     def __post_init__(self) -> None:
         if self.route.takes_noise and self.injected is None:
@@ -58,6 +60,10 @@ class Path:
     def split(self, x: Tensor, t: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
         """The network's part of a call; :meth:`join` makes the call's output of it."""
         return self.steered.split(x, t, rows) if self.steered else (self.denoise(x, t, rows),)
+
+    def drawn(self, x: Tensor, t: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+        """As :meth:`split`, of the network that draws."""
+        return self.split(x, t, rows) if self.fast is None else (self.fast(x, t, rows),)
 
     def join(self, parts: tuple[Tensor, ...], t: Tensor, rows: Tensor) -> Tensor:
         return self.steered.join(parts, t, rows) if self.steered else parts[0]
@@ -94,4 +100,4 @@ def denoise_path(
 def sample_latents(path: Path) -> Tensor:
     """``x_N`` without any graph."""
     rows, run = path.rows, path.begin()
-    return denoise_path(path, lambda i, x, t: path.join(run(i, lambda: path.split(x, t, rows)), t, rows))
+    return denoise_path(path, lambda i, x, t: path.join(run(i, lambda: path.drawn(x, t, rows)), t, rows))

@@ -47,8 +47,9 @@ class Route:
         if self.timesteps is None:
             return
         check_timesteps(self.timesteps, self.num_inference_steps, self.scheduler)
-        if self.eta > 0:
-            raise SolverFault(f"eta {self.eta:g} with timesteps: they are for solvers without noise", remedy="write 0")
+        if self.eta > 0 and "eta" not in _step_takes(self.scheduler.__class__):
+            name = type(self.scheduler).__name__
+            raise SolverFault(f"eta {self.eta:g} with timesteps: {name} adds no noise at them", remedy="write 0")
 
     def begin(self) -> tuple["SchedulerMixin", Tensor]:
         """A scheduler with no history (they are stateful: every walk needs its own) and the timestep of every call,

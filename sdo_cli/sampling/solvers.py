@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sdo_cli.errors import SolverFault
@@ -15,12 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Solver:
-    """A scheduler class and the settings that make it the solver of this name."""
+    """A scheduler class of ``module`` and the settings that make it the solver of this name."""
 
     scheduler: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     flow: bool = False  # for flow-matching networks; the others are for ε- and v-networks
     noisy: bool = False  # injects fresh noise whatever eta is
+    module: str = "diffusers"
 
 
 # a solver's name says how its steps are spaced; a model's config may want otherwise
@@ -40,6 +42,7 @@ SOLVERS: dict[str, Solver] = {
     "unipc": Solver("UniPCMultistepScheduler"),
     # the config may be another solver's, whose algorithm it does not have
     "deis": Solver("DEISMultistepScheduler", {"algorithm_type": "deis"}),
+    "ipndm": Solver("IPNDMSigmaScheduler", PLAIN_SPACING, module="sdo_cli.sampling.ipndm"),
     "ddpm": Solver("DDPMScheduler", {"variance_type": "fixed_small"}, noisy=True),
     "euler-a": Solver("EulerAncestralDiscreteScheduler", noisy=True),
     # for networks distilled into few steps (Luo et al. 2023, arXiv 2310.04378; Zheng et al. 2024, arXiv 2402.19159)
@@ -106,11 +109,14 @@ def native_solver(config: Mapping[str, Any]) -> Native:
     return Native(name, own + "".join(f" with {key} {value}" for key, value in other.items()) if other else "")
 
 
+def scheduler_class(name: str) -> Any:
+    """The class behind a solver's name."""
+    return getattr(import_module(SOLVERS[name].module), SOLVERS[name].scheduler)
+
+
 def _takes(name: str) -> Mapping[str, Any]:
     """The parameters of a solver's scheduler."""
-    import diffusers
-
-    return inspect.signature(getattr(diffusers, SOLVERS[name].scheduler)).parameters
+    return inspect.signature(scheduler_class(name)).parameters
 
 
 def make_scheduler(
@@ -128,8 +134,6 @@ def make_scheduler(
         SolverFault: unknown solver, wrong kind of network, a config that breaks the affine identity, or timesteps
             that the solver does not take.
     """
-    import diffusers
-
     if name not in SOLVERS:
         raise SolverFault(f"unknown solver {name!r}", remedy=f"choose one of: {', '.join(SOLVERS)}")
     solver = SOLVERS[name]
@@ -155,7 +159,7 @@ def make_scheduler(
             remedy=f"choose one of: {', '.join(others)}",
         )
     try:
-        scheduler = getattr(diffusers, solver.scheduler).from_config(dict(config), **settings_of(name, config))
+        scheduler = scheduler_class(name).from_config(dict(config), **settings_of(name, config))
         if timesteps is not None:
             scheduler = with_timesteps(name, scheduler)
         set_timesteps(scheduler, num_inference_steps, timesteps)

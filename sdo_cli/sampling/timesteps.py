@@ -1,7 +1,7 @@
 """Timesteps somebody chose, in place of those a solver would place itself."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +10,8 @@ from sdo_cli.errors import SolverFault
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
-# solvers that take them, and the class that does where it is not the solver's own: diffusers' DDIM takes none, and
-# first-order DPM-Solver++ is DDIM without noise (Lu et al. 2022, arXiv 2206.00927, section 4.1)
-CLASSES = {
-    "ddim": "DPMSolverMultistepScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "dpm++2m": "DPMSolverMultistepScheduler",
-    "flow-euler": "FlowMatchEulerDiscreteScheduler",
-}
+# solvers that take them
+TAKEN_BY = ("ddim", "euler", "ipndm", "dpm++2m", "ddpm", "lcm", "tcd", "flow-euler")
 
 # how a scheduler would space its own steps; a flow solver's `shift` too only places steps: its timesteps are shifted
 OWN_SPACING = {
@@ -38,18 +32,21 @@ def with_timesteps(name: str, scheduler: "SchedulerMixin") -> "SchedulerMixin":
     Raises:
         SolverFault: none does.
     """
-    import diffusers
+    from diffusers import DPMSolverMultistepScheduler
 
-    if name not in CLASSES:
-        raise SolverFault(f"solver {name!r} takes no timesteps", remedy=f"choose one of: {', '.join(CLASSES)}")
-    kind = getattr(diffusers, CLASSES[name])
+    if name not in TAKEN_BY:
+        raise SolverFault(f"solver {name!r} takes no timesteps", remedy=f"choose one of: {', '.join(TAKEN_BY)}")
+    # diffusers' DDIM takes none, and first-order DPM-Solver++ is DDIM without noise (Lu et al. 2022, arXiv
+    # 2206.00927, section 4.1)
+    kind = DPMSolverMultistepScheduler if name == "ddim" else type(scheduler)
     takes = inspect.signature(kind).parameters
     settings = {key: value for key, value in OWN_SPACING.items() if key in takes}
-    return kind.from_config(scheduler.config, **settings, **(_first_order(scheduler) if name == "ddim" else {}))
+    return kind.from_config(scheduler.config, **settings, **(first_order(scheduler.config) if name == "ddim" else {}))
 
 
-def _first_order(ddim: "SchedulerMixin") -> dict[str, Any]:
-    last = "zero" if ddim.config.set_alpha_to_one else "sigma_min"
+def first_order(ddim: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes DPM-Solver++ the DDIM of this config."""
+    last = "zero" if ddim.get("set_alpha_to_one", True) else "sigma_min"
     return {"algorithm_type": "dpmsolver++", "solver_order": 1, "final_sigmas_type": last}
 
 

@@ -50,6 +50,8 @@ def needs_of(recipe: Recipe) -> list[Need]:
         found.append(Need("text encoders", recipe.text_encoders, 0, "", None, path.exists(), is_local=True))
     if recipe.lora.start_from is not None:
         found += list(_local("LoRA to start from", recipe.lora.start_from))
+    if recipe.rollout.lora is not None and not embedded.is_embedded(recipe.rollout.lora):
+        found += list(_local("LoRA that draws", recipe.rollout.lora))
     for spec in reward_specs(recipe):
         found += _of_reward(spec, recipe)
     unique: dict[str, Need] = {}
