@@ -5,6 +5,7 @@ import os
 import re
 from dataclasses import replace
 from functools import cache
+from itertools import product
 
 import entry
 import pytest
@@ -19,12 +20,14 @@ from sdo_cli.finetune.loop import plan_step, train
 from sdo_cli.finetune.lora import add_lora
 from sdo_cli.finetune.prepare import prepare
 from sdo_cli.finetune.sharding import check_shardable
+from sdo_cli.gradients.counts import counts
 from sdo_cli.gradients.one_graph import one_graph
 from sdo_cli.gradients.plan import Mode, Plan
 from sdo_cli.gradients.three_stage import three_stage
 from sdo_cli.models.load import ModelSource, load_family
 from sdo_cli.models.second_lora import load_second, network_with
 from sdo_cli.recipe.load import load_recipe
+from sdo_cli.recipe.rule_choice import cost_of
 from sdo_cli.recipe.schema import LoraSpec
 from sdo_cli.sampling.guidance import Guided
 from sdo_cli.sampling.loop import sample_latents
@@ -330,3 +333,52 @@ def test_shards_do_not_go_with_it(where):
     recipe = load_recipe("mine.yaml", list(FAST)).recipe
     with pytest.raises(EnvironmentFault):
         check_shardable(replace(recipe, train="full"), "FSDP")
+
+
+# which rule
+
+
+@pytest.mark.parametrize(
+    ("words", "rule", "said"),
+    [
+        (["num_inference_steps=1"], "full", "a step of 1 call costs sdo 4 and full 4 forward passes"),
+        (["num_inference_steps=2"], "sdo", "a step of 2 calls costs sdo 5 and full 8 forward passes"),
+        (["num_inference_steps=2", "gradient.checkpointing=none"], "full", "costs sdo 5 and full 6"),
+        (["num_inference_steps=3", "gradient.checkpointing=none"], "sdo", "costs sdo 6 and full 9"),
+        (["rollout.num_inference_steps=1"], "full", "a step of 1 call costs"),
+        (["solver=pndm", "num_inference_steps=2", "gradient.checkpointing=none"], "sdo", "a step of 3 calls costs"),
+        (
+            ["num_inference_steps=1", "gradient.score_micro_batch=1"],
+            "sdo",
+            "gradient.score_micro_batch goes with rules",
+        ),
+        ([*FAST, "rollout.num_inference_steps=1"], "sdo", "and rollout.lora goes with rules of one step alone"),
+    ],
+)
+def test_auto_takes_full_backpropagation_where_that_costs_about_as_much(words, rule, said):
+    loaded = load_recipe("mine.yaml", ["gradient.rule=auto", *words])
+    assert loaded.recipe.gradient.rule == loaded.resolved()["gradient"]["rule"] == rule
+    assert loaded.note.startswith(f"gradient.rule auto: {rule}; ") and said in loaded.note
+
+
+def test_auto_counts_as_the_network_is_run():
+    """Its forward passes are those of the plans, a backward pass two of them."""
+    passes = {"call": 1, "live call": 3, "live call, through": 3, "live call, recomputed": 4}
+    passes["live call, through, recomputed"] = 4
+    for rule, checkpointing, steps in product(("sdo", "full"), ("calls", "none"), (1, 2, 4)):
+        words = [f"gradient.rule={rule}", f"num_inference_steps={steps}"]
+        words += [f"gradient.checkpointing={checkpointing}"] if rule == "full" else []
+        found = counts(plan_step(prepared(*words), 0), checkpointing if rule == "full" else "none", slice_size=2)
+        found.pop("score")
+        expected = sum(number * passes[name] for name, number in found.items())
+        assert cost_of(rule, steps, recomputed=checkpointing == "calls") == expected
+
+
+def test_auto_is_said_and_takes_no_options(tmp_path, where):
+    words = ["finetune", "--recipe", where / "mine.yaml", "gradient.rule=auto", "num_inference_steps=1"]
+    done = sdo(*words, "max_train_steps=1", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr.count("gradient.rule auto: full") == 1
+    shown = sdo(*words, "--dry-run", cwd=tmp_path)
+    assert "rule: full" in shown.stdout and "gradient.rule auto: full" in shown.stderr
+    with pytest.raises(RecipeFault, match=r"gradient\.options: belong to one rule; name that in place of auto"):
+        load_recipe("mine.yaml", ["gradient.rule=auto", "gradient.options={k: 1}"])

@@ -145,6 +145,8 @@ def show_resolved(loaded: LoadedRecipe, as_json: bool) -> None:
 
     tree = loaded.resolved()
     typer.echo(json.dumps(tree) if as_json else OmegaConf.to_yaml(OmegaConf.create(tree)).rstrip())
+    if loaded.note:
+        typer.echo(f"# {loaded.note}", err=True)
     count = len(loaded.prompts(loaded.recipe.prompts))
     typer.echo(f"# {loaded.name}: no problems; {count} training prompts", err=True)
 
@@ -194,7 +196,10 @@ def as_text(loaded: LoadedRecipe, summary: "RunSummary") -> str:
     if recipe.train == "lora":
         tuned = ["--model", recipe.model, "--lora", str(folder)]
     words = ["sample", example, *tuned, "--solver", recipe.solver]
-    words += ["--steps", str(recipe.num_inference_steps), "--guidance", str(recipe.guidance_scale)]
+    steps = ["--steps", str(recipe.num_inference_steps)]
+    if recipe.timesteps is not None:
+        steps = ["--timesteps", ",".join(map(str, recipe.timesteps))]
+    words += [*steps, "--guidance", str(recipe.guidance_scale)]
     if recipe.eta:
         words += ["--eta", str(recipe.eta)]
     if recipe.negative_prompt:

@@ -79,6 +79,8 @@ def finetune(
     """
     begin = find(loaded, folder, reporter, world) if resume else None
     reporter.note(overview(loaded, begin.step if begin else 0))
+    if loaded.note:
+        reporter.note(loaded.note)
     job, validation = prepare(loaded, world, whole_file=False)
     guard = make_guard(loaded, job, validation)
     for spec in (*loaded.recipe.rewards, *loaded.recipe.validation.rewards):

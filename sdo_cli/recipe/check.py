@@ -11,6 +11,7 @@ from sdo_cli.gradients.rules import RULES, known_names, option_problem, resolve
 from sdo_cli.recipe.document import Key
 from sdo_cli.recipe.prompts import read_prompts
 from sdo_cli.recipe.rollout_check import check_rollout, check_timesteps, training_steps
+from sdo_cli.recipe.rule_choice import AUTO as RULE_AUTO
 from sdo_cli.recipe.schema import GuardSpec, PromptSource, Recipe, RewardSpec
 from sdo_cli.recipe.typed import suggestion
 from sdo_cli.sampling.solvers import AUTO, MOST_STEPS, SOLVERS, STOCHASTIC, calls_of
@@ -266,7 +267,8 @@ def wrong_parts(parts: Any) -> str | None:
 def check_gradient(recipe: Recipe, problem: Problem) -> None:
     spec = recipe.gradient
     if not resolve(spec.rule):
-        problem(("gradient", "rule"), f"unknown gradient rule {spec.rule!r}; {suggestion(spec.rule, known_names())}")
+        names = [RULE_AUTO, *known_names()]
+        problem(("gradient", "rule"), f"unknown gradient rule {spec.rule!r}; {suggestion(spec.rule, names)}")
         return
     info = RULES[spec.rule]
     if info.latents_only:

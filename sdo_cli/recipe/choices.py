@@ -7,6 +7,7 @@ from typing import Any
 import rewards as reward_table
 from sdo_cli.gradients.rules import RULES, RuleInfo
 from sdo_cli.recipe.check import TRACKERS
+from sdo_cli.recipe.rule_choice import AUTO as RULE_AUTO
 from sdo_cli.recipe.signatures import NO_DEFAULT, Signature, signature_in, signature_of, word_in
 from sdo_cli.recipe.steering_meanings import KIND_OPTION_MEANINGS
 from sdo_cli.recipe.steering_schema import KIND_OPTIONS, LOOK_ELSEWHERE, VARIABLES
@@ -52,6 +53,10 @@ def as_yaml(value: Any) -> str:
     if isinstance(value, list | dict):
         return f"[{', '.join(map(as_yaml, value))}]" if value else "none"
     return str(value) or "empty"
+
+
+def rules_of_training() -> tuple[Choice, ...]:
+    return (Choice(RULE_AUTO, "full where that costs about as much as sdo, at one or two calls; else sdo"), *rules())
 
 
 def rules(*, but: Iterable[str] = (), for_weights: bool = True) -> tuple[Choice, ...]:
@@ -129,7 +134,7 @@ def words(names: Iterable[str]) -> tuple[Choice, ...]:
 
 # by verb and key
 CHOICES: dict[tuple[str, str], Callable[[], tuple[Choice, ...]]] = {
-    ("finetune", "gradient.rule"): rules,
+    ("finetune", "gradient.rule"): rules_of_training,
     ("finetune", "gradient.options"): rule_options,
     ("finetune", "rewards.0.name"): rewards,
     ("finetune", "rewards.0.options"): reward_options,

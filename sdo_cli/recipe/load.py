@@ -8,6 +8,7 @@ from sdo_cli.errors import RecipeFault
 from sdo_cli.recipe.check import check_recipe
 from sdo_cli.recipe.document import read_document
 from sdo_cli.recipe.prompts import read_prompts, shipped_folder
+from sdo_cli.recipe.rule_choice import AUTO, with_rule_chosen
 from sdo_cli.recipe.schema import PromptSource, Recipe
 from sdo_cli.recipe.typed import BROKEN, Reader, suggestion
 
@@ -21,6 +22,7 @@ class LoadedRecipe:
     folder: of the file; prompt files are looked up beside it.
     given: name or path as the user typed it, for the commands sdo proposes.
     overrides: ``key=value`` from the command line.
+    note: what was chosen for the user, to be said once.
     """
 
     recipe: Recipe
@@ -29,6 +31,7 @@ class LoadedRecipe:
     folder: Path
     overrides: tuple[str, ...]
     given: str
+    note: str = ""
 
     def resolved(self) -> dict[str, Any]:
         """Every field with its value, defaults included."""
@@ -80,8 +83,12 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> LoadedRecipe:
         raise RecipeFault(document.problems)
     reader = Reader(document)
     recipe = reader.read(document.tree, Recipe, ())
+    note = ""
     if recipe is not BROKEN:
+        if recipe.gradient.rule == AUTO and recipe.gradient.options:
+            reader.follow_up(("gradient", "options"), "belong to one rule; name that in place of auto")
+        recipe, note = with_rule_chosen(recipe)
         check_recipe(recipe, path.parent, reader.follow_up)
     if document.problems:
         raise RecipeFault(document.problems)
-    return LoadedRecipe(recipe, path.stem, text, path.parent, tuple(overrides or ()), name)
+    return LoadedRecipe(recipe, path.stem, text, path.parent, tuple(overrides or ()), name, note)

@@ -362,8 +362,9 @@ MEANINGS: dict[Any, dict[str, Meaning]] = {
         "rule": Meaning(
             "Which gradient is taken.",
             "gradient: {rule: drtune}",
-            "`sdo` is cheap in memory and trains all steps. The rules side by side: docs/gradients.md, and on your own"
-            " model `sdo bench`. A rule of your own: docs/plugins.md.",
+            "`sdo` is cheap in memory and trains all steps. `auto`: `full` where that costs about as much, at one or"
+            " two network calls, else `sdo`; a line says which. The rules side by side: docs/gradients.md, and on your"
+            " own model `sdo bench`. A rule of your own: docs/plugins.md.",
         ),
         "options": Meaning(
             "What the rule can be told.",
