@@ -11,6 +11,7 @@ import entry
 import pytest
 import torch
 from test_bench import quick_figures  # noqa: F401
+from test_fast_rollouts import fast_lora
 
 from sdo_cli.bench import memory
 from sdo_cli.bench.bench_job import new_adapter, open_workbench
@@ -40,8 +41,8 @@ def words(small):
 
 
 @pytest.fixture(scope="module")
-def plans(tmp_path_factory, words):
-    """Two whole calls of six; and one plan that leaves inner blocks out too. By name, as paths."""
+def plans(tmp_path_factory, words, small):
+    """Two whole calls of six; one plan that leaves inner blocks out too; a few-step LoRA. By name, as paths."""
     folder = tmp_path_factory.mktemp("plans")
     job, _ = prepare(load_recipe("bench", words))
     wiring = wiring_of(job.family, "blocks", job.embed(job.prompts[:1]))
@@ -51,7 +52,8 @@ def plans(tmp_path_factory, words):
     inner[[1, 2, 4], 1:4] = False
     for name, runs in {"whole": whole, "inner": inner}.items():
         SkipPlan(made, "blocks", wiring, runs).save(folder / f"{name}.json")
-    return {name: folder / f"{name}.json" for name in ("whole", "inner")}
+    lora = fast_lora(small("sd15"), folder / "fast")
+    return {name: folder / f"{name}.json" for name in ("whole", "inner")} | {"fast": lora}
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,7 @@ def arms(plans):
         "inner": f"sdo:rollout.skip_plan={plans['inner']}",
         "fewer": "sdo:rollout.num_inference_steps=3",
         "full, fewer": "full:rollout.num_inference_steps=3",
+        "fast": f"sdo:rollout.lora={plans['fast']},rollout.solver=lcm,rollout.num_inference_steps=2",
     }
 
 
@@ -95,15 +98,17 @@ def test_flops_of_cheap_rollouts_are_what_the_counter_says(bench, arms):
         tolerance = 0.02 if names[variant.name] == "inner" else 5e-3
         assert predicted == pytest.approx(measured, rel=tolerance), variant.name
         found[names[variant.name]] = measured
+    # two calls without guidance, and what the LoRA itself computes
+    assert parts["call"] < found["fast"] - (found["sdo"] - 6 * parts["call"]) < 1.5 * parts["call"]
     assert found["two"] > found["whole"] and found["fewer"] < found["sdo"] and found["full, fewer"] < found["full"]
     # four of six calls are not made
     assert found["sdo"] - found["whole"] == pytest.approx(4 * parts["call"], rel=5e-3)
 
 
 def test_calls_are_those_of_the_arm_and_blocks_are_recomputed_for_it(arms, bench, words):
-    table = measure_cost(picked(bench, arms, "full", "sdo", "whole", "fewer"), rounds=1, reporter=Silent())
+    table = measure_cost(picked(bench, arms, "full", "sdo", "whole", "fewer", "fast"), rounds=1, reporter=Silent())
     calls = {variant.name: cost.calls["no_grad"] for variant, cost in table.variants.items()}
-    assert [calls[arms[name]] for name in ("full", "sdo", "whole", "fewer")] == [0, 6, 2, 3]
+    assert [calls[arms[name]] for name in ("full", "sdo", "whole", "fewer", "fast")] == [0, 6, 2, 3, 2]
     recomputing = open_workbench(load_variants("bench", [*words, "gradient_checkpointing=true"], [arms["whole"]]))
     new_adapter(recomputing, seed=0, moved=0.02)
     (variant,) = recomputing.jobs
@@ -126,17 +131,17 @@ def test_arms_are_kept_apart_and_ratios_are_against_full_rollouts(arms, bench):
 
 
 def test_nearness_and_training_take_them(arms, bench):
-    few = picked(bench, arms, "full", "sdo", "whole", "fewer")
+    few = picked(bench, arms, "full", "sdo", "whole", "fewer", "fast")
     by_name = {variant.name: variant for variant in few.jobs}
     near = measure_nearness(few, by_name["full"], batches=1, draws=2, reporter=Silent())
-    assert all(-1 <= near[by_name[arms[name]]].cosine.mean < 1 for name in ("whole", "fewer"))
+    assert all(-1 <= near[by_name[arms[name]]].cosine.mean < 1 for name in ("whole", "fewer", "fast"))
     assert near[by_name["sdo"]].cosine.mean != near[by_name[arms["whole"]]].cosine.mean
-    few = picked(bench, arms, "sdo", "whole")
+    few = picked(bench, arms, "sdo", "whole", "fast")
     table = measure_cost(few, rounds=0, reporter=Silent())
     *_, result = compare_training(few, table, list(few.jobs), iterations=2, seeds=1, reporter=Silent())
     steps = {variant.name: rule.runs[0].steps for variant, rule in result.rules.items()}
     # cheaper rollouts afford more steps of the same budget
-    assert steps["sdo"] == 2 < steps[arms["whole"]]
+    assert steps["sdo"] == 2 < steps[arms["whole"]] < steps[arms["fast"]]
 
 
 @pytest.mark.parametrize(

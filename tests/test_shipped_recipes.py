@@ -7,6 +7,7 @@ import entry
 import pytest
 from safetensors.torch import load_file
 from small_rewards import make_small_reward
+from test_fast_rollouts import fast_lora
 
 import rewards
 from sdo_cli.models.catalog import MODELS
@@ -26,6 +27,7 @@ PROMISED = {
     "low-memory",
     "low-memory-sdxl",
     "turbo",
+    "lcm",
 }
 
 
@@ -43,6 +45,8 @@ def small_version(name, small, folder):
         words += ["height=64", "width=64"]
     if recipe.vae:
         words += [f"vae={small(kind) / 'vae'}"]
+    if recipe.rollout.lora:
+        words += [f"rollout.lora={fast_lora(small(kind), folder.parent / 'fast')}", "rollout.drift_steps=0"]
     words += ["guard.steps=1", "guard.num_prompts=2", "validation.batch_size=2"]
     places = {
         "rewards": recipe.rewards,

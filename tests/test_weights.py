@@ -1,6 +1,7 @@
 """What a recipe needs, what is missing, and `sdo fetch` against a small hub on loopback."""
 
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from typing import ClassVar
 
 import entry
 import pytest
+from PIL import Image
 
 from sdo_cli.recipe.load import load_recipe, shipped_recipes
 from sdo_cli.weights.needs import is_whole, needs_of, revisions_of
@@ -226,6 +228,35 @@ def test_fetch_takes_a_variant_where_a_part_has_one(hub, tmp_path):
     write_cache(tmp_path / "home", "c/vae", {"config.json": "{}"})
     listed = sdo(*words, "vae=c/vae", "--list", cwd=tmp_path, **settings)
     assert "missing " in next(line for line in listed.stdout.splitlines() if "c/vae" in line)
+
+
+def test_loras_of_the_hub_are_fetched_and_found_offline(hub, small, tmp_path):
+    """By repository, or by one of its files where it has many, as Lightning's and Hyper-SD's."""
+    from test_fast_rollouts import fast_lora
+
+    weights = (fast_lora(small("sd15"), tmp_path / "fast") / "pytorch_lora_weights.safetensors").read_bytes()
+    serve("x/lcm", {"pytorch_lora_weights.safetensors": weights})
+    serve("x/many", {"steps-4.safetensors": weights, "steps-8.safetensors": b"no"})
+    settings = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub, "HF_HUB_DISABLE_XET": "1"}
+    words = ["quickstart", f"model={small('sd15')}", "rewards=[colorfulness]", "validation={}", "rollout.solver=lcm"]
+    words += ["rollout.num_inference_steps=2", "lora.start_from=x/many/steps-4.safetensors", "rollout.lora=x/lcm"]
+    offline = settings | {"HF_HUB_OFFLINE": "1"}
+    refused = sdo("finetune", "--recipe", *words, "--out", "run", cwd=tmp_path, **offline)
+    assert refused.returncode == 2 and "x/lcm/pytorch_lora_weights.safetensors" in refused.stderr
+    assert "x/many/steps-4.safetensors" in refused.stderr and "sdo fetch quickstart" in refused.stderr
+    fetched = sdo("fetch", *words, "--json", cwd=tmp_path, **settings)
+    names = ["x/many/steps-4.safetensors", "x/lcm/pytorch_lora_weights.safetensors"]
+    assert json.loads(fetched.stdout)["fetched"] == names
+    more = ["max_train_steps=1", "train_batch_size=1", "num_inference_steps=2", "-q"]
+    done = sdo("finetune", "--recipe", *words, *more, "--out", "run", cwd=tmp_path, **offline)
+    assert done.returncode == 0, done.stderr
+    for lora in ("x/lcm", "x/many/steps-4.safetensors", str(tmp_path / "fast")):
+        out = f"out-{lora.replace('/', '-')}"
+        drawing = ["a cat", "--model", small("sd15"), "--lora", lora, "--steps", "2", "--out", out, "-q"]
+        assert sdo("sample", *map(str, drawing), cwd=tmp_path, **offline).returncode == 0
+    pictures = {path.read_bytes() for path in tmp_path.glob("out-*/00000.png")}
+    pixels = {Image.open(io.BytesIO(picture)).tobytes() for picture in pictures}
+    assert len(pixels) == 1
 
 
 def test_a_download_that_breaks_leaves_nothing_that_looks_whole(hub, tmp_path):

@@ -1,5 +1,6 @@
 """One set of loaded models that every variant runs on."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -8,8 +9,9 @@ from torch import Tensor, nn
 
 from sdo_cli.bench.variants import Variant
 from sdo_cli.errors import EnvironmentFault, RecipeFault
+from sdo_cli.estimate.flops import count_flops
 from sdo_cli.finetune.batches import PromptOrder
-from sdo_cli.finetune.loop import Job, accumulate
+from sdo_cli.finetune.loop import Job, accumulate, path_of
 from sdo_cli.finetune.lora import ADAPTER, add_lora
 from sdo_cli.finetune.prepare import cheap_rollouts, check_plan, prepare
 from sdo_cli.finetune.validate import Validation
@@ -17,6 +19,7 @@ from sdo_cli.gradients.outcome import Outcome
 from sdo_cli.gradients.plan import Plan
 from sdo_cli.progress import Reporter
 from sdo_cli.recipe.load import LoadedRecipe
+from sdo_cli.sampling.loop import Denoise
 from sdo_cli.seeding import keyed_generator
 
 
@@ -92,9 +95,25 @@ def _job_of(variant: Variant, loaded: LoadedRecipe, shared: Job) -> Job:
     try:
         job = replace(shared, recipe=loaded.recipe, rollouts=cheap_rollouts(loaded, shared.family))
         check_plan(job)
+        if job.rollouts is not None and job.rollouts.network is not None:
+            job.rollouts.share = fast_share(job)
     except RecipeFault as fault:
         raise RecipeFault(fault.problems, what=f"recipe with --rule {variant.name}") from fault
     return job
+
+
+def fast_share(job: Job) -> float:
+    """FLOPs of a call of the network that draws, over one of the network that is trained."""
+    x = torch.zeros(1, *job.family.latent_shape(job.recipe.height, job.recipe.width), device=job.family.device)
+    t, rows = torch.full((1,), 500, device=x.device), torch.zeros(1, dtype=torch.long, device=x.device)
+    path = path_of(job, 0, range(1), job.prompts[:1])
+    assert path.fast is not None
+
+    def flops(denoise: Denoise) -> float:
+        with torch.no_grad():
+            return count_flops(lambda: denoise(x, t, rows))
+
+    return flops(path.fast) / flops(path.denoise)
 
 
 def new_adapter(bench: Workbench, seed: int, *, moved: float = 0.0) -> None:
@@ -105,7 +124,10 @@ def new_adapter(bench: Workbench, seed: int, *, moved: float = 0.0) -> None:
             half, so gradients are compared at an adapter that has moved a little.
     """
     job = bench.any_job
-    job.family.denoiser.delete_adapters(ADAPTER)
+    with warnings.catch_warnings():
+        # peft says which other adapter it makes active; the fresh one is a line later
+        warnings.simplefilter("ignore")
+        job.family.denoiser.delete_adapters(ADAPTER)
     parameters = add_lora(job.family, job.recipe.lora, seed=seed)
     if moved:
         generator = keyed_generator(seed, "bench-adapter")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sdo_cli.bench.bench_job import Workbench
-from sdo_cli.drawing.draw import branches, draw_noise, encode_pair, make_path
+from sdo_cli.drawing.draw import draw_noise, encode_pair, make_path
 from sdo_cli.estimate.units import call_shares
 from sdo_cli.finetune.loop import Job
 from sdo_cli.finetune.objective import RewardObjective
@@ -86,8 +86,7 @@ def counts(job: Job, plan: Plan, checkpointing: str) -> dict[str, float]:
     skips = job.drawn_now.skips
     of_step = partial(part_counts, slice_size=job.recipe.train_batch_size, regularised=bool(job.recipe.kl_weight))
     if job.drawn_now.network is not None:
-        share = branches(job.family, job.drawn_now.settings) / branches(job.family, job.draw_settings)
-        return of_step(plan, checkpointing, rollout_share=share)
+        return of_step(plan, checkpointing, rollout_share=job.drawn_now.share)
     if skips is None:
         return of_step(plan, checkpointing)
     shares = call_shares(job.recipe, skips.plan)

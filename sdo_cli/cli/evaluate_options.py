@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from sdo_cli.embedded import lora_place
+from sdo_cli.models.catalog import hub_lora
 from sdo_cli.runs.read import pipeline_of
 
 DEFAULT_REWARDS = "clip,aesthetic"
@@ -95,6 +96,6 @@ def lora_problem(path: str) -> str | None:
         return f"--lora {path}: all weights were trained in this run; evaluate it with --model {whole}"
     if place.is_dir() and not any(place.glob("*.safetensors")):
         return f"--lora {path}: holds no LoRA; the run may not be finished (look at its manifest.json)"
-    if not place.exists() and (path.count("/") != 1 or path.endswith(".safetensors")):
+    if not place.exists() and hub_lora(path) is None:
         return f"--lora {path}: no such file or folder"
     return None

@@ -233,7 +233,7 @@ def _pass(
     recipe, size = job.recipe, job.recipe.train_batch_size
     mine = range(part * size, (part + 1) * size)
     prompts = [order.at(step * job.global_batch + sample) for sample in mine]
-    path = _path(job, step, mine, prompts)
+    path = path_of(job, step, mine, prompts)
     objective = RewardObjective(job.family, job.rewards, prompts)
     spec = recipe.gradient
     micro = MicroBatches(
@@ -251,7 +251,7 @@ def _pass(
     )
 
 
-def _path(job: Job, step: int, mine: range, prompts: list[str]) -> Path:
+def path_of(job: Job, step: int, mine: range, prompts: list[str]) -> Path:
     """How these samples of a step are drawn, and what their gradients are taken of."""
     recipe, drawn = job.recipe, job.drawn_now
     noise = draw_noise(job.family, drawn.settings, [keyed_generator(recipe.seed, "noise", step, s) for s in mine])

@@ -17,12 +17,14 @@ class Rollouts:
     settings: of the solver.
     skips: what is left out of the network.
     network: draws, where it is not the one that is trained.
+    share: FLOPs of its call over one of the network that is trained, guidance and adapters included, where counted.
     on: False once they have drifted too far; training then draws as it samples.
     """
 
     settings: DrawSettings
     skips: Skips | None = None
     network: Network | None = None
+    share: float = 1.0
     on: bool = True
 
 

@@ -1,6 +1,9 @@
-"""Known model repositories: what their licence is and about how much there is to download. Imports no torch."""
+"""Known repositories of models and LoRAs: licence, and about how much there is to download. Imports no torch."""
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from sdo_cli.hub import WeightFile
 
 
 @dataclass(frozen=True)
@@ -34,3 +37,24 @@ MODELS = {
     "stabilityai/stable-diffusion-3.5-large": KnownModel(27_000_000_000, STABILITY, gated=True, config="sd35-large"),
     "madebyollin/sdxl-vae-fp16-fix": KnownModel(335_000_000, "MIT"),
 }
+
+# by repository and file, as :func:`hub_lora` reads them
+LORAS = {
+    "latent-consistency/lcm-lora-sdv1-5": KnownModel(135_000_000, RAIL),
+    "latent-consistency/lcm-lora-sdxl": KnownModel(394_000_000, RAIL),
+}
+# what diffusers calls the file of a LoRA
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+
+def hub_lora(name: str) -> WeightFile | None:
+    """The file that ``owner/repository`` or ``owner/repository/file.safetensors`` stands for; None for a path."""
+    path, (owner, _, rest) = Path(name), name.partition("/")
+    if name.startswith((".", "/", "~")) or not owner or not rest or Path(owner).exists() or path.expanduser().exists():
+        return None
+    repository, _, file = rest.partition("/")
+    if bool(file) != (path.suffix == ".safetensors"):
+        return None
+    known = LORAS.get(name)
+    size, licence = (known.size, known.licence) if known else (0, "")
+    return WeightFile(f"{owner}/{repository}", file or LORA_FILE, size, licence)

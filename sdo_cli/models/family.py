@@ -15,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from sdo_cli.embedded import lora_place
 from sdo_cli.errors import EnvironmentFault, RecipeFault
+from sdo_cli.hub import cached_file, find_file
+from sdo_cli.models.catalog import hub_lora
 from sdo_cli.models.lora_files import NAME, as_diffusers
 from sdo_cli.sampling.guidance import Condition
 from sdo_cli.sampling.scheduler_config import write_said
@@ -300,6 +302,9 @@ class DiffusersFamily:
             EnvironmentFault: nothing there, or made for another model.
         """
         local = Path(lora_place(path)).expanduser()
+        if (on_hub := hub_lora(path)) is not None and (cached_file(on_hub) or "/" in path.partition("/")[2]):
+            # others of a repository's own naming are diffusers' to find
+            local = find_file(on_hub)
         if local.is_dir() and not any(local.glob("*.safetensors")):
             raise EnvironmentFault(f"{path} holds no LoRA", remedy="the run may not be finished: look at manifest.json")
         if not local.exists() and (path.count("/") != 1 or local.suffix or path.startswith((".", "/", "~"))):

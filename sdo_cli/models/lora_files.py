@@ -21,10 +21,12 @@ from torch import Tensor, nn
 
 from sdo_cli.embedded import lora_place
 from sdo_cli.errors import EnvironmentFault
+from sdo_cli.hub import cached_file
 from sdo_cli.installed import sdo
+from sdo_cli.models.catalog import LORA_FILE, hub_lora
 from sdo_cli.models.kohya import PREFIXES, kohya_names
 
-NAME = "pytorch_lora_weights.safetensors"
+NAME = LORA_FILE
 METADATA_KEY = "lora_adapter_metadata"
 _DENOISERS = ("unet", "transformer")
 COMPONENTS = (*_DENOISERS, "text_encoder", "text_encoder_2")
@@ -68,7 +70,9 @@ def lora_path(source: Path) -> Path:
 
 
 def lora_file(path: str) -> Path | None:
-    """The weight file behind a run folder or path; None for a hub id."""
+    """The weight file behind a run folder, path or hub id; None for one that is not on this machine."""
+    if (on_hub := hub_lora(path)) is not None:
+        return cached_file(on_hub)
     place = Path(lora_place(path)).expanduser()
     if place.is_dir():
         return place / NAME if (place / NAME).is_file() else next(iter(sorted(place.glob("*.safetensors"))), None)

@@ -12,7 +12,7 @@ from sdo_cli import embedded
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.hub import MissingWeights, WeightFile, cached_file, is_offline, is_reachable
 from sdo_cli.installed import sdo
-from sdo_cli.models.catalog import MODELS
+from sdo_cli.models.catalog import MODELS, hub_lora
 from sdo_cli.models.folder import has_weights, parts_of, weights_of
 from sdo_cli.recipe.schema import Recipe, RewardSpec
 
@@ -48,10 +48,9 @@ def needs_of(recipe: Recipe) -> list[Need]:
     if recipe.text_encoders is not None:
         path = Path(recipe.text_encoders).expanduser()
         found.append(Need("text encoders", recipe.text_encoders, 0, "", None, path.exists(), is_local=True))
-    if recipe.lora.start_from is not None:
-        found += list(_local("LoRA to start from", recipe.lora.start_from))
-    if recipe.rollout.lora is not None and not embedded.is_embedded(recipe.rollout.lora):
-        found += list(_local("LoRA that draws", recipe.rollout.lora))
+    for what, lora in (("LoRA to start from", recipe.lora.start_from), ("LoRA that draws", recipe.rollout.lora)):
+        if lora is not None:
+            found.append(_lora(what, lora))
     for spec in reward_specs(recipe):
         found += _of_reward(spec, recipe)
     unique: dict[str, Need] = {}
@@ -90,9 +89,10 @@ def _of_reward(spec: RewardSpec, recipe: Recipe) -> Iterator[Need]:
         yield Need(what, path, 0, "", None, False, is_local=True)
 
 
-def _local(what: str, path: str) -> Iterator[Need]:
-    if path.startswith(("/", ".", "~")) or Path(path).suffix or Path(path).exists():
-        yield Need(what, path, 0, "", None, Path(path).expanduser().exists(), is_local=True)
+def _lora(what: str, path: str) -> Need:
+    if (file := hub_lora(path)) is not None:
+        return Need(what, str(file), file.size, file.licence, None, cached_file(file) is not None, file)
+    return Need(what, path, 0, "", None, Path(path).expanduser().exists(), is_local=True)
 
 
 def _model(
