@@ -18,7 +18,8 @@ from small_models import FAMILY_OF, plain
 
 from sdo_cli.exporting.kohya import base_version, guess_family, kohya_metadata
 from sdo_cli.models.load import load_family
-from sdo_cli.models.lora_files import LoraLayer, lora_path, read_diffusers
+from sdo_cli.models.lora_files import LoraLayer
+from sdo_cli.models.lora_read import read_diffusers
 
 CONFIGS = Path(__file__).parent.parent / "sdo_cli" / "models" / "configs"
 PIPELINES = {"sd": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline, "sd3": StableDiffusion3Pipeline}
@@ -140,7 +141,7 @@ def test_sample_and_training_read_kohya_files_as_well(kind, small, run_of, kohya
     words = [f"lora.start_from={kohya_of(kind)}", "lora.text_encoder=true", "--out", "run", "-q"]
     done = sdo("finetune", "--recipe", "r.yaml", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    first, then = (read_diffusers(lora_path(place)) for place in (run_of(kind), tmp_path / "run"))
+    first, then = (read_diffusers(place) for place in (run_of(kind), tmp_path / "run"))
     assert first.keys() == then.keys()
     for component, layers in first.items():
         assert layers.keys() == then[component].keys()
@@ -159,7 +160,7 @@ def test_back_from_kohya_to_diffusers(kind, small, run_of, kohya_of, tmp_path):
     back.load_lora_weights(tmp_path / "back")
     assert np.abs(picture(lora) - picture(back)).max() <= 1
     assert {
-        layer.alpha for layers in read_diffusers(lora_path(tmp_path / "back")).values() for layer in layers.values()
+        layer.alpha for layers in read_diffusers(tmp_path / "back").values() for layer in layers.values()
     } == {4}
 
 

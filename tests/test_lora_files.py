@@ -19,14 +19,11 @@ from sdo_cli.models.load import load_family
 from sdo_cli.models.lora_files import (
     NAME,
     alpha_of,
-    as_diffusers,
-    is_kohya,
     kohya_tensors,
     published,
-    read_diffusers,
-    read_kohya,
     write_diffusers,
 )
+from sdo_cli.models.lora_read import as_diffusers, read_diffusers, read_lora
 
 CONFIGS = Path(__file__).parent.parent / "sdo_cli" / "models" / "configs"
 KINDS = ("sd15", "sd2", "sdxl", "sd35")
@@ -96,7 +93,7 @@ def kohya_file(small, diffusers_file, tmp_path_factory):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_layouts_hold_the_same_layers(kind, parts, diffusers_file, kohya_file):
-    ours = read_kohya(kohya_file(kind), parts(kind), family=FAMILY_OF[kind])
+    ours = read_lora(kohya_file(kind), parts(kind), family=FAMILY_OF[kind])
     first = read_diffusers(diffusers_file(kind))
     assert ours.keys() == first.keys() and len(ours) == (2 if FAMILY_OF[kind] == "sd" else 3)
     for component, layers in first.items():
@@ -114,7 +111,7 @@ def test_a_kohya_file_gives_the_image_of_the_diffusers_file(kind, small, diffuse
     pipe, other = plain(small(kind)), plain(small(kind))
 
     def by_ours(file):
-        with as_diffusers(file, parts_of(other), family=FAMILY_OF[kind]) as path:
+        with as_diffusers(file, parts_of(other), family=FAMILY_OF[kind]) as (path, _):
             other.load_lora_weights(path, adapter_name="a")
         return picture(other)
 
@@ -144,7 +141,7 @@ def test_why_kohya_files_are_not_left_to_diffusers(small, tmp_path):
         if name == "theirs":
             pipe.load_lora_weights(tmp_path / "k.safetensors", adapter_name="a")
         else:
-            with as_diffusers(tmp_path / "k.safetensors", parts_of(pipe), family="sd") as path:
+            with as_diffusers(tmp_path / "k.safetensors", parts_of(pipe), family="sd") as (path, _):
                 pipe.load_lora_weights(path, adapter_name="a")
         found = [m for n, m in pipe.unet.named_modules() if n.endswith("to_k")]
         factors[name] = {m.scaling["a"] for m in found if hasattr(m, "scaling")}
@@ -164,15 +161,21 @@ def write_lora(unet, folder):
 def test_beside_another_adapter_the_layers_are_found_as_well(small, parts, kohya_file):
     pipe = plain(small("sd15"))
     pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), adapter_name="other")
-    both = read_kohya(kohya_file("sd15"), parts_of(pipe), family="sd")
-    alone = read_kohya(kohya_file("sd15"), parts("sd15"), family="sd")
+    both = read_lora(kohya_file("sd15"), parts_of(pipe), family="sd")
+    alone = read_lora(kohya_file("sd15"), parts("sd15"), family="sd")
     assert {c: set(layers) for c, layers in both.items()} == {c: set(layers) for c, layers in alone.items()}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_diffusers_files_are_left_to_diffusers(kind, parts, diffusers_file):
-    with as_diffusers(diffusers_file(kind), parts(kind), family=FAMILY_OF[kind]) as path:
-        assert path == diffusers_file(kind)
+def test_diffusers_files_are_read_with_a_model_as_without(kind, parts, diffusers_file):
+    alone = read_diffusers(diffusers_file(kind))
+    with as_diffusers(diffusers_file(kind), parts(kind), family=FAMILY_OF[kind]) as (path, layers):
+        written = read_diffusers(path)
+    for found in (layers, written):
+        assert {c: set(m) for c, m in found.items()} == {c: set(m) for c, m in alone.items()}
+        for component, module in ((c, m) for c, modules in alone.items() for m in modules):
+            one, other = alone[component][module], found[component][module]
+            assert one.alpha == other.alpha and torch.equal(one.down, other.down) and torch.equal(one.up, other.up)
 
 
 def test_written_diffusers_file_reads_back(diffusers_file, tmp_path):
@@ -358,42 +361,48 @@ def test_alpha_follows_peft():
     assert alpha_of({}, "x", rank=5) == 5
 
 
-def test_the_layout_is_known_by_its_keys():
-    assert is_kohya({"lora_te_x.alpha": 0, "lora_unet_y.alpha": 0}) and is_kohya({"lora_transformer_x.alpha": 0})
-    assert not is_kohya({"unet.x.lora_A.weight": 0, "lora_te_x.alpha": 0}) and not is_kohya({})
-
-
 def test_a_lora_for_another_model_is_refused(parts, kohya_file):
     with pytest.raises(EnvironmentFault, match=r"made for another model: \d+ of \d+ layers are not in this one"):
-        read_kohya(kohya_file("sd15"), parts("sdxl"), family="sdxl")
+        read_lora(kohya_file("sd15"), parts("sdxl"), family="sdxl")
     # the same names, other sizes
     unet = {"unet": torch.nn.ModuleDict({"conv_in": torch.nn.Conv2d(4, 7, 3)})}
     state = {"lora_unet_conv_in.lora_down.weight": torch.zeros(2, 4, 3, 3)}
     path = kohya_file("sd15").with_name("small.safetensors")
     save_file(state | {"lora_unet_conv_in.lora_up.weight": torch.zeros(8, 2, 1, 1)}, path)
     with pytest.raises(EnvironmentFault, match="1 of 1 layers"):
-        read_kohya(path, unet, family="sd")
+        read_lora(path, unet, family="sd")
     save_file(state | {"lora_unet_conv_in.lora_up.weight": torch.zeros(7, 2, 1, 1)}, path)
-    assert read_kohya(path, unet, family="sd")["unet"]["conv_in"].alpha == 2
+    assert read_lora(path, unet, family="sd")["unet"]["conv_in"].alpha == 2
 
 
-@pytest.mark.parametrize("key", ["lora_unet_x.hada_w1_a", "lora_unet_x.dora_scale", "lora_unet_y.lora_up.weight"])
-def test_more_than_plain_lora_is_refused(key, tmp_path):
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        (
+            "lora_unet_x.hada_w1_a",
+            r"is LoHa \(LyCORIS\), which is not applied as a LoRA: it holds lora_unet_x.hada_w1_a",
+        ),
+        ("lora_unet_x.lokr_w1", r"is LoKr \(LyCORIS\)"),
+        ("lora_unet_x.oft_blocks", "is OFT"),
+        ("lora_unet_x.on_input", r"is IA3 \(LyCORIS\)"),
+        ("lora_unet_x.a1.weight", r"is GLoRA \(LyCORIS\)"),
+        ("bundle_emb.word.string_to_param.*", "is a file with textual-inversion embeddings"),
+        ("lora_unet_x.diff_b", "is a LoRA with whole weights beside it"),
+        ("model.diffusion_model.input_blocks.0.0.weight", "is a whole checkpoint"),
+        ("unet.conv_in.weight", r"is no plain LoRA: it holds unet\.conv_in\.weight"),
+        ("lora_unet_y.lora_up.weight", "is no plain LoRA: it has up of lora_unet_y alone"),
+    ],
+)
+def test_more_than_plain_lora_is_refused_as_what_it_is(key, said, tmp_path):
     pair = {f"lora_unet_x.lora_{half}.weight": torch.zeros(2, 2) for half in ("down", "up")}
-    save_file(pair | {key: torch.zeros(2)}, tmp_path / "x.safetensors")
-    with pytest.raises(EnvironmentFault, match=f"is no plain LoRA: it holds {key}"):
-        read_kohya(tmp_path / "x.safetensors", {}, family="sd")
-
-
-def test_dora_in_a_diffusers_file_is_refused(tmp_path):
-    pair = {f"unet.x.lora_{half}.weight": torch.zeros(2, 2) for half in "AB"}
-    save_file(pair | {"unet.x.lora_magnitude_vector": torch.zeros(2)}, tmp_path / "x.safetensors")
-    with pytest.raises(EnvironmentFault, match="is no plain LoRA"):
-        read_diffusers(tmp_path / "x.safetensors")
+    save_file(pair | {key: torch.zeros(2, 2)}, tmp_path / "x.safetensors")
+    with pytest.raises(EnvironmentFault, match=said) as fault:
+        read_lora(tmp_path / "x.safetensors", {}, family="sd")
+    assert fault.value.remedy
 
 
 def test_other_layouts_are_refused_by_name(kohya_file, tmp_path):
-    with pytest.raises(EnvironmentFault, match="has kohya's names"):
+    with pytest.raises(EnvironmentFault, match="has names that only a model can resolve"):
         read_diffusers(kohya_file("sd15"))
     save_file({"down_blocks.0.x.weight": torch.zeros(2)}, tmp_path / "x.safetensors")
     with pytest.raises(EnvironmentFault, match="it holds down_blocks"):

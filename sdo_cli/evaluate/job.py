@@ -9,9 +9,8 @@ from typing import Any
 
 from sdo_cli.drawing.draw import DrawSettings
 from sdo_cli.drawing.parameters import lora_name
-from sdo_cli.files import file_hash
 from sdo_cli.models.load import ModelSource
-from sdo_cli.models.lora_files import lora_file
+from sdo_cli.models.lora_files import lora_hash
 from sdo_cli.recipe.schema import RewardSpec
 from sdo_cli.seeding import key_to_seed
 
@@ -190,8 +189,7 @@ def _variants_of(loras: list[str], scales: list[float], *, base: bool) -> list[V
     found = [Variant(BASE)] if wants_base else []
     names = list(_names(loras))
     for lora, name in zip(loras, names, strict=True):
-        file = lora_file(lora)
-        fingerprint = file_hash(file) if file else None
+        fingerprint = lora_hash(lora)
         for scale in scales:
             if scale == 0:
                 continue

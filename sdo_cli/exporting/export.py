@@ -20,9 +20,8 @@ from sdo_cli.models.lora_files import (
     adapter_settings,
     in_this_transformers,
     kohya_tensors,
-    lora_path,
-    read_diffusers,
 )
+from sdo_cli.models.lora_read import read_diffusers
 from sdo_cli.runs.read import manifest_of
 
 
@@ -74,7 +73,7 @@ def to_kohya(job: ExportJob, out: Path) -> None:
     """One ``.safetensors`` with kohya's names and true alphas."""
     from safetensors.torch import save_file
 
-    layers, dtype = read_diffusers(lora_path(job.source)), dtype_of(job.precision)
+    layers, dtype = read_diffusers(job.source), dtype_of(job.precision)
     family = job.family_of(layers)
     said = job.base().prediction_type if job.model or job.manifest else None
     predicts = said or _config(job, "scheduler", "scheduler_config.json").get("prediction_type")
@@ -101,7 +100,7 @@ def to_peft(job: ExportJob, out: Path) -> None:
     from peft import LoraConfig
     from safetensors.torch import save_file
 
-    layers, dtype = read_diffusers(lora_path(job.source)), dtype_of(job.precision)
+    layers, dtype = read_diffusers(job.source), dtype_of(job.precision)
     family = job.family_of(layers)
 
     def write(folder: Path) -> None:
@@ -136,7 +135,7 @@ def to_merged(job: ExportJob, out: Path) -> None:
 
 def _load(job: ExportJob, *, adapter: str) -> Family:
     family = load_family(job.base(), dtype=torch.float32)
-    family.load_lora(str(lora_path(job.source)), adapter=adapter)
+    family.load_lora(str(job.source), adapter=adapter)
     return family
 
 

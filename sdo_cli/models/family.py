@@ -13,11 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sdo_cli.embedded import lora_place
 from sdo_cli.errors import EnvironmentFault, RecipeFault
-from sdo_cli.hub import cached_file, find_file
-from sdo_cli.models.catalog import hub_lora
-from sdo_cli.models.lora_files import NAME, as_diffusers
+from sdo_cli.models.lora_files import find_lora
+from sdo_cli.models.lora_read import as_diffusers
 from sdo_cli.sampling.guidance import Condition
 from sdo_cli.sampling.scheduler_config import write_said
 
@@ -301,37 +299,23 @@ class DiffusersFamily:
         Raises:
             EnvironmentFault: nothing there, or made for another model.
         """
-        local = Path(lora_place(path)).expanduser()
-        if (on_hub := hub_lora(path)) is not None and (cached_file(on_hub) or "/" in path.partition("/")[2]):
-            # others of a repository's own naming are diffusers' to find
-            local = find_file(on_hub)
-        if local.is_dir() and not any(local.glob("*.safetensors")):
-            raise EnvironmentFault(f"{path} holds no LoRA", remedy="the run may not be finished: look at manifest.json")
-        if not local.exists() and (path.count("/") != 1 or local.suffix or path.startswith((".", "/", "~"))):
+        parts = {self.denoiser_name: self.denoiser, **self.text_encoders}
+        with as_diffusers(find_lora(path), parts, family=self.name) as (where, layers):
+            self.pipeline.load_lora_weights(str(where), adapter_name=adapter, use_safetensors=True)
+        wanted = {name: len(modules) for name, modules in layers.items()}
+        if (carried := {name: _carrying(parts[name], adapter) for name in wanted}) != wanted:
             raise EnvironmentFault(
-                f"no LoRA at {path}", remedy="give a run folder or a .safetensors file made for this model"
+                f"{path} was loaded in part: {carried} of {wanted} layers", remedy="report it, with the file"
             )
-        try:
-            with self._readable(local) if local.exists() else nullcontext(path) as where:
-                self.pipeline.load_lora_weights(str(where), adapter_name=adapter, use_safetensors=True)
-            if scale is not None:
-                self.pipeline.set_adapters([adapter], [scale])
-        except EnvironmentFault:
-            raise
-        # a hub id can fail in any way a network can
-        except Exception as fault:
-            raise EnvironmentFault(
-                f"cannot load the LoRA {path} into {self.source}: {str(fault).strip().splitlines()[0]}",
-                remedy="give a run folder or LoRA file made for this model (a name like a/b is looked up on the hub)",
-            ) from fault
+        if scale is not None:
+            self.pipeline.set_adapters([adapter], [scale])
         for part in (self.denoiser, *self._encoders().values()):
             part.eval().requires_grad_(False)
 
-    def _readable(self, local: Path) -> AbstractContextManager[Path]:
-        """A file diffusers reads as it was meant: kohya's names are resolved here."""
-        if local.is_dir():
-            local = local / NAME if (local / NAME).is_file() else min(local.glob("*.safetensors"))
-        return as_diffusers(local, {self.denoiser_name: self.denoiser, **self.text_encoders}, family=self.name)
+
+def _carrying(part: nn.Module, adapter: str) -> int:
+    """Layers that have this adapter."""
+    return sum(adapter in getattr(module, "lora_A", ()) for module in part.modules())
 
 
 def _cast(part: Any, device: torch.device, dtype: torch.dtype) -> None:

@@ -1,35 +1,30 @@
-"""LoRA files of diffusers and of kohya's programs as one thing: layers with their true alpha.
+"""Where a LoRA lies, its layers as one thing whoever wrote them, and what is written: diffusers' and kohya's files."""
 
-diffusers' loader is right for its own files, so those are left to it. Of kohya files it keeps one alpha for all
-attention layers (0.42: per-layer alphas are filed under names that match no module), refuses text encoders without an
-output projection, and ignores layers that the model lacks; so they are rewritten first (:func:`as_diffusers`).
-"""
-
+import hashlib
 import json
 import math
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sdo_cli.embedded import lora_place
 from sdo_cli.errors import EnvironmentFault
-from sdo_cli.hub import cached_file
-from sdo_cli.installed import sdo
+from sdo_cli.files import file_hash
+from sdo_cli.hub import cached_file, find_file
 from sdo_cli.models.catalog import LORA_FILE, hub_lora
-from sdo_cli.models.kohya import PREFIXES, kohya_names
+from sdo_cli.models.kohya import kohya_names
 
 NAME = LORA_FILE
 METADATA_KEY = "lora_adapter_metadata"
-_DENOISERS = ("unet", "transformer")
-COMPONENTS = (*_DENOISERS, "text_encoder", "text_encoder_2")
+_PEFT = "adapter_model.safetensors"
+DENOISERS = ("unet", "transformer")
+COMPONENTS = (*DENOISERS, "text_encoder", "text_encoder_2")
 
 
 @dataclass(frozen=True)
@@ -40,11 +35,13 @@ class LoraLayer:
         down: ``[rank, in]`` for linear layers, ``[rank, in, k, k]`` for convolutions.
         up: ``[out, rank]`` or ``[out, rank, 1, 1]``.
         alpha: as kohya means it: the factor is alpha / rank.
+        magnitude: of DoRA, ``[out]``: the norms of the rows of the sum.
     """
 
     down: Tensor
     up: Tensor
     alpha: float
+    magnitude: Tensor | None = None
 
     @property
     def rank(self) -> int:
@@ -55,28 +52,82 @@ class LoraLayer:
 Layers = dict[str, dict[str, LoraLayer]]
 
 
-def lora_path(source: Path) -> Path:
-    """The file itself, or the one in a run folder.
+@dataclass(frozen=True)
+class Source:
+    """One file of a LoRA.
+
+    Attributes:
+        component: what its names are of, where they do not say (peft writes a folder for each).
+        config: peft's ``adapter_config.json`` beside it.
+    """
+
+    file: Path
+    component: str | None = None
+    config: Mapping[str, Any] | None = None
+
+
+def sources_of(path: Path) -> list[Source]:
+    """The files behind a LoRA file, a run folder, or a folder of peft's (of one network, or with one for each).
 
     Raises:
-        EnvironmentFault: there is none.
+        EnvironmentFault: there is none, or several that could be meant.
     """
-    source = Path(lora_place(str(source)))
-    path = source / NAME if source.is_dir() else source
-    if not path.is_file():
-        what = f"{source} holds no {NAME}" if source.is_dir() else f"no LoRA at {source}"
-        raise EnvironmentFault(what, remedy="give the folder of a finished run, or a LoRA file")
-    return path
+    path = Path(lora_place(str(path)))
+    if path.is_file():
+        return [_source(path)]
+    if not path.is_dir():
+        raise EnvironmentFault(f"no LoRA at {path}", remedy="give the folder of a finished run, or a LoRA file")
+    if (path / NAME).is_file():
+        return [_source(path / NAME)]
+    if (path / _PEFT).is_file():
+        return [_source(path / _PEFT)]
+    if parts := [name for name in COMPONENTS if (path / name / _PEFT).is_file()]:
+        return [_source(path / name / _PEFT, name) for name in parts]
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files[:8]) + (", …" if len(files) > 8 else "")
+        raise EnvironmentFault(f"{path} holds {len(files)} LoRA files: {names}", remedy="name the one that is meant")
+    if not files:
+        raise EnvironmentFault(
+            f"{path} holds no LoRA", remedy="the run may not be finished (look at manifest.json), or name the file"
+        )
+    return [_source(files[0])]
 
 
-def lora_file(path: str) -> Path | None:
-    """The weight file behind a run folder, path or hub id; None for one that is not on this machine."""
+def _source(file: Path, component: str | None = None) -> Source:
+    config = file.parent / "adapter_config.json"
+    if file.name != _PEFT or not config.is_file():
+        return Source(file, component)
+    return Source(file, component, json.loads(config.read_text(encoding="utf-8")))
+
+
+def find_lora(path: str) -> Path:
+    """A LoRA on this machine: a path, an embedded one, or one of the hub, downloaded when it has to be.
+
+    Raises:
+        EnvironmentFault: one of the hub that cannot be fetched.
+    """
+    if (on_hub := hub_lora(path)) is None:
+        return Path(lora_place(path)).expanduser()
+    try:
+        return find_file(on_hub)
+    except EnvironmentFault as fault:
+        raise EnvironmentFault(
+            f"cannot load the LoRA {path}: {fault.message}",
+            remedy="give a run folder or a LoRA file (a name like a/b or a/b/file.safetensors is looked up on the hub)",
+        ) from fault
+
+
+def lora_hash(path: str) -> str | None:
+    """A digest of the weights behind a run folder, path or hub id; None for what is not on this machine."""
     if (on_hub := hub_lora(path)) is not None:
-        return cached_file(on_hub)
-    place = Path(lora_place(path)).expanduser()
-    if place.is_dir():
-        return place / NAME if (place / NAME).is_file() else next(iter(sorted(place.glob("*.safetensors"))), None)
-    return place if place.is_file() else None
+        found = cached_file(on_hub)
+        return None if found is None else file_hash(found)
+    place = Path(path).expanduser()
+    if not Path(lora_place(str(place))).exists():
+        return None
+    hashes = [file_hash(source.file) for source in sources_of(place)]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -94,114 +145,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise EnvironmentFault(f"{path} is no safetensors file", remedy="give a LoRA in that format") from fault
 
 
-def is_kohya(keys: Mapping[str, object]) -> bool:
-    prefixes = {f"{prefix}_" for parts in PREFIXES.values() for names in parts.values() for prefix in names}
-    return bool(keys) and all(key.startswith(tuple(prefixes)) for key in keys)
-
-
-def read_diffusers(path: Path) -> Layers:
-    """Read a LoRA in diffusers' layout; without adapter metadata alpha is the rank, as diffusers takes it.
-
-    Raises:
-        EnvironmentFault: no LoRA, another layout, or more than plain LoRA (DoRA, biases).
-    """
-    from diffusers.utils.state_dict_utils import (
-        StateDictType,
-        convert_state_dict_to_peft,
-        convert_unet_state_dict_to_peft,
-    )
-
-    tensors, metadata = read_tensors(path)
-    components = sorted({key.partition(".")[0] for key in tensors})
-    if is_kohya(tensors):
-        raise EnvironmentFault(
-            f"{path} has kohya's names, which only a model can resolve",
-            remedy=f"write it as diffusers' first: {sdo('export')} … --format diffusers --model …",
-        )
-    if strange := [component for component in components if component not in COMPONENTS]:
-        raise EnvironmentFault(
-            f"{path} is no LoRA in diffusers' layout: it holds {strange[0]}", remedy="give a file that diffusers wrote"
-        )
-    configs = json.loads(metadata.get(METADATA_KEY, "{}"))
-    layers: Layers = {}
-    for component in components:
-        part = {key.removeprefix(f"{component}."): t for key, t in tensors.items() if key.startswith(f"{component}.")}
-        if component in _DENOISERS:
-            part = convert_unet_state_dict_to_peft(part)
-        else:
-            old = any("to_out_lora" in key for key in part)
-            part = convert_state_dict_to_peft(part, StateDictType.DIFFUSERS_OLD if old else StateDictType.DIFFUSERS)
-        halves = _halves(part, ".lora_A.weight", ".lora_B.weight", path)
-        config = {k.removeprefix(f"{component}."): v for k, v in configs.items() if k.startswith(f"{component}.")}
-        layers[component] = {
-            published(component, module): LoraLayer(down, up, alpha_of(config, module, rank=down.shape[0]))
-            for module, (down, up) in halves.items()
-        }
-    return layers
-
-
-def read_kohya(path: Path, parts: Mapping[str, nn.Module], *, family: str) -> Layers:
-    """Read a LoRA with kohya's names.
-
-    Args:
-        parts: the model's modules by component, on any device (``meta`` will do): names with underscores for dots
-            can only be read by who knows the modules.
-        family: ``sd``, ``sdxl`` or ``sd3``.
-
-    Raises:
-        EnvironmentFault: layers this model has not, of other sizes, or more than plain LoRA (LoHa, DoRA, …).
-    """
-    tensors, _ = read_tensors(path)
-    alphas = {key.removesuffix(".alpha"): t.item() for key, t in tensors.items() if key.endswith(".alpha")}
-    weights = {key: t for key, t in tensors.items() if not key.endswith(".alpha")}
-    halves = _halves(weights, ".lora_down.weight", ".lora_up.weight", path)
-    places = _places(parts, family)
-    strange = [name for name in halves if name not in places or not _fits(places[name][2], *halves[name])]
-    if strange:
-        raise EnvironmentFault(
-            f"{path} was made for another model: {len(strange)} of {len(halves)} layers are not in this one, "
-            f"the first is {strange[0]}",
-            remedy=f"give a LoRA for a model of the family {family} and of this size",
-        )
-    layers: Layers = {}
-    for name, (down, up) in halves.items():
-        component, module, _ = places[name]
-        layers.setdefault(component, {})[module] = LoraLayer(down, up, alphas.get(name, float(down.shape[0])))
-    return layers
-
-
-def _halves(state: Mapping[str, Tensor], down: str, up: str, path: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    modules = [key.removesuffix(down) for key in state if key.endswith(down)]
-    whole = {module: (state[module + down], state[module + up]) for module in modules if module + up in state}
-    rest = sorted(state.keys() - {module + half for module in whole for half in (down, up)})
-    if rest or not whole:
-        what = f"holds {rest[0]}" if rest else "holds no LoRA layers"
-        raise EnvironmentFault(f"{path} is no plain LoRA: it {what}", remedy="give a LoRA of down and up matrices only")
-    return whole
-
-
-def _places(parts: Mapping[str, nn.Module], family: str) -> dict[str, tuple[str, str, nn.Module]]:
-    """Component, module name and module behind every name a kohya file may use."""
-    unet: Any = parts.get("unet")
-    each = unet.config.layers_per_block if unet is not None and family == "sdxl" else 2
-    places: dict[str, tuple[str, str, nn.Module]] = {}
-    for component in PREFIXES[family].keys() & parts.keys():
-        for name, module in parts[component].named_modules():
-            # beside another adapter the layer itself lies one level deeper
-            if isinstance(module, nn.Linear | nn.Conv2d) and ".lora_" not in f".{name}":
-                plain = published(component, name.removesuffix(".base_layer"))
-                for key in kohya_names(component, plain, family=family, layers_per_block=each):
-                    places[key] = (component, plain, module)
-    return places
-
-
-def _fits(module: Any, down: Tensor, up: Tensor) -> bool:
-    return down.shape[1:] == module.weight.shape[1:] and up.shape[0] == module.weight.shape[0]
-
-
 def published(component: str, module: str) -> str:
     """The name in published files: newer transformers drop the level ``text_model`` of CLIPTextModel."""
-    bare = component in _DENOISERS or module.startswith(("text_model.", "text_projection"))
+    bare = component in DENOISERS or module.startswith(("text_model.", "text_projection"))
     return module if bare else f"text_model.{module}"
 
 
@@ -244,6 +190,7 @@ def adapter_settings(layers: Mapping[str, LoraLayer]) -> dict[str, Any]:
         target_modules=sorted(names.values()),
         rank_pattern={names[m]: layer.rank for m, layer in layers.items() if layer.rank != rank},
         alpha_pattern={names[m]: layer.alpha for m, layer in layers.items() if layer.alpha != alpha},
+        use_dora=any(layer.magnitude is not None for layer in layers.values()),
     )
     return config.to_dict() | {"target_modules": sorted(names.values())}
 
@@ -257,11 +204,15 @@ def write_diffusers(layers: Layers, path: Path) -> None:
     for component, modules in layers.items():
         # the loaders look for one spelling per part, and drop layers of a file with two
         down, up = (
-            ("lora_A", "lora_B") if component in _DENOISERS else ("lora_linear_layer.down", "lora_linear_layer.up")
+            ("lora_A", "lora_B") if component in DENOISERS else ("lora_linear_layer.down", "lora_linear_layer.up")
         )
         for module, layer in modules.items():
             tensors[f"{component}.{module}.{down}.weight"] = layer.down.contiguous()
             tensors[f"{component}.{module}.{up}.weight"] = layer.up.contiguous()
+            if layer.magnitude is not None:
+                # peft has a convolution's norms in the shape of its outputs
+                shape = (-1,) if layer.down.dim() == 2 else (1, -1, *[1] * (layer.down.dim() - 2))
+                tensors[f"{component}.{module}.lora_magnitude_vector"] = layer.magnitude.reshape(shape).contiguous()
         settings |= {f"{component}.{key}": value for key, value in adapter_settings(modules).items()}
     metadata = {"format": "pt", METADATA_KEY: json.dumps(settings, indent=2, sort_keys=True)}
     save_file(tensors, path, metadata=metadata)
@@ -276,6 +227,11 @@ def kohya_tensors(layers: Layers, *, family: str, layers_per_block: int = 2) -> 
     state: dict[str, Tensor] = {}
     for component, modules in layers.items():
         for module, layer in modules.items():
+            if layer.magnitude is not None:
+                raise EnvironmentFault(
+                    f"{component}.{module} is DoRA, which is written in no format but diffusers' and merged",
+                    remedy="use --format diffusers or merged",
+                )
             try:
                 name = kohya_names(component, module, family=family, layers_per_block=layers_per_block)[0]
             except KeyError as fault:
@@ -285,19 +241,3 @@ def kohya_tensors(layers: Layers, *, family: str, layers_per_block: int = 2) -> 
             state |= {f"{name}.lora_down.weight": layer.down, f"{name}.lora_up.weight": layer.up}
             state[f"{name}.alpha"] = torch.tensor(layer.alpha)
     return state
-
-
-@contextmanager
-def as_diffusers(path: Path, parts: Mapping[str, nn.Module], *, family: str) -> Iterator[Path]:
-    """The LoRA at ``path`` as a file that diffusers loads as it was meant; itself, unless it has kohya's names.
-
-    Raises:
-        EnvironmentFault: as :func:`read_kohya`.
-    """
-    tensors, _ = read_tensors(path)
-    if not is_kohya(tensors):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="sdo-lora-") as folder:
-        write_diffusers(read_kohya(path, parts, family=family), Path(folder) / NAME)
-        yield Path(folder) / NAME

@@ -10,7 +10,8 @@ from torch import Tensor
 from sdo_cli.embedded import lora_place
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.models.base import Family
-from sdo_cli.models.lora_files import lora_file, read_tensors
+from sdo_cli.models.lora_files import find_lora
+from sdo_cli.models.lora_read import has_text_layers
 from sdo_cli.sampling.guidance import Condition, Network
 
 NAME = "rollout"
@@ -28,10 +29,14 @@ def load_second(family: Family, path: str, *, scale: float = 1.0) -> str:
     place, known = (lora_place(path), scale), family.second_loras
     if place in known:
         return known[place]
-    _refuse_text_layers(path)
     name, active = f"{NAME}{len(known) or ''}", _active(family.denoiser)
     parts = (family.denoiser, *family.text_encoders.values())
     trained = [p for part in parts for p in part.parameters() if p.requires_grad]
+    if has_text_layers(find_lora(path)):
+        raise EnvironmentFault(
+            f"the LoRA {path} has layers for the text encoders, and prompts are encoded once, for all calls",
+            remedy="give one that was made for the denoiser alone",
+        )
     family.load_lora(path, adapter=name)
     # loading froze all there is
     for parameter in trained:
@@ -45,16 +50,6 @@ def load_second(family: Family, path: str, *, scale: float = 1.0) -> str:
             parameter.data = parameter.data.to(family.denoiser.dtype)
     known[place] = name
     return name
-
-
-def _refuse_text_layers(path: str) -> None:
-    """Prompts are encoded once, for all calls."""
-    file = lora_file(path)
-    if file is not None and any(key.startswith(("text_encoder", "lora_te")) for key in read_tensors(file)[0]):
-        raise EnvironmentFault(
-            f"the LoRA {path} has layers for the text encoders, and prompts are encoded once, for all calls",
-            remedy="give one that was made for the denoiser alone",
-        )
 
 
 def network_with(family: Family, adapter: str) -> Network:

@@ -8,8 +8,8 @@ from typing import Any
 
 from sdo_cli.drawing.rollouts import rollout_plan
 from sdo_cli.errors import RecipeFault
-from sdo_cli.files import file_hash, write_text
-from sdo_cli.models.lora_files import lora_file
+from sdo_cli.files import write_text
+from sdo_cli.models.lora_files import lora_hash
 from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.progress import Reporter
 from sdo_cli.recipe.load import LoadedRecipe
@@ -50,8 +50,8 @@ def identity(loaded: LoadedRecipe, processes: int = 1) -> dict[str, Any]:
     tree["validation"]["prompts"] = _digest(loaded.prompts(held_out)) if held_out != PromptSource() else None
     plan = rollout_plan(loaded.recipe, loaded.folder)
     lora = loaded.recipe.rollout.lora
-    if lora is not None and (file := lora_file(lora)) is not None:
-        tree["rollout"]["lora"] = file_hash(file)
+    if lora is not None:
+        tree["rollout"]["lora"] = lora_hash(lora) or lora
     tree["rollout"]["skip_plan"] = plan.fingerprint if plan is not None else None
     return {key: value for key, value in _flat(tree, "") if key not in MAY_CHANGE}
 

@@ -1,0 +1,345 @@
+"""Any program's LoRA onto a model's layers: every pair of the file has its layer, or the file is refused."""
+
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sdo_cli.errors import EnvironmentFault
+from sdo_cli.installed import sdo
+from sdo_cli.models.kohya import PREFIXES, sgm_name
+from sdo_cli.models.lora_files import (
+    COMPONENTS,
+    DENOISERS,
+    METADATA_KEY,
+    NAME,
+    Layers,
+    LoraLayer,
+    Source,
+    alpha_of,
+    published,
+    read_tensors,
+    sources_of,
+    write_diffusers,
+)
+from sdo_cli.models.lora_keys import kind_of, parse
+from sdo_cli.models.mmdit_names import original
+
+# how programs begin the names of a part, beside kohya's underscores; diffusers' own names first
+_DOTTED = {
+    **{f"{component}.": component for component in COMPONENTS},
+    "text_encoder_3.": "text_encoder_3",
+    "diffusion_model.": "denoiser",
+    "model.diffusion_model.": "denoiser",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A layer of the model that a name stands for; ``third`` and ``swapped`` as in :mod:`.mmdit_names`."""
+
+    component: str
+    module: str
+    layer: Any
+    third: int | None = None
+    swapped: bool = False
+
+
+Pair = dict[str, Tensor]
+
+
+def read_lora(path: Path, parts: Mapping[str, nn.Module], *, family: str) -> Layers:
+    """Every layer of a LoRA file or folder, by this model's components and modules.
+
+    Args:
+        path: a file, a run folder, or a folder of peft's.
+        parts: the model's modules by component, on any device (``meta`` will do).
+        family: ``sd``, ``sdxl`` or ``sd3``.
+
+    Raises:
+        EnvironmentFault: layers this model has not, of other sizes, another kind of adapter, numbers that are not
+            finite, or several files.
+    """
+    places, layers, unknown, total = places_of(parts, family), Layers(), list[str](), 0
+    for source in sources_of(path):
+        tensors, metadata = read_tensors(source.file)
+        check_finite(tensors, source.file)
+        pairs = pairs_of(tensors, source.file)
+        total += len(pairs)
+        for name, pair in pairs.items():
+            found = _find(name, pair, places, source, parts)
+            if not found:
+                unknown.append(name)
+            for place in found:
+                config = source.config or _config_of(metadata, place.component)
+                layers.setdefault(place.component, {})[place.module] = _layer(pair, place, config)
+    if unknown:
+        raise EnvironmentFault(
+            f"{path} was made for another model: {len(unknown)} of {total} layers are not in this one, "
+            f"the first is {unknown[0]}",
+            remedy=f"give a LoRA for a model of the family {family} and of this size",
+        )
+    return layers
+
+
+@contextmanager
+def as_diffusers(path: Path, parts: Mapping[str, nn.Module], *, family: str) -> Iterator[tuple[Path, Layers]]:
+    """The LoRA as a file that diffusers loads whole, and its layers; whoever wrote it.
+
+    diffusers' own loader keeps one alpha for kohya's attention layers (0.42), takes one of two spellings in a file and
+    drops the rest, and passes over layers that the model lacks, without a word.
+
+    Raises:
+        EnvironmentFault: as :func:`read_lora`.
+    """
+    layers = read_lora(path, parts, family=family)
+    with tempfile.TemporaryDirectory(prefix="sdo-lora-") as folder:
+        write_diffusers(layers, Path(folder) / NAME)
+        yield Path(folder) / NAME, layers
+
+
+def read_diffusers(path: Path) -> Layers:
+    """Read a LoRA that says itself what its layers are: diffusers' layout, or peft's folders by component.
+
+    Without adapter metadata and ``.alpha`` keys alpha is the rank, as diffusers takes it.
+
+    Raises:
+        EnvironmentFault: no LoRA, or names that only a model can resolve.
+    """
+    layers: Layers = {}
+    for source in sources_of(path):
+        tensors, metadata = read_tensors(source.file)
+        check_finite(tensors, source.file)
+        for name, pair in pairs_of(tensors, source.file).items():
+            component, _, module = (source.component or "", "", name) if source.component else name.partition(".")
+            if component not in COMPONENTS or "mid" in pair:
+                raise EnvironmentFault(
+                    f"{path} has names that only a model can resolve, the first is {name}",
+                    remedy=f"write it as diffusers' first: {sdo('export')} … --format diffusers --model …",
+                )
+            module, config = published(component, module), source.config or _config_of(metadata, component)
+            down, up, magnitude = _computable(pair["down"]), _computable(pair["up"]), pair.get("magnitude")
+            alpha = pair["alpha"].item() if "alpha" in pair else alpha_of(config, module, rank=down.shape[0])
+            norms = None if magnitude is None else _computable(magnitude).flatten()
+            layers.setdefault(component, {})[module] = LoraLayer(down, up, float(alpha), norms)
+    return layers
+
+
+def has_text_layers(path: Path) -> bool:
+    """Whether a LoRA changes a text encoder, by its names."""
+    for source in sources_of(path):
+        if (source.component or "").startswith("text_encoder"):
+            return True
+        if any(key.startswith(("text_encoder", "lora_te")) for key in read_tensors(source.file)[0]):
+            return True
+    return False
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raises EnvironmentFault for numbers that are not finite: they would make every picture black."""
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+            raise EnvironmentFault(
+                f"{path} is damaged: {key} holds numbers that are not finite",
+                remedy="fetch the file again, or take an earlier checkpoint of its training",
+            )
+
+
+def pairs_of(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Pair]:
+    """The parts of every layer by its name in the file.
+
+    Raises:
+        EnvironmentFault: something else than pairs of matrices, half a pair, or several adapters.
+    """
+    pairs: dict[str, Pair] = defaultdict(dict)
+    strange, adapters = [], set[str]()
+    for key, tensor in tensors.items():
+        piece = parse(key)
+        if piece is None:
+            strange.append(key)
+            continue
+        if piece.adapter:
+            adapters.add(piece.adapter)
+        if piece.role in pairs[piece.name] and len(adapters) < 2:
+            raise EnvironmentFault(f"{path} holds {piece.name} twice", remedy="give a file with one adapter")
+        pairs[piece.name][piece.role] = tensor
+    if len(adapters) > 1:
+        raise EnvironmentFault(
+            f"{path} holds several adapters: {', '.join(sorted(adapters))}", remedy="give a file with one"
+        )
+    halves = [name for name, pair in pairs.items() if not {"down", "up"} <= pair.keys()]
+    if strange or halves or not pairs:
+        raise _refusal(path, strange, halves, pairs)
+    return dict(pairs)
+
+
+def _refusal(path: Path, strange: list[str], halves: list[str], pairs: Mapping[str, Pair]) -> EnvironmentFault:
+    if kind := kind_of(strange):
+        return EnvironmentFault(
+            f"{path} is {kind}, which is not applied as a LoRA: it holds {strange[0]}",
+            remedy="give a plain LoRA; or merge this file into its model with the program that made it, and give that",
+        )
+    if strange:
+        what = f"holds {strange[0]}"
+    else:
+        what = f"has {' and '.join(pairs[halves[0]])} of {halves[0]} alone" if halves else "holds no LoRA layers"
+    return EnvironmentFault(f"{path} is no plain LoRA: it {what}", remedy="give a LoRA of down and up matrices only")
+
+
+def _config_of(metadata: Mapping[str, str], component: str) -> dict[str, Any]:
+    """What diffusers noted of peft's settings."""
+    configs = json.loads(metadata.get(METADATA_KEY, "{}"))
+    return {k.removeprefix(f"{component}."): v for k, v in configs.items() if k.startswith(f"{component}.")}
+
+
+def places_of(parts: Mapping[str, nn.Module], family: str) -> dict[tuple[str, str], list[Place]]:
+    """Places by component and name, dots written as underscores: programs write either."""
+    places: dict[tuple[str, str], list[Place]] = defaultdict(list)
+    for component, part in parts.items():
+        each = getattr(getattr(part, "config", None), "layers_per_block", None)
+        modules = dict(_layers_of(component, part))
+        last = max((int(name.split(".")[1]) for name in modules if name.startswith("transformer_blocks.")), default=0)
+        for module, layer in modules.items():
+            place = Place(component, module, layer)
+            for name in _names(component, module, family, each or 2):
+                if place not in places[component, _flat(name)]:
+                    places[component, _flat(name)].append(place)
+            if component == "transformer" and (there := original(module, last_block=last)) is not None:
+                place = Place(component, module, layer, there.third, there.swapped)
+                if there.name != module:
+                    places[component, _flat(there.name)].append(place)
+    return dict(places)
+
+
+def _layers_of(component: str, part: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in part.named_modules():
+        # beside another adapter the layer itself lies one level deeper
+        if isinstance(module, nn.Linear | nn.Conv2d) and ".lora_" not in f".{name}":
+            yield published(component, name.removesuffix(".base_layer")), module
+
+
+def _names(component: str, module: str, family: str, each: int) -> Iterator[str]:
+    yield module
+    if component.startswith("text_encoder"):
+        yield module.removeprefix("text_model.")
+    if component != "unet":
+        return
+    try:
+        name = sgm_name(module, each)
+    except KeyError:
+        return
+    yield name
+    if ".upsamplers." in module:
+        # without attention before it, as in SD 1.x's first block
+        yield name.replace(".2.", ".1.", 1)
+
+
+def _flat(name: str) -> str:
+    return name.replace(".", "_")
+
+
+def _find(
+    name: str,
+    pair: Pair,
+    places: Mapping[tuple[str, str], list[Place]],
+    source: Source,
+    parts: Mapping[str, nn.Module],
+) -> list[Place]:
+    """The layers a name stands for, all of them or none."""
+    for component, rest in _readings(name, source, parts):
+        found = places.get((component, _flat(rest)), [])
+        thirds = sorted((place for place in found if place.third is not None), key=lambda place: place.third or 0)
+        # one matrix for queries, keys and values: all three of them, or a layer of its own
+        chosen = thirds if len(thirds) == 3 and _rows(pair) == 3 * thirds[0].layer.weight.shape[0] else found
+        if chosen and all(_fits(place, pair) for place in chosen):
+            return chosen if chosen is thirds else chosen[:1]
+    return []
+
+
+def _readings(name: str, source: Source, parts: Mapping[str, nn.Module]) -> Iterator[tuple[str, str]]:
+    """Components a name may be of, with the rest of it."""
+    denoiser = next((component for component in DENOISERS if component in parts), "unet")
+    if source.component is not None:
+        yield source.component, name
+        return
+    for prefix, component in _DOTTED.items():
+        if name.startswith(prefix):
+            yield (denoiser if component == "denoiser" else component), name.removeprefix(prefix)
+            return
+    for prefixes in PREFIXES.values():
+        for component, starts in prefixes.items():
+            for start in starts:
+                if name.startswith(f"{start}_") and component in parts:
+                    yield component, name.removeprefix(f"{start}_")
+    if name.startswith("lora_unet_"):
+        # sd-scripts calls SD 3's transformer so
+        yield denoiser, name.removeprefix("lora_unet_")
+    if not name.startswith("lora_"):
+        yield denoiser, name
+
+
+def _rows(pair: Pair) -> int:
+    return int(pair["up"].shape[0])
+
+
+def _fits(place: Place, pair: Pair) -> bool:
+    down, up, weight = pair["down"], pair["up"], place.layer.weight
+    rows = weight.shape[0] * (3 if place.third is not None else 1)
+    if up.shape[0] != rows or up.shape[1:].numel() != down.shape[0] or down.shape[0] == 0:
+        return False
+    if "mid" in pair:
+        return weight.dim() == 4 and pair["mid"].shape == (len(down), len(down), *weight.shape[2:])
+    # a projection may stand as a matrix or as a convolution of one pixel
+    return bool(down.shape[1] == weight.shape[1]) and down[0, 0].numel() == weight[0, 0].numel()
+
+
+def _layer(pair: Pair, place: Place, config: Mapping[str, Any]) -> LoraLayer:
+    """The pair in the shapes of the layer it belongs to."""
+    weight, rank = place.layer.weight, pair["down"].shape[0]
+    # float8 knows no arithmetic; half precision holds all of it
+    down, up = (_computable(pair[half]) for half in ("down", "up"))
+    if "mid" in pair:
+        # LyCORIS' three factors of a convolution: the first two are one
+        mixed = torch.einsum("rskl,si->rikl", pair["mid"].float(), down.flatten(1).float())
+        down = mixed.to(down.dtype)
+    down, up = down.reshape(rank, *weight.shape[1:]), up.reshape(len(up), rank, *[1] * (weight.dim() - 2))
+    if place.third is not None:
+        # a file's writer refuses tensors that share memory
+        down, up = down.clone(), up.chunk(3)[place.third].clone()
+    if place.swapped:
+        up = torch.cat(up.chunk(2)[::-1])
+    module = place.module
+    alpha = pair["alpha"].item() if "alpha" in pair else alpha_of(config, module, rank=rank)
+    magnitude = pair.get("magnitude")
+    return LoraLayer(down, up, float(alpha), None if magnitude is None else _magnitude(magnitude, place))
+
+
+def _computable(tensor: Tensor) -> Tensor:
+    return tensor.half() if tensor.dtype.itemsize == 1 else tensor
+
+
+def _magnitude(magnitude: Tensor, place: Place) -> Tensor:
+    """Norms of a weight's rows, ``[out]``.
+
+    Raises:
+        EnvironmentFault: norms of its columns, which LyCORIS writes for ``wd_on_output=False``.
+    """
+    rows = place.layer.weight.shape[0]
+    if place.third is not None or place.swapped or magnitude.numel() != rows or magnitude.shape[0] not in (1, rows):
+        raise EnvironmentFault(
+            f"the DoRA of {place.module} has {tuple(magnitude.shape)} norms, not one for each of {rows} rows",
+            remedy="give one trained with wd_on_output, sd-scripts' and peft's way",
+        )
+    if magnitude.shape[0] == 1 and magnitude.dim() == 2 and rows == place.layer.weight.shape[1]:
+        raise EnvironmentFault(
+            f"the DoRA of {place.module} may have norms of rows or of columns: {tuple(magnitude.shape)} fits both",
+            remedy="give one trained with wd_on_output, sd-scripts' and peft's way",
+        )
+    return _computable(magnitude).flatten()
