@@ -159,9 +159,7 @@ def test_back_from_kohya_to_diffusers(kind, small, run_of, kohya_of, tmp_path):
     lora.load_lora_weights(run_of(kind))
     back.load_lora_weights(tmp_path / "back")
     assert np.abs(picture(lora) - picture(back)).max() <= 1
-    assert {
-        layer.alpha for layers in read_diffusers(tmp_path / "back").values() for layer in layers.values()
-    } == {4}
+    assert {layer.alpha for layers in read_diffusers(tmp_path / "back").values() for layer in layers.values()} == {4}
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd3"])

@@ -13,10 +13,12 @@ from safetensors.torch import load_file, save_file
 from small_models import FAMILY_OF, plain
 
 from sdo_cli.errors import EnvironmentFault
+from sdo_cli.finetune.lora import add_lora
 from sdo_cli.models.kohya import sgm_name
 from sdo_cli.models.load import load_family
 from sdo_cli.models.lora_files import published
 from sdo_cli.models.lora_read import places_of, read_lora
+from sdo_cli.recipe.schema import LoraSpec
 
 SUFFIX = {"down": "lora_down.weight", "up": "lora_up.weight"}
 PEFT = {"down": "lora_A.weight", "up": "lora_B.weight"}
@@ -476,3 +478,43 @@ def test_export_merged_of_a_file_it_cannot_place_writes_nothing(small, tmp_path)
     done = entry.run(list(map(str, words)), cwd=tmp_path)
     assert done.returncode == 2 and "was made for another model: 3 of 3 layers" in done.stderr
     assert not (tmp_path / "merged").exists() and load_file(tmp_path / "x.safetensors")
+
+
+# pictures that are not finite
+
+
+@pytest.fixture
+def overflowing(small, tmp_path):
+    """A LoRA whose numbers are finite and whose products are not."""
+    weights = weights_of(plain(small("sd15")))
+    pairs, _ = made(weights, r"^unet\..*attn1\.to_(q|v)")
+    state = {
+        f"{'.'.join(key)}.{PEFT[half]}": 1e30 * value for key, pair in pairs.items() for half, value in pair.items()
+    }
+    return file_of(tmp_path, state, "huge.safetensors")
+
+
+def test_black_pictures_are_no_result(small, overflowing, tmp_path):
+    """With one such LoRA clip-score was higher on all prompts: of black."""
+    import entry
+
+    words = ["sample", "a cat", "a dog", "--model", small("sd15"), "--lora", overflowing, "--steps", "2", "--out", "s"]
+    done = entry.run(list(map(str, words)), cwd=tmp_path)
+    assert done.returncode == 2 and "2 of 2 pictures are not finite, the first of 'a cat'" in done.stderr
+    assert not list(tmp_path.rglob("0*.png"))
+    (tmp_path / "p.txt").write_text("a cat\na dog\n")
+    words = ["eval", "-p", "p.txt", "--model", small("sd15"), "--lora", overflowing, "--steps", "2", "--out", "e"]
+    words += ["--rewards", "colorfulness", "--no-embedding", "--no-report"]
+    done = entry.run(list(map(str, words)), cwd=tmp_path)
+    assert done.returncode == 2 and "pictures are not finite" in done.stderr
+    assert not (tmp_path / "e" / "summary.json").exists()
+
+
+def test_an_adapter_that_is_not_finite_is_not_written(small, tmp_path):
+    family = load_family(str(small("sd15")))
+    parameters = add_lora(family, LoraSpec(rank=2), seed=0)
+    with torch.no_grad():
+        parameters[3].view(-1)[0] = float("nan")
+    with pytest.raises(EnvironmentFault, match="the trained LoRA is not finite"):
+        family.save_lora(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdo_cli.drawing.prompts import PromptEmbeddings
-from sdo_cli.errors import RecipeFault
+from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.models.base import Family
 from sdo_cli.recipe.schema import Recipe
 from sdo_cli.sampling.guidance import Condition, Guided
@@ -172,7 +172,19 @@ def draw_images(
         noise = draw_noise(family, settings, [generator_for(start + j) for j in range(len(part))])
         condition, negative = encode_pair(embed, settings, part)
         latents = sample_latents(make_path(family, settings, noise, condition, negative, skips=skips))
-        yield torch.cat([family.decode(few).cpu() for few in latents.split(decode_batch(family, latents))])
+        images = torch.cat([family.decode(few).cpu() for few in latents.split(decode_batch(family, latents))])
+        check_pictures(images, part)
+        yield images
+
+
+def check_pictures(images: Tensor, prompts: list[str]) -> None:
+    """Raises EnvironmentFault for pictures ``[B, …]`` that are not finite: saved they are black, and can be scored."""
+    bad = [prompt for image, prompt in zip(images, prompts, strict=True) if not bool(torch.isfinite(image).all())]
+    if bad:
+        raise EnvironmentFault(
+            f"{len(bad)} of {len(images)} pictures are not finite, the first of {bad[0]!r}: numbers overflowed",
+            remedy="compute in bf16 or fp32 (--precision no, mixed_precision: no); with a LoRA, try a smaller scale",
+        )
 
 
 def decode_batch(family: Family, latents: Tensor) -> int:

@@ -284,6 +284,11 @@ class DiffusersFamily:
         arguments: dict[str, Any] = {}
         for name, part in self.adapted(adapter).items():
             layers = self._layers(part, adapter)
+            if bad := next((key for key, value in layers.items() if not bool(torch.isfinite(value).all())), None):
+                raise EnvironmentFault(
+                    f"the trained LoRA is not finite: {bad}; it is not written",
+                    remedy="go on from an earlier checkpoint with a lower learning_rate or max_grad_norm",
+                )
             arguments[f"{name}_lora_layers"] = {k: v.detach().cpu().contiguous() for k, v in layers.items()}
             arguments[f"{name}_lora_adapter_metadata"] = part.peft_config[adapter].to_dict()  # type: ignore[union-attr,index]
         getattr(diffusers, self.pipeline_class).save_lora_weights(folder, safe_serialization=True, **arguments)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rewards.base import Reward
 from sdo_cli.device import dtype_of, pick_device
-from sdo_cli.drawing.draw import DrawSettings, decode_batch, draw_settings, encode_pair
+from sdo_cli.drawing.draw import DrawSettings, check_pictures, decode_batch, draw_settings, encode_pair
 from sdo_cli.drawing.pictures import read_image
 from sdo_cli.drawing.prompts import PromptEmbeddings
 from sdo_cli.errors import EnvironmentFault
@@ -145,7 +145,9 @@ def _difference(images: Tensor, sources: Tensor) -> Tensor:
 @torch.no_grad()
 def decoded(family: Family, latents: Tensor) -> Tensor:
     """Images ``[B, 3, H, W]``, a few at a time."""
-    return torch.cat([family.decode(few) for few in latents.split(decode_batch(family, latents))])
+    images = torch.cat([family.decode(few) for few in latents.split(decode_batch(family, latents))])
+    check_pictures(images, [f"number {j}" for j in range(len(images))])
+    return images
 
 
 @torch.no_grad()
