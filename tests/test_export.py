@@ -190,7 +190,7 @@ def test_peft_folders_load_with_peft(kind, small, run_of, tmp_path):
 
 BAD = {
     "no such thing": (["gone"], "no LoRA at gone"),
-    "empty folder": (["."], "holds no pytorch_lora_weights.safetensors"),
+    "folder": (["."], "text.safetensors is no safetensors file"),
     "not a LoRA": (["text.safetensors"], "is no safetensors file"),
     "unknown format": (["x", "--format", "ckpt"], "--format: 'ckpt' is not one of kohya"),
 }

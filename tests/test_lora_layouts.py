@@ -405,6 +405,7 @@ def test_a_folder_of_several_files_is_listed_and_none_taken(family_of, base, tmp
     state = {f"{kohya(*key)}.{SUFFIX[half]}": value for key, pair in pairs.items() for half, value in pair.items()}
     folder = tmp_path / "loras"
     folder.mkdir()
+    refused(family_of, folder, "holds no LoRA")
     file_of(folder, state, "a.safetensors")
     family = family_of("sd15")
     family.load_lora(str(folder))

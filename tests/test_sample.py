@@ -219,7 +219,7 @@ def test_a_run_that_trained_all_weights_is_a_model_and_no_lora(tmp_path):
 
 def test_embedded_files_are_small_and_carry_no_pickle():
     files = [p for p in embedded.WEIGHTS.rglob("*") if p.is_file()]
-    assert sum(p.stat().st_size for p in files) < 20e6
+    assert sum(p.stat().st_size for p in files) < 25e6
     assert {p.suffix for p in files} <= {".safetensors", ".json", ".txt", ".md"}
 
 
