@@ -5,19 +5,22 @@ import re
 import shutil
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from original_names import MMDIT_HEADS, MMDIT_LAYERS, original_unet
 from peft import LoraConfig
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_models import FAMILY_OF, plain
 
-from sdo_cli.errors import EnvironmentFault
+from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.finetune.lora import add_lora
 from sdo_cli.models.kohya import sgm_name
 from sdo_cli.models.load import load_family
 from sdo_cli.models.lora_files import published
 from sdo_cli.models.lora_read import places_of, read_lora
+from sdo_cli.models.lora_stack import Stacked, stack_of
 from sdo_cli.recipe.schema import LoraSpec
 
 SUFFIX = {"down": "lora_down.weight", "up": "lora_up.weight"}
@@ -519,3 +522,69 @@ def test_an_adapter_that_is_not_finite_is_not_written(small, tmp_path):
     with pytest.raises(EnvironmentFault, match="the trained LoRA is not finite"):
         family.save_lora(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+# several at once
+
+
+def test_several_loras_are_stacked_each_with_its_weight(small, family_of, base, tmp_path):
+    import entry
+
+    sums, words = {}, []
+    for name, weight, chosen in (("a", 0.8, r"attn1\.to_q"), ("b", -0.5, r"attn\d\.to_[qk]")):
+        pairs, added = made(base("sd15"), rf"^unet\..*{chosen}", alpha=4.0, seed=ord(name))
+        state = {f"{'.'.join(key)}.{PEFT[half]}": value for key, pair in pairs.items() for half, value in pair.items()}
+        words.append(f"{file_of(tmp_path, state, f'{name}.safetensors')}:{weight}")
+        for key, value in added.items():
+            sums[key] = sums.get(key, 0.0) + weight * value
+    merged = tmp_path / "merged"
+    done = entry.run(
+        ["export", "+".join(words), "--format", "merged", "--model", str(small("sd15")), "--out", str(merged)],
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    now = weights_of(plain(merged))
+    for key, weight in base("sd15").items():
+        assert torch.allclose(now[key], weight + sums.get(key, 0.0), atol=1e-6)
+    common = ["a cat", "--steps", "2", "--guidance", "1", "-q"]
+    stacked = [part for word in words for part in ("--lora", word)]
+    for out, more in (("s", ["--model", str(small("sd15")), *stacked]), ("m", ["--model", str(merged)])):
+        done = entry.run(["sample", *common, *more, "--out", out], cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    one, other = (np.asarray(Image.open(tmp_path / out / "00000.png"), dtype=int) for out in "sm")
+    assert np.abs(one - other).max() <= 1
+    text = Image.open(tmp_path / "s" / "00000.png").text["parameters"]
+    assert text.splitlines()[0] == "a cat <lora:a:0.8> <lora:b:-0.5>"
+    (tmp_path / "p.txt").write_text("a cat\na dog\n")
+    words = [
+        "eval",
+        "-p",
+        "p.txt",
+        "--model",
+        str(small("sd15")),
+        "--lora",
+        "+".join(words),
+        "--steps",
+        "2",
+        "--no-report",
+    ]
+    done = entry.run([*words, "--rewards", "colorfulness", "--no-embedding", "--out", "e", "-q"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "e" / "a-0.8+b--0.5").is_dir()
+    # one of them missing, and what takes one alone
+    done = entry.run(["eval", *words[1:5], "--lora", f"{tmp_path}/a.safetensors+gone/x/y"], cwd=tmp_path)
+    assert done.returncode == 2 and "--lora gone/x/y: no such file" in done.stderr
+    with pytest.raises(RecipeFault, match="goes on from one LoRA"):
+        add_lora(load_family(str(small("sd15"))), LoraSpec(start_from=f"{tmp_path}/a.safetensors:0.5"), seed=0)
+
+
+def test_words_that_name_loras(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a+b:1").mkdir()
+    assert stack_of("a+b:1") == [Stacked("a+b:1")]
+    assert stack_of("x:0.5+runs/y+embedded:student") == [
+        Stacked("x", 0.5),
+        Stacked("runs/y"),
+        Stacked("embedded:student"),
+    ]
+    assert stack_of("x:-1e-2") == [Stacked("x", -0.01)] and stack_of("x:y") == [Stacked("x:y")]

@@ -64,8 +64,13 @@ class PlainModel(ModelOptions):
 
 @dataclass(frozen=True)
 class LoraOptions:
-    lora: Annotated[str | None, typer.Option(help="A run folder or a LoRA file.")] = None
-    lora_scale: Annotated[float, typer.Option(help="Weight of the LoRA; 0 is without.")] = 1.0
+    lora: Annotated[list[str] | None, typer.Option(help="A run folder or LoRA file, FILE:0.8; again for more.")] = None
+    lora_scale: Annotated[float, typer.Option(help="Weight of all of them; 0 is without.")] = 1.0
+
+    @property
+    def stack(self) -> str | None:
+        """All of them as one word."""
+        return "+".join(self.lora) if self.lora else None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import typer
 
 from sdo_cli.embedded import lora_place
 from sdo_cli.models.catalog import hub_lora
+from sdo_cli.models.lora_stack import stack_of
 from sdo_cli.runs.read import pipeline_of
 
 DEFAULT_REWARDS = "clip,aesthetic"
@@ -34,7 +35,7 @@ class RewardOptions:
 class VariantOptions:
     """What is drawn, or scored, side by side."""
 
-    lora: Annotated[list[str] | None, typer.Option(help="A run folder or LoRA file; may be given several times.")] = (
+    lora: Annotated[list[str] | None, typer.Option(help="A run folder or LoRA file, or A:0.8+B. Again for more.")] = (
         None
     )
     lora_scale: Annotated[str, typer.Option(help="Weights of each LoRA, separated by commas: 0,0.25,0.5,1.")] = "1"
@@ -89,12 +90,16 @@ def scales_of(text: str, wrong: list[str]) -> list[float]:
         return [1.0]
 
 
-def lora_problem(path: str) -> str | None:
-    """What is wrong with a LoRA's path, before anything is drawn; a/b may be a hub id."""
+def lora_problem(text: str) -> str | None:
+    """What is wrong with the path of a LoRA, or of one of several, before anything is drawn; a/b may be a hub id."""
+    return next((problem for one in stack_of(text) if (problem := _path_problem(one.path))), None)
+
+
+def _path_problem(path: str) -> str | None:
     place = Path(lora_place(path)).expanduser()
     if (whole := pipeline_of(place)) is not None:
         return f"--lora {path}: all weights were trained in this run; evaluate it with --model {whole}"
-    if place.is_dir() and not any(place.glob("*.safetensors")):
+    if place.is_dir() and not any(place.glob("**/*.safetensors")):
         return f"--lora {path}: holds no LoRA; the run may not be finished (look at its manifest.json)"
     if not place.exists() and hub_lora(path) is None:
         return f"--lora {path}: no such file or folder"

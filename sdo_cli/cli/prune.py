@@ -85,7 +85,7 @@ def prune(
         search.settings(),
         MeasureSettings(measured, specs, measure.controls, measure.rounds, measure.batch_size),
         seed,
-        lora.lora,
+        lora.stack,
         lora.lora_scale,
         search.scores,
         search.schedule,

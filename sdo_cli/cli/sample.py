@@ -97,7 +97,7 @@ def sample(
     from sdo_cli.models.load import source_of
 
     job = SampleJob(
-        source_of(asked), lora.lora, lora.lora_scale, lines, num_images, seed, batch_size, draw_settings(asked),
+        source_of(asked), lora.stack, lora.lora_scale, lines, num_images, seed, batch_size, draw_settings(asked),
         asked.mixed_precision, plan,
     )  # fmt: skip
     draw(job, folder, grid=target.grid, output=output)
@@ -131,9 +131,11 @@ def told(folder: Path, reporter: Reporter) -> Iterator[Reporter]:
 
 
 def lora_problems(lora: LoraOptions) -> list[str]:
-    if lora.lora is not None and (whole := pipeline_of(Path(lora.lora).expanduser())) is not None:
-        return [f"--lora {lora.lora}: all weights were trained in this run; draw with --model {whole}"]
-    return []
+    return [
+        f"--lora {path}: all weights were trained in this run; draw with --model {whole}"
+        for path in lora.lora or ()
+        if (whole := pipeline_of(Path(path).expanduser())) is not None
+    ]
 
 
 def show_files(files: list[Path], folder: Path, *, grid: bool, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import sdo_cli
 from sdo_cli.drawing.draw import DrawSettings
+from sdo_cli.models.lora_stack import stack_of
 from sdo_cli.skipping.skip_plan import SkipPlan
 
 # their names of samplers and noise schedules
@@ -36,7 +37,7 @@ def parameters_text(
     solver: str,
     model: str,
     image: Tensor,
-    lora: tuple[str, float] | None,
+    lora: list[tuple[str, float]],
     plan: SkipPlan | None = None,
 ) -> str:
     """Prompt, negative prompt, and one line of settings.
@@ -44,10 +45,10 @@ def parameters_text(
     Args:
         solver: what was used, not ``auto``.
         image: ``[3, H, W]``, for its size.
-        lora: name and scale.
+        lora: names and scales.
         plan: what was left out.
     """
-    lines = [prompt + (f" <lora:{lora[0]}:{lora[1]:g}>" if lora else "")]
+    lines = [" ".join([prompt, *(f"<lora:{name}:{scale:g}>" for name, scale in lora)])]
     if settings.negative_prompt:
         lines.append(f"Negative prompt: {settings.negative_prompt}")
     fields = {
@@ -69,8 +70,18 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if any(c in text for c in ",:\n") else text
 
 
+def lora_tags(lora: str | None, scale: float) -> list[tuple[str, float]]:
+    """Short name and weight of each LoRA of a stack."""
+    return [(lora_name(one.path), scale * one.scale) for one in stack_of(lora)] if lora is not None else []
+
+
 def lora_name(lora: str) -> str:
-    """A short name of a LoRA, fit for a folder: of its file, or of the run it is in."""
+    """A short name of a LoRA, fit for a folder: of its file, or of the run it is in; of several ``a+b``."""
+    names = [_short(one.path) + (f"-{one.scale:g}" if one.scale != 1 else "") for one in stack_of(lora)]
+    return "+".join(names)
+
+
+def _short(lora: str) -> str:
     path = Path(lora)
     stem = path.stem if path.suffix == ".safetensors" else path.name or path.resolve().name
     if stem == "pytorch_lora_weights":

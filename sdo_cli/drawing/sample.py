@@ -8,7 +8,7 @@ import torch
 from sdo_cli.device import described, dtype_of, pick_device
 from sdo_cli.drawing.draw import DrawSettings, draw_images, solver_of
 from sdo_cli.drawing.notes import drawing_notes
-from sdo_cli.drawing.parameters import lora_name, parameters_text, png_note
+from sdo_cli.drawing.parameters import lora_tags, parameters_text, png_note
 from sdo_cli.drawing.pictures import save_grid, save_image
 from sdo_cli.drawing.prompts import PromptEmbeddings
 from sdo_cli.drawing.pruned import other_weights, skips_of, with_plan
@@ -66,7 +66,7 @@ def draw_to_folder(job: SampleJob, out: Path, *, grid: bool, reporter: Reporter,
     pairs = [prompt for prompt in job.prompts for _ in range(job.num_images)]
     reporter.phase("images", len(pairs))
 
-    lora = (lora_name(job.lora), job.lora_scale) if job.lora is not None else None
+    lora = lora_tags(job.lora, job.lora_scale)
     solver = solver_of(family, job.settings)
     files = [out / f"{j:05d}.png" for j in range(len(pairs))]
     batches = torch.arange(len(pairs)).split(job.batch_size)

@@ -11,7 +11,7 @@ from torch import Tensor
 from sdo_cli.device import dtype_of, pick_device
 from sdo_cli.drawing.draw import DrawSettings, draw_images, solver_of
 from sdo_cli.drawing.notes import drawing_notes
-from sdo_cli.drawing.parameters import parameters_text, png_note
+from sdo_cli.drawing.parameters import lora_tags, parameters_text, png_note
 from sdo_cli.drawing.pictures import to_pil
 from sdo_cli.drawing.prompts import ENCODE_BATCH, PromptEmbeddings
 from sdo_cli.drawing.pruned import other_weights, skips_of, with_plan
@@ -100,7 +100,7 @@ def _draw_chunk(
     images, solver = _draw(family, embed, draw, items, skips), solver_of(family, draw)
     staged, whole = folder / f"{PARTIAL}{name}", folder / f"{WHOLE}{name}"
     staged.mkdir()
-    lora = (variant.name.partition("+")[0].split("@")[0], variant.scale) if variant.lora else None
+    lora = lora_tags(variant.lora, variant.scale)
     for image, item in zip(images, items, strict=True):
         how = parameters_text(item.text, item.seed or 0, draw, solver, settings.model.model, image, lora, plan)
         to_pil(image).save(staged / item.file, pnginfo=png_note(how))

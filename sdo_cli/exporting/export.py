@@ -22,6 +22,7 @@ from sdo_cli.models.lora_files import (
     kohya_tensors,
 )
 from sdo_cli.models.lora_read import read_diffusers
+from sdo_cli.models.lora_stack import is_plain
 from sdo_cli.runs.read import manifest_of
 
 
@@ -120,6 +121,8 @@ def to_peft(job: ExportJob, out: Path) -> None:
 
 def to_diffusers(job: ExportJob, out: Path) -> None:
     """``pytorch_lora_weights.safetensors`` with its metadata, from any LoRA diffusers can read."""
+    if not is_plain(str(job.source)):
+        raise EnvironmentFault(f"{job.source} is several LoRAs, or one at another weight", remedy="use --format merged")
     family = _load(job, adapter="default")
     _write_folder(out, family.save_lora)
 

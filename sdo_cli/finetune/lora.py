@@ -5,6 +5,7 @@ from torch import nn
 
 from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.models.base import Family
+from sdo_cli.models.lora_stack import is_plain
 from sdo_cli.recipe.schema import LoraSpec
 from sdo_cli.seeding import key_to_seed
 
@@ -23,6 +24,8 @@ def add_lora(family: Family, spec: LoraSpec, *, seed: int) -> list[nn.Parameter]
     if spec.text_encoder and not family.text_encoders:
         raise RecipeFault([f"lora.text_encoder: {family.source} has no text encoder; take it out"])
     if spec.start_from is not None:
+        if not is_plain(spec.start_from):
+            raise RecipeFault([f"lora.start_from: {spec.start_from}: training goes on from one LoRA at its own weight"])
         family.load_lora(spec.start_from, adapter=ADAPTER)
         _require_layers(family, spec)
     else:

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.models.lora_files import find_lora
 from sdo_cli.models.lora_read import as_diffusers
+from sdo_cli.models.lora_stack import is_plain, stack_of
 from sdo_cli.sampling.guidance import Condition
 from sdo_cli.sampling.scheduler_config import write_said
 
@@ -299,11 +300,21 @@ class DiffusersFamily:
         write_said(self.scheduler_config, folder)
 
     def load_lora(self, path: str, *, adapter: str = "lora", scale: float | None = None) -> None:
-        """Load a LoRA through diffusers and set its weight.
+        """Load a LoRA, or several (``a:0.8+b``), through diffusers and set the weight.
 
         Raises:
             EnvironmentFault: nothing there, or made for another model.
         """
+        stack = stack_of(path)
+        names = [f"{adapter}_{number}" if number else adapter for number in range(len(stack))]
+        for name, stacked in zip(names, stack, strict=True):
+            self._load_one(stacked.path, name)
+        if scale is not None or not is_plain(path):
+            self.pipeline.set_adapters(names, [(1.0 if scale is None else scale) * one.scale for one in stack])
+        for part in (self.denoiser, *self._encoders().values()):
+            part.eval().requires_grad_(False)
+
+    def _load_one(self, path: str, adapter: str) -> None:
         parts = {self.denoiser_name: self.denoiser, **self.text_encoders}
         with as_diffusers(find_lora(path), parts, family=self.name) as (where, layers):
             self.pipeline.load_lora_weights(str(where), adapter_name=adapter, use_safetensors=True)
@@ -312,10 +323,6 @@ class DiffusersFamily:
             raise EnvironmentFault(
                 f"{path} was loaded in part: {carried} of {wanted} layers", remedy="report it, with the file"
             )
-        if scale is not None:
-            self.pipeline.set_adapters([adapter], [scale])
-        for part in (self.denoiser, *self._encoders().values()):
-            part.eval().requires_grad_(False)
 
 
 def _carrying(part: nn.Module, adapter: str) -> int:

@@ -19,6 +19,7 @@ from sdo_cli.files import file_hash
 from sdo_cli.hub import cached_file, find_file
 from sdo_cli.models.catalog import LORA_FILE, hub_lora
 from sdo_cli.models.kohya import kohya_names
+from sdo_cli.models.lora_stack import is_plain, stack_of
 
 NAME = LORA_FILE
 METADATA_KEY = "lora_adapter_metadata"
@@ -120,14 +121,22 @@ def find_lora(path: str) -> Path:
 
 def lora_hash(path: str) -> str | None:
     """A digest of the weights behind a run folder, path or hub id; None for what is not on this machine."""
+    hashes: list[str] = []
+    for one in stack_of(path):
+        if (files := _files_of(one.path)) is None:
+            return None
+        hashes += [file_hash(file) for file in files]
+        hashes += [f"{one.scale}"] if not is_plain(path) else []
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _files_of(path: str) -> list[Path] | None:
+    """Those that are on this machine, None for none."""
     if (on_hub := hub_lora(path)) is not None:
         found = cached_file(on_hub)
-        return None if found is None else file_hash(found)
-    place = Path(path).expanduser()
-    if not Path(lora_place(str(place))).exists():
-        return None
-    hashes = [file_hash(source.file) for source in sources_of(place)]
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+        return None if found is None else [found]
+    place = Path(lora_place(path)).expanduser()
+    return [source.file for source in sources_of(place)] if place.exists() else None
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -12,6 +12,7 @@ from sdo_cli.errors import EnvironmentFault
 from sdo_cli.models.base import Family
 from sdo_cli.models.lora_files import find_lora
 from sdo_cli.models.lora_read import has_text_layers
+from sdo_cli.models.lora_stack import is_plain
 from sdo_cli.sampling.guidance import Condition, Network
 
 NAME = "rollout"
@@ -32,6 +33,8 @@ def load_second(family: Family, path: str, *, scale: float = 1.0) -> str:
     name, active = f"{NAME}{len(known) or ''}", _active(family.denoiser)
     parts = (family.denoiser, *family.text_encoders.values())
     trained = [p for part in parts for p in part.parameters() if p.requires_grad]
+    if not is_plain(path):
+        raise EnvironmentFault(f"{path} is not one LoRA", remedy="name one; its weight is rollout.lora_scale")
     if has_text_layers(find_lora(path)):
         raise EnvironmentFault(
             f"the LoRA {path} has layers for the text encoders, and prompts are encoded once, for all calls",

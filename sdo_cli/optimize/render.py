@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sdo_cli.drawing.draw import encode_pair, solver_of
-from sdo_cli.drawing.parameters import lora_name, parameters_text, png_note
+from sdo_cli.drawing.parameters import lora_tags, parameters_text, png_note
 from sdo_cli.drawing.pictures import save_grid, save_image
 from sdo_cli.optimize.job import Job, prepare, render
 from sdo_cli.optimize.variables import Canvas, State
@@ -48,7 +48,7 @@ def plain_state(job: Job, canvas: Canvas) -> State:
 def save_images(job: Job, images: Tensor, which: range, folder: Path, *, steered: bool = True) -> list[Path]:
     """PNG files by number, with how they were made; only the variables themselves make a steered one again."""
     spec, files = job.spec, []
-    lora = (lora_name(spec.lora), spec.lora_scale) if spec.lora is not None else None
+    lora = lora_tags(spec.lora, spec.lora_scale)
     solver = solver_of(job.family, job.settings)
     for j, image in zip(which, images, strict=True):
         how = parameters_text(job.prompts[j], spec.seed + j, job.settings, solver, spec.model, image, lora)
