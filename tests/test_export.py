@@ -215,3 +215,23 @@ def test_nothing_is_overwritten_and_the_family_is_asked_for(run_of, tmp_path):
     done = sdo("export", bare, "--out", "b.safetensors", cwd=tmp_path)
     assert done.returncode == 2 and "give --family" in done.stderr
     assert sdo("export", bare, "--family", "sd", "--out", "b.safetensors", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd35"])
+def test_merged_pipelines_have_the_published_names_and_words(kind, small, run_of, tmp_path):
+    """With transformers 4, and in ComfyUI, an encoder under transformers 5's names starts at random, unsaid."""
+    done = sdo("export", run_of(kind), "--format", "merged", "--out", "merged", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in ("text_encoder", "text_encoder_2"):
+        files = list((tmp_path / "merged" / name).glob("*.safetensors"))
+        keys = {key for file in files for key in load_file(file)}
+        assert all(key.startswith(("text_model.", "text_projection.")) for key in keys)
+        assert bool(keys) == (name == "text_encoder" or kind != "sd15")
+    for name in ("tokenizer", "tokenizer_2"):
+        if not (folder := tmp_path / "merged" / name).is_dir():
+            continue
+        vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        assert len(vocab) > 49000 and len((folder / "merges.txt").read_text(encoding="utf-8").splitlines()) > 48000
+    pipe = plain(tmp_path / "merged")
+    one = pipe("a cat", num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt").images
+    assert bool(torch.isfinite(one).all())

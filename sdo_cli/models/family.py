@@ -17,6 +17,7 @@ from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.models.lora_files import find_lora
 from sdo_cli.models.lora_read import as_diffusers
 from sdo_cli.models.lora_stack import is_plain, stack_of
+from sdo_cli.models.published_parts import publish_weights, publish_words
 from sdo_cli.sampling.guidance import Condition
 from sdo_cli.sampling.scheduler_config import write_said
 
@@ -295,9 +296,16 @@ class DiffusersFamily:
         getattr(diffusers, self.pipeline_class).save_lora_weights(folder, safe_serialization=True, **arguments)
 
     def save_pipeline(self, folder: Path) -> None:
-        """Write a diffusers pipeline whose scheduler config says what the model's own says, and no more."""
+        """Write a diffusers pipeline whose scheduler config says what the model's own says, and no more.
+
+        Text encoders and tokenizers are written as published, whatever the installed transformers calls them.
+        """
         self.pipeline.save_pretrained(folder)
         write_said(self.scheduler_config, folder)
+        for name in self.adaptable_encoders:
+            publish_weights(name, folder / name)
+        for name in ("tokenizer", "tokenizer_2"):
+            publish_words(folder / name)
 
     def load_lora(self, path: str, *, adapter: str = "lora", scale: float | None = None) -> None:
         """Load a LoRA, or several (``a:0.8+b``), through diffusers and set the weight.
