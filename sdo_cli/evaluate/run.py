@@ -14,8 +14,8 @@ from sdo_cli.drawing.pictures import read_image
 from sdo_cli.errors import RecipeFault, Stopped
 from sdo_cli.evaluate.draw import draw_variant, missing_items
 from sdo_cli.evaluate.evaluation import SETTINGS, Evaluation, job_tree, joined
-from sdo_cli.evaluate.folders import SUFFIXES
 from sdo_cli.evaluate.job import Job, Variant
+from sdo_cli.evaluate.layouts import SUFFIXES
 from sdo_cli.evaluate.reference import fid_kid, inception, inception_features, require_torchmetrics
 from sdo_cli.evaluate.report import evaluation_report
 from sdo_cli.evaluate.score import (
