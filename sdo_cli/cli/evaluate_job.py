@@ -47,9 +47,10 @@ class Asked:
     embedding: bool
     select_by: str
     limit: int | None = None
+    notes: tuple[str, ...] = ()
 
     def job(self) -> "tuple[Job, list[str]]":
-        """And what is to be said of the folders it scores."""
+        """And what is to be said of its prompts and of the folders it scores."""
         import rewards as table
         from sdo_cli.drawing.draw import draw_settings
         from sdo_cli.evaluate.evaluation import folder_variants
@@ -57,10 +58,11 @@ class Asked:
         from sdo_cli.models.load import source_of
 
         asked, start, loras, prompts, settings = self.settings, self.start, self.variants.loras, self.prompts, None
-        notes: list[str] = []
+        notes = list(self.notes)
         trained = [table.full_name(spec.name) for spec in start.recipe.rewards] if start and loras else []
         if self.variants.folders:
-            variants, prompts, notes = folder_variants(self.variants.folders, prompts, self.limit)
+            variants, prompts, said = folder_variants(self.variants.folders, prompts, self.limit)
+            notes += said
         else:
             assert prompts is not None
             source, draw, noise = source_of(asked), draw_settings(asked), self.noise
@@ -113,12 +115,12 @@ def asked_for(
     wrong += [problem for path in loras if (problem := lora_problem(path))]
     specs = reward_specs(rewards, start, settings, measures.embedding, wrong)
     chosen = chosen_measure(measures.select_by, specs, wrong)
-    found = find_prompts(prompts, start, bool(folders), wrong)
+    notes: list[str] = []
+    found = find_prompts(prompts, start, bool(folders), wrong, notes)
     if wrong:
         raise RecipeFault(wrong, what="command line")
-    return Asked(
-        settings, start, found, variants, scales, noise, plans, specs, measures.embedding, chosen, prompts.limit
-    )
+    embedding, limit = measures.embedding, prompts.limit
+    return Asked(settings, start, found, variants, scales, noise, plans, specs, embedding, chosen, limit, tuple(notes))
 
 
 def starting_recipe(recipe: str | None, model: str | None, loras: list[str]) -> tuple[LoadedRecipe | None, str]:
@@ -208,8 +210,9 @@ def chosen_measure(asked: str | None, specs: dict[str, RewardSpec], wrong: list[
 
 
 def find_prompts(
-    given: PromptOptions, start: LoadedRecipe | None, optional: bool, wrong: list[str]
+    given: PromptOptions, start: LoadedRecipe | None, optional: bool, wrong: list[str], notes: list[str]
 ) -> "Prompts | None":
+    """Those asked for, the recipe's held-out ones, or none; ``notes`` gets what their file leaves out."""
     from sdo_cli.evaluate.job import EvalPrompt, Prompts
     from sdo_cli.prompt_sets.read import read_prompt_set
 
@@ -224,6 +227,7 @@ def find_prompts(
         except ValueError as fault:
             wrong.append(f"--prompts: {fault}")
             return None
+        notes += found.notes
         return Prompts(
             found.name, found.source, [EvalPrompt(p.text, p.category, p.name) for p in found.prompts][:limit]
         )

@@ -11,6 +11,7 @@ from sdo_cli.evaluate.job import EvalPrompt, Item, Job, Prompts, Variant, as_set
 from sdo_cli.evaluate.score import EMBEDDED_MEASURES, ScoreFile
 from sdo_cli.evaluate.summary import Measured
 from sdo_cli.files import read_json
+from sdo_cli.prompt_sets.syntax import syntax_notes
 from sdo_cli.recipe.schema import RewardSpec
 
 SETTINGS = "settings.json"
@@ -198,6 +199,7 @@ def folder_variants(folders: list[Path], prompts: Prompts | None, limit: int | N
         fingerprint = folder_hash(folder, items)
         variants.append(Variant(unique, folder=str(folder.resolve()), fingerprint=fingerprint, items=tuple(items)))
     assert first is not None
+    notes += syntax_notes(item.text for variant in variants for item in variant.items or ())
     if prompts is not None:
         first = Prompts(prompts.name, prompts.source, prompts.prompts[:limit])
     return Folders(variants, first, notes)
