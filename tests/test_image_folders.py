@@ -313,7 +313,11 @@ REFUSED = {
         "the first number in names like 0-0 does not count",
     ),
     "two that count": ([f"{i}-{k}.png" for i in range(12) for k in range(12)], "two numbers in names like 0-0 count"),
-    "twice": ([f"x{k}.{e}" for k in range(12) for e in ("png", "jpg")], "two names hold the same number"),
+    "sdo's names from 1": ([f"{n:05d}_01.png" for n in range(1, 12)], "numbers 1 to 11, 11 of them"),
+    "another number as digits": ([f"{n}{'²'}.png" for n in range(1, 12)], "numbers 1 to 11, 11 of them"),
+    "equal numbers": ([f"{n:0{w}d}.png" for n in range(1, 13) for w in (2, 3)], "two names hold the same number"),
+    "called alike": ([f"{i}-{k}.{e}" for i in range(12) for k in (5, 6) for e in ("png", "jpg")], "are called 0-5"),
+    "twice": ([f"x{k}.{e}" for k in range(12) for e in ("png", "jpg")], "two pictures are called x0"),
 }
 
 
@@ -436,6 +440,9 @@ def test_pictures_that_a_metadata_file_does_not_list_are_counted(tmp_path):
         stream.write(json.dumps({"file_name": "train/0.png", "text": "another"}) + "\n")
     with pytest.raises(RecipeFault, match=r"metadata.jsonl:5: names train/0.png a second time"):
         read_folder(tmp_path / "x", None)
+    (tmp_path / "x" / "metadata.jsonl").write_bytes('{"file_name": "Bär.png"}'.encode("latin-1"))
+    with pytest.raises(RecipeFault, match=r"metadata.jsonl is not UTF-8 text"):
+        read_folder(tmp_path / "x", None)
 
 
 # prompts given beside prompts stated
@@ -466,6 +473,39 @@ def test_words_inside_agree_with_the_set_given_or_are_said(tmp_path):
     for i, words in enumerate(["a cat", "a red bus"]):
         png(tmp_path / "y" / f"{i}.png", {"parameters": a1111(words)})
     assert texts(tmp_path / "y", given("a red bus", "a cat")) == {"1.png": "a red bus", "0.png": "a cat"}
+
+
+def test_the_longest_prompt_inside_is_the_one_meant(tmp_path):
+    for i, words in enumerate(["a cat on a mat, masterpiece", "a cat, masterpiece"]):
+        png(tmp_path / "x" / f"{i}.png", {"parameters": a1111(words)})
+    with pytest.raises(
+        RecipeFault, match=r"0.png is a cat by the number .*, but the text inside them says a cat on a mat"
+    ):
+        read_folder(tmp_path / "x", given("a cat", "a cat on a mat"))
+    assert len(read_folder(tmp_path / "x", given("a cat on a mat", "a cat")).items) == 2
+    # a text beside one picture alone
+    png(tmp_path / "y" / "0.png")
+    png(tmp_path / "y" / "1.png")
+    (tmp_path / "y" / "0.txt").write_text("a cat on a mat")
+    with pytest.raises(
+        RecipeFault, match=r"0.png is a cat by the number .*, but the .txt beside each says a cat on a mat"
+    ):
+        read_folder(tmp_path / "y", given("a cat", "a cat on a mat"))
+
+
+def test_prompts_that_a_name_cannot_tell_apart(tmp_path):
+    for name in ("a cat_0.png", "a bus_1.png"):
+        png(tmp_path / "x" / name)
+    with pytest.raises(RecipeFault, match="would be a guess"):
+        read_folder(tmp_path / "x", given("a cat!", "a cat?", "a bus"))
+    assert len(read_folder(tmp_path / "x", given("a cat!", "a bus")).items) == 2
+
+
+def test_text_of_no_one_prompt_is_said_where_names_decide(tmp_path):
+    for i in range(2):
+        png(tmp_path / "x" / f"{i}.png", {"parameters": "two\nlines"})
+    said = read_folder(tmp_path / "x", given("a", "b")).notes[0]
+    assert "(2 of them hold text of no one prompt, 0.png: its text has no line of settings" in said
 
 
 def test_what_was_settled_is_what_is_opened_again(tmp_path):
@@ -643,6 +683,10 @@ UNCLEAR = {
     "boxes": (
         conditioned(c=node("GLIGENTextBoxApply", conditioning_to=["6", 0], text="a dog", x=0)),
         "goes through GLIGENTextBoxApply",
+    ),
+    "styled": (
+        graph("x", **{"6": node("PromptStylerConditioning", text="a bus", style="photo")}),
+        "goes through PromptStylerConditioning",
     ),
     "no sampler": ({"9": node("SaveImage", images=["1", 0]), "1": node("LoadImage", image="x")}, "leads to no prompt"),
     "a circle": (conditioned(c=node("FluxGuidance", conditioning=["c", 0])), "or a circle"),

@@ -1,14 +1,18 @@
 """What a picture is when it is not 8-bit RGB: as a viewer shows it, or refused."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from sdo_cli.drawing.pictures import read_image, transparent
+from sdo_cli.drawing.pictures import read_image
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.evaluate.folders import read_folder
+from sdo_cli.pixels import transparent
+from sdo_cli.reports.pictures import thumbnail
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 COLOUR = np.stack([RAMP, RAMP.T, 255 - RAMP], -1)
@@ -52,6 +56,8 @@ def test_transparency_is_put_on_white_and_said(tmp_path):
     assert (read(tmp_path / "2.png")[:, :8] == 255).all()
     assert (read(tmp_path / "4.png")[0, 0] == 255).all() and (read(tmp_path / "4.png")[1, 1] == COLOUR[1, 1]).all()
     assert [transparent(tmp_path / f"{k}.png") for k in range(5)] == [True, False, True, True, True]
+    seen = np.asarray(Image.open(io.BytesIO(thumbnail(tmp_path / "0.png", 64, 80))))
+    assert np.array_equal(seen, found), "a report shows what was scored"
     for k in range(5):
         (tmp_path / f"{k}.txt").write_text("a ramp")
     assert "4 pictures are partly transparent and put on white, 0.png first" in read_folder(tmp_path, None).notes[-1]

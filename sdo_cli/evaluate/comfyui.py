@@ -107,7 +107,9 @@ class _Walk:
                 return ""
             texts = [name for name in TEXTS if name in inputs]
             conditions = [name for name, value in inputs.items() if "conditioning" in name.lower() and _is_link(value)]
-            if texts and not conditions and not any(_is_link(inputs.get(name)) for name in SIDES):
+            # other nodes with a text may put a style around it
+            encodes = "textencode" in kind.lower().replace(" ", "")
+            if encodes and texts and not conditions and not any(_is_link(inputs.get(name)) for name in SIDES):
                 return self._one([self.text(inputs[name]) for name in texts])
             if kind == "ConditioningConcat" and len(conditions) == 2:
                 ordered = [inputs["conditioning_to"], inputs["conditioning_from"]]

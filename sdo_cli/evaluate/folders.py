@@ -4,11 +4,11 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from sdo_cli.drawing.pictures import transparent
 from sdo_cli.errors import RecipeFault
 from sdo_cli.evaluate.job import EvalPrompt, Item, Prompts, digest
 from sdo_cli.evaluate.layouts import Row, look
 from sdo_cli.evaluate.pairing import bare, pair
+from sdo_cli.pixels import transparent
 
 
 class ImageFolder(NamedTuple):
@@ -120,6 +120,8 @@ def _given_to(folder: Path, rows: list[Row], given: Prompts, by: str, limit: int
         others = [
             row for row, place in zip(rows, places, strict=True) if row.prompt and row.prompt != prompts[place].text
         ]
+        if unclear := [row for row in rows if row.unclear]:
+            by += f" ({len(unclear)} of them hold text of no one prompt, {unclear[0].file}: {unclear[0].unclear})"
         if others:
             by += f" (inside {len(others)} of them are other words, {_short(others[0].prompt)} first)"
     for row, place in zip(rows, places, strict=True):
@@ -147,10 +149,10 @@ def _by_names(rows: list[Row], prompts: list[EvalPrompt], limit: int | None) -> 
 def _agree(folder: Path, row: Row, place: int, stated: int | None, prompts: list[EvalPrompt], by: str) -> None:
     """What is written inside may be longer than the prompt given, but not another of the same set."""
     words = bare(row.prompt)
-    if not words or bare(prompts[place].text) in words:
-        return
-    other = stated if stated is not None else next((k for k, p in enumerate(prompts) if _holds(words, p.text)), None)
-    if other is not None and prompts[other].text != prompts[place].text:
+    held = [] if stated is not None else [k for k, prompt in enumerate(prompts) if _holds(words, prompt.text)]
+    # of several the longest: `a cat` is in `a cat on a mat`, too
+    other = stated if stated is not None else max(held, key=lambda k: len(bare(prompts[k].text)), default=None)
+    if other is not None and bare(prompts[other].text) != bare(prompts[place].text):
         raise _guess(
             folder,
             f"{row.file} is {_short(prompts[place].text)} by {by}, but {row.how} says {_short(prompts[other].text)}",

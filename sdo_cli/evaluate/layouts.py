@@ -10,7 +10,7 @@ from typing import Any
 from sdo_cli.errors import RecipeFault
 from sdo_cli.evaluate.pairing import natural
 from sdo_cli.evaluate.picture_text import fooocus_log, is_parameters, prompt_inside, prompt_of_parameters
-from sdo_cli.prompt_sets.files import read_table
+from sdo_cli.prompt_sets.files import lines_of, read_table, read_text
 from sdo_cli.prompt_sets.read import STYLES
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
@@ -23,7 +23,7 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 PROMPT_KEYS = ("prompt", "text", "caption")
 BESIDE = (".txt", ".caption")
 # T2I-CompBench's names: the prompt, and six digits that count pictures
-SAID_BY_NAME = re.compile(r"(\S+ .+)_\d{6}")
+SAID_BY_NAME = re.compile(r"(\S+(?: \S+){2,})_\d{6}")
 
 
 @dataclass
@@ -86,7 +86,7 @@ def look(folder: Path, categories: list[str]) -> tuple[list[Row], list[str]]:
                 f"as in --images {folder / name} with {len(pictures)}, or the --prompts whose categories they are"
             )
         else:
-            raise _fault(f"{folder}: holds no images ({', '.join(sorted(SUFFIXES))})")
+            raise _fault("; ".join([f"{folder}: holds no images ({', '.join(sorted(SUFFIXES))})", *notes]))
     elif inside:
         count = sum(map(len, inside.values()))
         notes.append(f"{folder}: {count} pictures in folders inside it ({', '.join(list(inside)[:4])}) are not scored")
@@ -152,7 +152,11 @@ def _listed(metadata: Path, folder: Path) -> Iterator[Row]:
 
 
 def _json_rows(metadata: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(metadata.read_text(encoding="utf-8-sig").split("\n"), 1):
+    try:
+        text = read_text(metadata)
+    except ValueError as fault:
+        raise RecipeFault([str(fault)], what="image folder") from fault
+    for number, line in enumerate(lines_of(text), 1):
         if not line.strip():
             continue
         try:

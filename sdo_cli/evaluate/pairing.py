@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import PurePosixPath
 
 from sdo_cli.evaluate.job import EvalPrompt
@@ -31,7 +32,7 @@ class Pairing:
 
 def natural(name: str) -> list[tuple[int, str]]:
     """For sorting: numbers inside names by what they are worth."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)] + [(-1, name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)] + [(-1, name)]
 
 
 def pair(files: list[str], prompts: Sequence[EvalPrompt]) -> Pairing:
@@ -45,6 +46,9 @@ def pair(files: list[str], prompts: Sequence[EvalPrompt]) -> Pairing:
     """
     if len(prompts) == 1:
         return Pairing([0] * len(files), "the set's only prompt")
+    names = [str(PurePosixPath(file).with_suffix("")) for file in files]
+    if twice := next((name for name, after in pairwise(sorted(names)) if name == after), None):
+        raise ValueError(f"two pictures are called {twice}")
     stems = [PurePosixPath(file).stem for file in files]
     found = [way for make in (_own, _named, _in_the_name) if (way := make(stems, prompts))]
     why = ""
@@ -65,7 +69,8 @@ def pair(files: list[str], prompts: Sequence[EvalPrompt]) -> Pairing:
 def _own(stems: list[str], prompts: Sequence[EvalPrompt]) -> Pairing | None:
     found = [OWN.fullmatch(stem) for stem in stems]
     places = [int(match[1]) for match in found if match]
-    if len(places) < len(stems) or max(places) >= len(prompts):
+    # what sdo left unfinished lacks the last prompts, never the first
+    if len(places) < len(stems) or max(places) >= len(prompts) or 0 not in places:
         return None
     return Pairing(places, "sdo's own names (00012_00)")
 
@@ -91,21 +96,24 @@ def _named(stems: list[str], prompts: Sequence[EvalPrompt]) -> Pairing | None:
 
 
 def _number(name: str) -> str:
-    return str(int(name)) if name.isdigit() else name.strip().casefold()
+    return str(int(name)) if name.isdecimal() else name.strip().casefold()
 
 
 def _in_the_name(stems: list[str], prompts: Sequence[EvalPrompt]) -> Pairing | None:
     """T2I-CompBench's ``<prompt>_000000``; letters that a file's name cannot hold count for nothing."""
     texts: dict[str, int] = {}
+    alike = set()
     for index, prompt in enumerate(prompts):
-        texts.setdefault(bare(prompt.text), index)
+        text = bare(prompt.text)
+        if prompts[texts.setdefault(text, index)].text != prompt.text:
+            alike.add(text)
 
     def place(stem: str) -> int | None:
         whole, counted = bare(stem), bare(COUNTED.sub("", stem))
         hits = {texts[text] for text in (whole, counted) if text and text in texts}
         if not hits and len(counted) >= CUT:
             hits = {index for text, index in texts.items() if text.startswith(counted)}
-        return hits.pop() if len(hits) == 1 else None
+        return hits.pop() if len(hits) == 1 and not hits & {texts[text] for text in alike} else None
 
     return _all(stems, place, "the prompt in their names")
 
@@ -146,11 +154,12 @@ def _counted(stems: list[str], count: int) -> Pairing:
             f"names of several patterns ({stems[0]}, {_other(stems, parts)}) say nothing of {count} prompts"
         )
     columns = list(zip(*([int(digits) for digits in part[1::2]] for part in parts), strict=True))
-    varying = [k for k, values in enumerate(columns) if len(set(values)) > 1]
     labels = [LABEL.search(text.casefold()) for text in parts[0][0:-1:2]]
     says = {k: label[1][0] for k, label in enumerate(labels) if label}
+    changing = [k for k, values in enumerate(columns) if len(set(values)) > 1]
+    varying = [k for k in changing if says.get(k) != "s"]
     said = [k for k in varying if says.get(k) == "p"]
-    fitting = [k for k in said or varying if says.get(k) != "s" and _start(columns[k], count) is not None]
+    fitting = [k for k in said or varying if _start(columns[k], count) is not None]
     if not fitting:
         numbers = sorted(set(columns[varying[0]])) if varying else []
         counts = (
@@ -167,7 +176,7 @@ def _counted(stems: list[str], count: int) -> Pairing:
         raise ValueError(
             f"the first number in names like {stems[0]} does not count the {count} prompts, a later one does"
         )
-    if len(varying) == 1 and not alone:
+    if len(changing) == 1 and not alone:
         raise ValueError(f"two names hold the same number, as {stems[0]} does")
     return Pairing(pairings[0], f"the number in their names, from {_start(columns[k], count)}")
 

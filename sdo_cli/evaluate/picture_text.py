@@ -11,6 +11,7 @@ from PIL import Image
 
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.evaluate.comfyui import prompt_of_graph
+from sdo_cli.pixels import UNREADABLE
 
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
 # the line of A1111 and its relatives after the prompts; what follows it is of extensions
@@ -35,7 +36,7 @@ def prompt_inside(path: Path) -> str:
     try:
         with Image.open(path) as image:
             notes = _notes(image)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as fault:
+    except UNREADABLE as fault:
         raise EnvironmentFault(f"{path} is no readable image: {fault}", remedy="remove it, or save it again") from fault
     return prompt_of(notes)
 

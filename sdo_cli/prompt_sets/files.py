@@ -107,7 +107,7 @@ def together(parts: list[tuple[str, list[Prompt]]]) -> list[Prompt]:
 def _natural(path: Path) -> list[tuple[int, str]]:
     """``2.txt`` before ``10.txt``."""
     parts = re.split(r"(\d+)", path.name)
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts] + [(-1, path.name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts] + [(-1, path.name)]
 
 
 def _rows(path: Path, columns: Columns, notes: list[str]) -> Iterator[Prompt]:
