@@ -315,6 +315,8 @@ REFUSED = {
     "two that count": ([f"{i}-{k}.png" for i in range(12) for k in range(12)], "two numbers in names like 0-0 count"),
     "sdo's names from 1": ([f"{n:05d}_01.png" for n in range(1, 12)], "numbers 1 to 11, 11 of them"),
     "another number as digits": ([f"{n}{'²'}.png" for n in range(1, 12)], "numbers 1 to 11, 11 of them"),
+    "batches": ([f"b{c // 4}_{c % 4}.png" for c in range(46)], "names like b0_0 has 2 to 4 pictures each"),
+    "a square": ([f"{c // 12}_{c}.png" for c in range(144)], "12 pictures for each of 12, so either number may count"),
     "equal numbers": ([f"{n:0{w}d}.png" for n in range(1, 13) for w in (2, 3)], "two names hold the same number"),
     "called alike": ([f"{i}-{k}.{e}" for i in range(12) for k in (5, 6) for e in ("png", "jpg")], "are called 0-5"),
     "twice": ([f"x{k}.{e}" for k in range(12) for e in ("png", "jpg")], "two pictures are called x0"),
@@ -424,16 +426,16 @@ def test_folders_inside_are_named_not_scored(tmp_path):
     png(tmp_path / "x" / "xyz_grid-0001-7.png", {"parameters": a1111("a red bus")})
     (tmp_path / "x" / "a.avif").write_bytes(b"")
     said = "\n".join(read_folder(tmp_path / "x", None).notes)
-    assert "1 pictures in folders inside it (samples) are not scored" in said
-    assert "1 sheets of several pictures are not scored, xyz_grid-0001-7.png first" in said
-    assert "1 files of kinds that sdo does not read are not scored, a.avif first" in said
+    assert "1 picture in folders inside it (samples) not scored" in said
+    assert "1 sheet of several pictures not scored, xyz_grid-0001-7.png first" in said
+    assert "1 file of kinds that sdo does not read not scored, a.avif first" in said
 
 
 def test_pictures_that_a_metadata_file_does_not_list_are_counted(tmp_path):
     image_folder(tmp_path / "x")
     png(tmp_path / "x" / "train" / "9999.png")
     assert (
-        "1 pictures are not in metadata.jsonl and not scored, train/9999.png first"
+        "1 picture not in metadata.jsonl and not scored, train/9999.png first"
         in read_folder(tmp_path / "x", None).notes[1]
     )
     with (tmp_path / "x" / "metadata.jsonl").open("a") as stream:
@@ -518,6 +520,20 @@ def test_what_was_settled_is_what_is_opened_again(tmp_path):
     assert again == job
     items = Evaluation(again, tmp_path / "e").items["x"]
     assert [(i.file, i.text) for i in items] == [("0.png", "a cat"), ("1.png", "a cat"), ("2.png", "a dog")]
+
+
+def test_folders_of_equal_prompts_in_another_order_are_compared(tmp_path):
+    for folder, order in (("a", ["a cat", "a dog", "a dog"]), ("b", ["a dog", "a cat"]), ("c", ["a dog", "a fox"])):
+        for i, words in enumerate(order):
+            png(tmp_path / folder / f"{i}.png", {"parameters": a1111(words)})
+    variants, prompts, _notes = folder_variants([tmp_path / "a", tmp_path / "b"], None)
+    assert [prompt.text for prompt in prompts.prompts] == ["a cat", "a dog"]
+    assert [(i.file, i.prompt, i.text) for i in variants[1].items or ()] == [
+        ("1.png", 0, "a cat"),
+        ("0.png", 1, "a dog"),
+    ]
+    with pytest.raises(RecipeFault, match="has other prompts"):
+        folder_variants([tmp_path / "a", tmp_path / "c"], None)
 
 
 # A1111's text

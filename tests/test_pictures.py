@@ -60,7 +60,7 @@ def test_transparency_is_put_on_white_and_said(tmp_path):
     assert np.array_equal(seen, found), "a report shows what was scored"
     for k in range(5):
         (tmp_path / f"{k}.txt").write_text("a ramp")
-    assert "4 pictures are partly transparent and put on white, 0.png first" in read_folder(tmp_path, None).notes[-1]
+    assert "4 pictures partly transparent and put on white, 0.png first" in read_folder(tmp_path, None).notes[-1]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

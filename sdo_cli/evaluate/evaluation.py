@@ -165,6 +165,19 @@ def _clashes(before: Job, job: Job) -> Iterable[str]:
             yield f"options of {name} are {before.rewards[name].options} there, {dict(spec.options)} here"
 
 
+def _in_the_order_of(first: Prompts, own: Prompts, items: list[Item]) -> tuple[Prompts, list[Item]]:
+    """Equal prompts under the numbers that the first folder gave them; as they are where they are not equal."""
+    texts = [prompt.text for prompt in first.prompts]
+    mine = [prompt.text for prompt in own.prompts]
+    if mine == texts or len(set(texts)) < len(texts) or sorted(mine) != sorted(texts):
+        return own, items
+    items = sorted(
+        (replace(item, prompt=texts.index(item.text)) for item in items),
+        key=lambda item: (item.prompt, item.seed_index),
+    )
+    return replace(own, prompts=[own.prompts[mine.index(text)] for text in texts]), items
+
+
 class Folders(NamedTuple):
     """Folders made elsewhere as variants, their prompts, and sentences about them."""
 
@@ -188,6 +201,8 @@ def folder_variants(folders: list[Path], prompts: Prompts | None, limit: int | N
     for folder in folders:
         own, items, said = read_folder(folder, prompts, limit=limit)
         notes += said
+        if first is not None and prompts is None:
+            own, items = _in_the_order_of(first, own, items)
         if first is not None and [p.text for p in own.prompts] != [p.text for p in first.prompts]:
             raise RecipeFault(
                 [f"--images {folder}: has other prompts than {folders[0]}; score them one by one"], what="command line"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from sdo_cli.errors import RecipeFault
 from sdo_cli.evaluate.job import EvalPrompt, Item, Prompts, digest
-from sdo_cli.evaluate.layouts import Row, look
+from sdo_cli.evaluate.layouts import Row, counted, look
 from sdo_cli.evaluate.pairing import bare, pair
 from sdo_cli.pixels import transparent
 
@@ -56,7 +56,7 @@ def _shown(folder: Path, items: list[Item], by: str) -> str:
         raise RecipeFault([f"--images {folder}: no picture of the prompts asked for"], what="command line")
     some = [items[0], items[-1]] if len(items) > 1 else items
     pairs = "; ".join(f"{item.file}: {_short(item.text)}" for item in some)
-    counts = f"{len(items)} pictures of {len({item.prompt for item in items})} prompts"
+    counts = f"{counted(len(items), 'picture')} of {counted(len({item.prompt for item in items}), 'prompt')}"
     return f"{folder.name}: {counts}, by {by}; {'first and last ' if len(some) > 1 else ''}{pairs}"
 
 
@@ -115,8 +115,9 @@ def _given_to(folder: Path, rows: list[Row], given: Prompts, by: str, limit: int
                 "write metadata.jsonl with file_name and prompt, a .txt beside each picture, or --limit where they are "
                 "the first of the set",
             ) from fault
+        bares = [bare(prompt.text) for prompt in prompts]
         for row, place, place_stated in zip(rows, places, stated, strict=True):
-            _agree(folder, row, place, place_stated, prompts, by)
+            _agree(folder, row, place, place_stated, prompts, bares, by)
         others = [
             row for row, place in zip(rows, places, strict=True) if row.prompt and row.prompt != prompts[place].text
         ]
@@ -146,22 +147,20 @@ def _by_names(rows: list[Row], prompts: list[EvalPrompt], limit: int | None) -> 
     return found.places, found.how
 
 
-def _agree(folder: Path, row: Row, place: int, stated: int | None, prompts: list[EvalPrompt], by: str) -> None:
+def _agree(
+    folder: Path, row: Row, place: int, stated: int | None, prompts: list[EvalPrompt], bares: list[str], by: str
+) -> None:
     """What is written inside may be longer than the prompt given, but not another of the same set."""
     words = bare(row.prompt)
-    held = [] if stated is not None else [k for k, prompt in enumerate(prompts) if _holds(words, prompt.text)]
+    held = [] if stated is not None else [k for k, text in enumerate(bares) if text and f" {text} " in f" {words} "]
     # of several the longest: `a cat` is in `a cat on a mat`, too
-    other = stated if stated is not None else max(held, key=lambda k: len(bare(prompts[k].text)), default=None)
-    if other is not None and bare(prompts[other].text) != bare(prompts[place].text):
+    other = stated if stated is not None else max(held, key=lambda k: len(bares[k]), default=None)
+    if other is not None and prompts[other].text != prompts[place].text:
         raise _guess(
             folder,
             f"{row.file} is {_short(prompts[place].text)} by {by}, but {row.how} says {_short(prompts[other].text)}",
             "leave --prompts out, or write metadata.jsonl",
         )
-
-
-def _holds(words: str, text: str) -> bool:
-    return bool(bare(text)) and f" {bare(text)} " in f" {words} "
 
 
 def _numbered(rows: list[Row], folder: Path) -> tuple[Prompts, list[Item]]:
@@ -201,7 +200,7 @@ def _alpha(folder: Path, items: list[Item]) -> list[str]:
     clear = [item.file for item in items if transparent(folder / item.file)]
     if not clear:
         return []
-    return [f"{folder.name}: {len(clear)} pictures are partly transparent and put on white, {clear[0]} first"]
+    return [f"{folder.name}: {counted(len(clear), 'picture')} partly transparent and put on white, {clear[0]} first"]
 
 
 def folder_hash(folder: Path, items: list[Item]) -> str:

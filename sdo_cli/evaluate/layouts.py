@@ -66,7 +66,8 @@ def look(folder: Path, categories: list[str]) -> tuple[list[Row], list[str]]:
         known = {(folder / row.file).resolve() for row in rows}
         if others := sorted(str(p.relative_to(folder)) for p in every if p.resolve() not in known):
             notes.append(
-                f"{folder}: {len(others)} pictures are not in {metadata[0].name} and not scored, {others[0]} first"
+                f"{folder}: {counted(len(others), 'picture')} not in {metadata[0].name} and not scored, "
+                f"{others[0]} first"
             )
         return rows, notes
     samples = _geneval(folder)
@@ -89,10 +90,16 @@ def look(folder: Path, categories: list[str]) -> tuple[list[Row], list[str]]:
             raise _fault("; ".join([f"{folder}: holds no images ({', '.join(sorted(SUFFIXES))})", *notes]))
     elif inside:
         count = sum(map(len, inside.values()))
-        notes.append(f"{folder}: {count} pictures in folders inside it ({', '.join(list(inside)[:4])}) are not scored")
+        notes.append(
+            f"{folder}: {counted(count, 'picture')} in folders inside it ({', '.join(list(inside)[:4])}) not scored"
+        )
     log = folder / "log.html"
     logged = fooocus_log(log) if log.is_file() else {}
     return [_stated(path, folder, logged) for path in files], notes
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _fault(sentence: str) -> RecipeFault:
@@ -111,9 +118,11 @@ def _pictures(folder: Path) -> tuple[list[Path], list[str]]:
     unread = [path.name for path in seen if path.suffix.lower() in OTHER_SUFFIXES]
     notes = []
     if sheets:
-        notes.append(f"{folder}: {len(sheets)} sheets of several pictures are not scored, {sheets[0]} first")
+        notes.append(f"{folder}: {counted(len(sheets), 'sheet')} of several pictures not scored, {sheets[0]} first")
     if unread:
-        notes.append(f"{folder}: {len(unread)} files of kinds that sdo does not read are not scored, {unread[0]} first")
+        notes.append(
+            f"{folder}: {counted(len(unread), 'file')} of kinds that sdo does not read not scored, {unread[0]} first"
+        )
     return [path for path in pictures if not _is_sheet(path)], notes
 
 

@@ -1,7 +1,7 @@
 """Which prompt of a set belongs to which picture, by the pictures' names; what would be a guess is refused."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -176,6 +176,12 @@ def _counted(stems: list[str], count: int) -> Pairing:
         raise ValueError(
             f"the first number in names like {stems[0]} does not count the {count} prompts, a later one does"
         )
+    sizes = set(Counter(columns[k]).values())
+    if not said and not alone and len(sizes) > 1:
+        # so do the numbers of batches, whose last one is not full
+        raise ValueError(f"the first number in names like {stems[0]} has {min(sizes)} to {max(sizes)} pictures each")
+    if not said and not alone and sizes == {count}:
+        raise ValueError(f"names like {stems[0]} have {count} pictures for each of {count}, so either number may count")
     if len(changing) == 1 and not alone:
         raise ValueError(f"two names hold the same number, as {stems[0]} does")
     return Pairing(pairings[0], f"the number in their names, from {_start(columns[k], count)}")
