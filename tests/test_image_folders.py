@@ -442,6 +442,9 @@ def test_pictures_that_a_metadata_file_does_not_list_are_counted(tmp_path):
         stream.write(json.dumps({"file_name": "train/0.png", "text": "another"}) + "\n")
     with pytest.raises(RecipeFault, match=r"metadata.jsonl:5: names train/0.png a second time"):
         read_folder(tmp_path / "x", None)
+    (tmp_path / "x" / "metadata.jsonl").write_text("")
+    with pytest.raises(RecipeFault, match=r"metadata.jsonl lists no picture"):
+        read_folder(tmp_path / "x", None)
     (tmp_path / "x" / "metadata.jsonl").write_bytes('{"file_name": "Bär.png"}'.encode("latin-1"))
     with pytest.raises(RecipeFault, match=r"metadata.jsonl is not UTF-8 text"):
         read_folder(tmp_path / "x", None)
@@ -590,6 +593,31 @@ def test_several_prompts_inside_are_refused(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG no")
     with pytest.raises(EnvironmentFault, match=r"broken.png is no readable image"):
         prompt_inside(tmp_path / "broken.png")
+
+
+BROKEN = [
+    {"invokeai_metadata": '{"positive_prompt": 3}'},
+    {"invokeai_metadata": "[]"},
+    {"sd-metadata": '{"image": "x"}'},
+    {"sd-metadata": '{"image": {"prompt": [3]}}'},
+    {"Comment": '{"v4_prompt": 3, "prompt": []}', "Software": "NovelAI"},
+    {"parameters": '{"sui_image_params": 3}'},
+    {"parameters": '{"prompt": {"a": 1}}'},
+    {"parameters": 'Steps: 3, Raw prompt: "a \\"b'},
+    {"parameters": "{" + '"a": {' * 3},
+    {"prompt": json.dumps({"1": {"class_type": None, "inputs": None}})},
+    {"prompt": json.dumps({"1": {"class_type": "KSampler", "inputs": [1]}})},
+    {"prompt": json.dumps({"1": {"class_type": "KSampler", "inputs": {"positive": ["2", 0], "cfg": 1}}})},
+    {"prompt": json.dumps(graph("x", **{"6": {"class_type": "CLIPTextEncode", "inputs": {"text": 5}}}))},
+    {"prompt": json.dumps(graph("x", **{"6": {"class_type": "CLIPTextEncode"}}))},
+]
+
+
+@pytest.mark.parametrize("chunks", BROKEN)
+def test_broken_text_inside_is_a_sentence(tmp_path, chunks):
+    png(tmp_path / "x" / "0.png", chunks)
+    with pytest.raises(RecipeFault, match=r"0.png: .*; write its prompt into a .txt beside it"):
+        read_folder(tmp_path / "x", None)
 
 
 # ComfyUI's graphs

@@ -43,7 +43,7 @@ def prompt_of_graph(graph: Any) -> str:
     Raises:
         ValueError: one sentence: no sampler, several prompts, or a node whose text is not known.
     """
-    if not isinstance(graph, dict) or not all(isinstance(n, dict) and "class_type" in n for n in graph.values()):
+    if not isinstance(graph, dict) or not all(map(_is_node, graph.values())):
         raise ValueError("its ComfyUI graph is not in the form that ComfyUI writes")
     walk = _Walk({str(key): {**node, "inputs": node.get("inputs") or {}} for key, node in graph.items()})
     found = list(dict.fromkeys(text for text in walk.sampled() if text))
@@ -52,6 +52,12 @@ def prompt_of_graph(graph: Any) -> str:
     if len(found) > 1:
         raise ValueError(f"its ComfyUI graph holds several prompts: {found[0]!r} and {found[1]!r}")
     return found[0]
+
+
+def _is_node(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("inputs") or {}, dict):
+        return False
+    return isinstance(value.get("class_type"), str)
 
 
 def _is_link(value: Any) -> bool:

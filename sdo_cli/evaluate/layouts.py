@@ -62,6 +62,8 @@ def look(folder: Path, categories: list[str]) -> tuple[list[Row], list[str]]:
         if len(metadata) > 1:
             notes.append(f"{folder}: {metadata[0].name} is read, {metadata[1].name} is not")
         rows = list(_listed(metadata[0], folder))
+        if not rows:
+            raise _fault(f"{folder}: {metadata[0].name} lists no picture; take it away, or write file_name and prompt")
         every = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not _is_sheet(path)]
         known = {(folder / row.file).resolve() for row in rows}
         if others := sorted(str(p.relative_to(folder)) for p in every if p.resolve() not in known):

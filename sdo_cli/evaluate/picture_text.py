@@ -80,7 +80,7 @@ def prompt_of(notes: Mapping[str, str]) -> str:
     if "invokeai_metadata" in notes:
         return _words(_object(notes["invokeai_metadata"]).get("positive_prompt"))
     if "sd-metadata" in notes:
-        return _old_invoke(_object(notes["sd-metadata"]).get("image", {}).get("prompt"))
+        return _old_invoke(_at(_object(notes["sd-metadata"]), "image", "prompt"))
     if "Dream" in notes and (quoted := re.match(r'\s*"(.*?)"(?= -|\s*$)', notes["Dream"], re.DOTALL)):
         return BRACKETED.sub("", quoted[1]).strip()
     if "parameters" in notes:
@@ -100,15 +100,16 @@ def prompt_of_parameters(text: str) -> str:
     text = text.strip()
     if text.startswith("{"):
         tree = _object(text)
-        tree = tree.get("sui_image_params", tree)
-        return _plain(_words(next((tree[key] for key in ("prompt", "Prompt") if key in tree), None)))
+        if "sui_image_params" in tree:
+            return _plain(_words(_at(tree, "sui_image_params", "prompt")))
+        return _plain(_words(tree.get("prompt", tree.get("Prompt"))))
     lines = text.split("\n")
     at = max((number for number, line in enumerate(lines) if SETTINGS.match(line)), default=None)
     if at is None and len(lines) > 1:
         raise ValueError("its text has no line of settings, so where the prompt ends is not known")
     if at is not None and (raw := RAW_PROMPT.search(lines[at])):
         # Fooocus puts the words of its styles before
-        return _plain(json.loads(raw[1]) if raw[1].startswith('"') else raw[1])
+        return _plain(_words(_json(raw[1])) if raw[1].startswith('"') else raw[1])
     before = lines if at is None else lines[:at]
     negative = next((number for number, line in enumerate(before) if line.startswith(NEGATIVE)), len(before))
     return _plain(" ".join(before[:negative]))
@@ -128,13 +129,24 @@ def is_parameters(text: str) -> bool:
     return any(SETTINGS.match(line) or line.startswith(NEGATIVE) for line in text.split("\n"))
 
 
-def _object(text: str) -> dict[str, Any]:
+def _json(text: str) -> Any:
     try:
-        tree = json.loads(text)
-    except json.JSONDecodeError:
-        tree = None
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        raise ValueError("the JSON inside it cannot be read") from None
+
+
+def _object(text: str) -> dict[str, Any]:
+    tree = _json(text)
     if not isinstance(tree, dict):
         raise ValueError("the JSON inside it cannot be read")
+    return tree
+
+
+def _at(tree: Any, *keys: str) -> Any:
+    """What lies at the end of ``keys``; None where they lead nowhere."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
     return tree
 
 
@@ -153,8 +165,8 @@ def _old_invoke(value: Any) -> str:
 
 
 def _novelai(comment: dict[str, Any], description: str) -> str:
-    people = comment.get("v4_prompt", {}).get("caption", {}).get("char_captions") or []
-    if people:
+    people = _at(comment, "v4_prompt", "caption", "char_captions")
+    if isinstance(people, list) and people:
         raise ValueError(f"NovelAI drew it from a prompt and {len(people)} of its characters")
     return _words(comment.get("prompt", description))
 
