@@ -39,7 +39,8 @@ class Reward(Protocol):
     statistics of the batch.
 
     A reward with weights also has ``to(device, dtype)``, and ``gradient_checkpointing()`` where its layers can be
-    recomputed in the backward pass; one made of others has ``parts(images, prompts)``, their scores by name.
+    recomputed in the backward pass; one made of others has ``parts(images, prompts)``, their scores by name. One that
+    reads prompts up to a length has ``unread(prompts)``: the number of tokens, and the prompts that are longer.
     """
 
     info: RewardInfo

@@ -6,6 +6,7 @@ from torch import Tensor
 from rewards import OPENAI_CLIP
 from rewards.base import RewardInfo
 from rewards.clip_encoder import ClipEncoder
+from rewards.reading import unread
 from sdo_cli.errors import RecipeFault
 from sdo_cli.hub import find_file
 
@@ -32,6 +33,9 @@ class ClipScore:
 
     def gradient_checkpointing(self) -> None:
         self.encoder.gradient_checkpointing()
+
+    def unread(self, prompts: list[str]) -> tuple[int, list[str]]:
+        return unread(self.encoder.tokenize, prompts)
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         return (self.encoder.images(images) * self.encoder.prompts(prompts)).sum(-1)

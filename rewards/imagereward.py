@@ -13,6 +13,7 @@ from rewards.aesthetic import predictor_head
 from rewards.base import RewardInfo, scoring_dtype
 from rewards.checkpoints import read_state, reason
 from rewards.preprocess import Preprocess
+from rewards.reading import unread
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.hub import find_file
 
@@ -61,6 +62,9 @@ class ImageReward:
         # transformers recomputes only in training mode; the vision tower has no dropout to wake
         self.vision.train()
         self.vision.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def unread(self, prompts: list[str]) -> tuple[int, list[str]]:
+        return unread(self.tokenizer, prompts, TOKENS)
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         tokens = self.tokenizer(

@@ -42,6 +42,11 @@ class Mixture:
     def _rewards(self) -> list[Any]:
         return [member[0] for member in self.members.values()]
 
+    def unread(self, prompts: list[str]) -> tuple[int, list[str]]:
+        """Of the part that reads least."""
+        found = [reward.unread(prompts) for reward in self._rewards() if hasattr(reward, "unread")]
+        return min(found, key=lambda read: read[0], default=(0, []))
+
     def parts(self, images: Tensor, prompts: list[str]) -> dict[str, Tensor]:
         """The plain score ``[B]`` of every part."""
         return {name: member[0].score(images, prompts) for name, member in self.members.items()}

@@ -11,6 +11,7 @@ from rewards import PICKSCORE
 from rewards.base import RewardInfo, scoring_dtype
 from rewards.checkpoints import UNREADABLE, reason
 from rewards.preprocess import Preprocess
+from rewards.reading import unread
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.hub import find_file
 
@@ -69,6 +70,9 @@ class PickScore:
                 rows = self._unit(self.net.text_projection(pooled))
             self._texts.update(zip(missing, rows, strict=True))
         return torch.stack([self._texts[prompt] for prompt in prompts])
+
+    def unread(self, prompts: list[str]) -> tuple[int, list[str]]:
+        return unread(self.tokenize, prompts, self.net.config.text_config.max_position_embeddings)
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         return self.log_scale.exp() * (self.images(images) * self.prompts(prompts)).sum(-1)

@@ -21,8 +21,9 @@ from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.evaluate import draw as drawing
 from sdo_cli.evaluate.draw import metadata_row
 from sdo_cli.evaluate.evaluation import Evaluation, folder_variants
-from sdo_cli.evaluate.folders import prompt_inside, read_folder
+from sdo_cli.evaluate.folders import read_folder
 from sdo_cli.evaluate.job import EvalPrompt, Job, Prompts, Settings, Variant, items_of, variants_of
+from sdo_cli.evaluate.picture_text import prompt_inside
 from sdo_cli.evaluate.run import evaluate
 from sdo_cli.evaluate.score import ScoreFile, diversity_lines
 from sdo_cli.files import alone_in
@@ -379,7 +380,7 @@ def test_prompts_of_a_folder_are_found_where_people_keep_them(tmp_path):
     assert [i.text for i in read_folder(tmp_path / "side", None)[1]] == ["a red square"]
     for name in ("00001_00.png", "00000_00.png", "00000_01.png"):
         picture(tmp_path / "named" / name, "blue")
-    _prompts, items = read_folder(tmp_path / "named", PROMPTS)
+    _prompts, items, _notes = read_folder(tmp_path / "named", PROMPTS)
     assert [(i.file, i.prompt, i.seed_index, i.category) for i in items] == [
         ("00000_00.png", 0, 0, "animals"),
         ("00000_01.png", 0, 1, "animals"),
@@ -387,8 +388,9 @@ def test_prompts_of_a_folder_are_found_where_people_keep_them(tmp_path):
     ]
     with pytest.raises(RecipeFault, match=r"no prompt for 00000_00.png and 2 more"):
         read_folder(tmp_path / "named", None)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(RecipeFault, match="holds no images"):
-        read_folder(tmp_path, None)
+        read_folder(tmp_path / "empty", None)
     with pytest.raises(RecipeFault, match="no such folder"):
         read_folder(tmp_path / "nowhere", None)
 
@@ -412,8 +414,8 @@ def test_broken_metadata_is_one_sentence(tmp_path, text, said):
 def test_folders_are_compared_when_they_hold_the_same_prompts(tmp_path):
     for name, colour in (("a", "red"), ("b", "blue")):
         for index in range(2):
-            picture(tmp_path / name / f"{index}.png", colour, (24 + 8 * index, 24))
-    variants, prompts = folder_variants([tmp_path / "a", tmp_path / "b"], PROMPTS)
+            picture(tmp_path / name / f"{index:05d}_00.png", colour, (24 + 8 * index, 24))
+    variants, prompts, _notes = folder_variants([tmp_path / "a", tmp_path / "b"], PROMPTS)
     wanted = Job(prompts, None, variants, {"colorfulness": RewardSpec("colorfulness")}, embedding=False)
     tree = evaluate(wanted, tmp_path / "e", Silent())
     assert tree["differences"]["b"]["colorfulness"]["difference"]["n"] == 2
@@ -425,7 +427,7 @@ def test_folders_are_compared_when_they_hold_the_same_prompts(tmp_path):
     (tmp_path / "d" / "x.txt").write_text("words")
     with pytest.raises(RecipeFault, match="has other prompts"):
         folder_variants([tmp_path / "c", tmp_path / "d"], None)
-    picture(tmp_path / "a" / "0.png", "green")
+    picture(tmp_path / "a" / "00000_00.png", "green")
     changed = folder_variants([tmp_path / "a", tmp_path / "b"], PROMPTS)[0]
     with pytest.raises(RecipeFault, match="its images a has changed"):
         evaluate(replace(wanted, variants=changed), tmp_path / "e", Silent())
@@ -434,7 +436,8 @@ def test_folders_are_compared_when_they_hold_the_same_prompts(tmp_path):
 def test_an_unreadable_image_is_named(tmp_path):
     picture(tmp_path / "a" / "0.png", "red")
     (tmp_path / "a" / "0.png").write_bytes(b"\x89PNG not really")
-    variants, prompts = folder_variants([tmp_path / "a"], PROMPTS)
+    (tmp_path / "a" / "0.txt").write_text("a red square")
+    variants, prompts, _notes = folder_variants([tmp_path / "a"], None)
     wanted = Job(prompts, None, variants, {"colorfulness": RewardSpec("colorfulness")}, embedding=False)
     with pytest.raises(EnvironmentFault, match=r"0\.png is no readable image"):
         evaluate(wanted, tmp_path / "e", Silent())

@@ -21,7 +21,7 @@ ROWS = [
     {"sampling", "rewards"},
     {"plugins", "skipping"},
     {"prompt_sets", "parallel"},
-    {"hub", "embedded", "files", "seeding", "progress", "device", "provenance"},
+    {"hub", "embedded", "files", "seeding", "progress", "device", "provenance", "pixels"},
     {"errors"},
     {"installed", "threads"},
 ]

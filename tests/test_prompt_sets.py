@@ -1,5 +1,6 @@
 """Prompt sets in every format the field uses, each as a file in its real layout."""
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from sdo_cli.hub import MissingWeights
 from sdo_cli.prompt_sets import read as reading
 from sdo_cli.prompt_sets.files import Prompt, PromptSet, read_path
 from sdo_cli.prompt_sets.read import BENCHMARKS, SHIPPED, read_prompt_set, shipped_folder
+from sdo_cli.prompt_sets.syntax import syntax_notes
 from sdo_cli.recipe.prompts import read_prompts
 from sdo_cli.recipe.schema import PromptSource
 
@@ -288,3 +290,103 @@ def test_sample_draws_a_set_from_a_table(tmp_path):
     (tmp_path / "t.csv").write_text('prompt,category\n"a tiger, on a teal background",x\n')
     done = sdo("sample", "--prompts-file", "t.csv", "--steps", 1, "--guidance", 1, "--out", "s", "-q", cwd=tmp_path)
     assert done.returncode == 0 and (tmp_path / "s" / "00000.png").exists(), done.stderr
+
+
+# what is easily read wrong
+
+
+SNIFFED = {
+    "semicolon.csv": (
+        "prompt;category\na red fox, at dawn;animal\na blue mug;thing\n",
+        [("a red fox, at dawn", "animal"), ("a blue mug", "thing")],
+    ),
+    "pipe.csv": ("id|prompt\n1|a red fox; at dawn\n", [("a red fox; at dawn", "")]),
+    "tabs.csv": ("prompt\tcategory\na fox, red\tanimal\n", [("a fox, red", "animal")]),
+    "commas.csv": ('prompt,note\n"a; b",x\n', [("a; b", "")]),
+    "quoted.tsv": (
+        'prompt\tcategory\n"a sign that says ""OPEN"", at night"\tthing\n"two\nlines"\tthing\n',
+        [('a sign that says "OPEN", at night', "thing"), ("two\nlines", "thing")],
+    ),
+    "all_quoted.tsv": ('"prompt"\t"category"\n"a fox"\t"animal"\n', [("a fox", "animal")]),
+    "broken_lines.tsv": (
+        'prompt\tcategory\n"two\nlines"\tthing\na fox\tanimal\n',
+        [("two\nlines", "thing"), ("a fox", "animal")],
+    ),
+    "unquoted.tsv": ('Prompt\tCategory\n"OPEN"\tText\na "red" cube\tx\n', [('"OPEN"', "Text"), ('a "red" cube', "x")]),
+    "two_lists.json": (
+        '{"prompts": ["a fox", "a mug"], "negative_prompts": ["blurry", "dark"]}',
+        [("a fox", ""), ("a mug", "")],
+    ),
+    "by_column.json": ('{"caption": ["a fox", "a mug"], "style": ["x", "y"]}', [("a fox", "x"), ("a mug", "y")]),
+    "two_keys.jsonl": ('{"prompt": "a fox"}\n{"text": "a mug"}\n', [("a fox", ""), ("a mug", "")]),
+}
+
+
+@pytest.mark.parametrize("name", SNIFFED)
+def test_tables_as_their_programs_write_them(tmp_path, name):
+    text, expected = SNIFFED[name]
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    assert [(p.text, p.category) for p in read_prompt_set(str(tmp_path / name)).prompts] == expected
+
+
+def test_pythons_own_writer_is_read_back(tmp_path):
+    """Every delimiter, quoted where the writer wants it: marks, delimiters and line ends inside prompts."""
+    words = ['a "red" fox', "a; b, c | d", "two\nlines", '"', "tab\there", "plain"]
+    for delimiter, name in ((",", "t.csv"), (";", "t.csv"), ("|", "t.csv"), ("\t", "t.tsv"), ("\t", "t.csv")):
+        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
+            with (tmp_path / name).open("w", newline="", encoding="utf-8") as stream:
+                writer = csv.writer(stream, delimiter=delimiter, quoting=quoting)
+                writer.writerows([["prompt", "category"], *([text, "x"] for text in words)])
+            found = read_prompt_set(str(tmp_path / name)).prompts
+            assert [(p.text, p.category) for p in found] == [(text, "x") for text in words], (delimiter, quoting)
+
+
+def test_what_is_left_out_is_said(tmp_path):
+    cases = {
+        "t.csv": ("id,prompt\n1,a cat\n2,\n3,  \n", "2 of 3 rows have no prompt and are left out"),
+        "m.jsonl": (
+            '{"prompt": "a"}\n{"text": "b"}\n{"prompt": null}\n',
+            "1 of 3 rows call the prompt text, not prompt",
+        ),
+        "n.json": ('{"prompts": ["a"], "negative_prompts": ["b"]}', "negative_prompts is not read beside prompts"),
+    }
+    for name, (text, said) in cases.items():
+        (tmp_path / name).write_text(text)
+        assert said in " ".join(read_prompt_set(str(tmp_path / name)).notes)
+        assert said in sdo("prompts", "show", tmp_path / name).stdout
+    drawn = sdo("sample", "--prompts-file", "t.csv", "--steps", 1, "--guidance", 1, "--out", "s", cwd=tmp_path)
+    assert drawn.returncode == 0 and "2 of 3 rows have no prompt" in drawn.stderr
+
+
+@pytest.mark.parametrize(
+    "name, text, said",
+    [
+        ("t.csv", "prompt,prompt\na,b\n", "has 2 columns named prompt"),
+        ("t.csv", "prompt,x\n,1\n,2\n", "column prompt is empty in all 2 rows; name another with --column"),
+        ("t.csv", "prompt;x\na;b;c\n", "row 2 has more cells than the header; quote cells that hold semicolons"),
+    ],
+)
+def test_tables_without_a_meaning_are_refused(tmp_path, name, text, said):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=said):
+        read_prompt_set(str(tmp_path / name))
+
+
+def test_recipes_name_columns_by_their_key(tmp_path):
+    (tmp_path / "t.csv").write_text("words,kind\na cat,x\n")
+    with pytest.raises(ValueError, match=r"no column of prompts among words, kind; name one with column$"):
+        read_prompts(PromptSource(file="t.csv"), tmp_path)
+    for column, shown in (("text", "text"), ("", "''")):
+        with pytest.raises(ValueError, match=f"has no column {shown} for column; there are words, kind"):
+            read_prompts(PromptSource(file="t.csv", column=column), tmp_path)
+
+
+def test_commands_of_other_programs_are_said_once():
+    odd = ["a (red:1.2) bus", "a cat BREAK a dog", "a <lora:x:0.8> <hypernet:y:1>", "[a:b:0.5]", "a {red|blue} bus"]
+    plain = ["a bus (red)", "ratio 1:2 (about)", "breakfast", "a [b] c", "4:3", "a <b> c"]
+    (said,) = syntax_notes([*odd, *odd, *plain])
+    assert said.startswith(
+        "5 of 11 prompts hold weights like (red:1.2), BREAK, changes like [red:blue:0.5], networks like"
+    )
+    assert said.endswith("the first: a (red:1.2) bus") and "choices like {red|blue}" in said
+    assert syntax_notes(plain) == []

@@ -150,7 +150,7 @@ def test_the_png_says_how_it_was_made(lora_folder, tmp_path):
     text = Image.open(tmp_path / "s" / "00003.png").text["parameters"]
     assert text.splitlines()[:2] == [f"a rose, red <lora:{lora_folder.name}:0.5>", "Negative prompt: grey"]
     assert "Steps: 2, Sampler: DPM++ 2M Karras, CFG scale: 3, Seed: 8, Size: 64x64" in text
-    prompts, items = read_folder(tmp_path / "s", None)
+    prompts, items, _notes = read_folder(tmp_path / "s", None)
     assert [p.text for p in prompts.prompts] == ["a tiger", "a rose, red"]
     assert [(i.file, i.prompt, i.seed_index) for i in items][2:] == [("00002.png", 1, 0), ("00003.png", 1, 1)]
 

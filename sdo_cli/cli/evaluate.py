@@ -91,14 +91,14 @@ def carry_out(
     from sdo_cli.parallel.stopping import Stopping
     from sdo_cli.parallel.world import joined
 
-    job = asked.job()
+    job, notes = asked.job()
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = out or Path("evals") / f"{job.prompts.name}-{stamp}"
     with stopped_well(lambda: folder), joined() as world:
         folder = Path(world.share(lambda: str(folder)))
         reporter = output.reporter(talks=world.is_main)
-        if note:
-            reporter.note(note)
+        for sentence in [*([note] if note else []), *notes]:
+            reporter.note(sentence)
         try:
             with Stopping(None, reporter.note, world) as stopping:
                 tree = run(

@@ -46,8 +46,11 @@ class Asked:
     rewards: dict[str, RewardSpec]
     embedding: bool
     select_by: str
+    limit: int | None = None
+    notes: tuple[str, ...] = ()
 
-    def job(self) -> "Job":
+    def job(self) -> "tuple[Job, list[str]]":
+        """And what is to be said of its prompts and of the folders it scores."""
         import rewards as table
         from sdo_cli.drawing.draw import draw_settings
         from sdo_cli.evaluate.evaluation import folder_variants
@@ -55,16 +58,19 @@ class Asked:
         from sdo_cli.models.load import source_of
 
         asked, start, loras, prompts, settings = self.settings, self.start, self.variants.loras, self.prompts, None
+        notes = list(self.notes)
         trained = [table.full_name(spec.name) for spec in start.recipe.rewards] if start and loras else []
         if self.variants.folders:
-            variants, prompts = folder_variants(self.variants.folders, prompts)
+            variants, prompts, said = folder_variants(self.variants.folders, prompts, self.limit)
+            notes += said
         else:
             assert prompts is not None
             source, draw, noise = source_of(asked), draw_settings(asked), self.noise
             settings = Settings(source, draw, asked.mixed_precision, noise.seeds, noise.seed, prompts.fingerprint)
             variants = variants_of(loras, self.scales, base=self.variants.base, plans=self.plans)
         precision = asked.reward_precision
-        return Job(prompts, settings, variants, self.rewards, precision, self.embedding, self.select_by, trained)
+        job = Job(prompts, settings, variants, self.rewards, precision, self.embedding, self.select_by, trained)
+        return job, notes
 
 
 def asked_for(
@@ -109,10 +115,12 @@ def asked_for(
     wrong += [problem for path in loras if (problem := lora_problem(path))]
     specs = reward_specs(rewards, start, settings, measures.embedding, wrong)
     chosen = chosen_measure(measures.select_by, specs, wrong)
-    found = find_prompts(prompts, start, bool(folders), wrong)
+    notes: list[str] = []
+    found = find_prompts(prompts, start, bool(folders), wrong, notes)
     if wrong:
         raise RecipeFault(wrong, what="command line")
-    return Asked(settings, start, found, variants, scales, noise, plans, specs, measures.embedding, chosen)
+    embedding, limit = measures.embedding, prompts.limit
+    return Asked(settings, start, found, variants, scales, noise, plans, specs, embedding, chosen, limit, tuple(notes))
 
 
 def starting_recipe(recipe: str | None, model: str | None, loras: list[str]) -> tuple[LoadedRecipe | None, str]:
@@ -202,12 +210,14 @@ def chosen_measure(asked: str | None, specs: dict[str, RewardSpec], wrong: list[
 
 
 def find_prompts(
-    given: PromptOptions, start: LoadedRecipe | None, optional: bool, wrong: list[str]
+    given: PromptOptions, start: LoadedRecipe | None, optional: bool, wrong: list[str], notes: list[str]
 ) -> "Prompts | None":
+    """Those asked for, the recipe's held-out ones, or none; ``notes`` gets what their file leaves out."""
     from sdo_cli.evaluate.job import EvalPrompt, Prompts
     from sdo_cli.prompt_sets.read import read_prompt_set
 
-    limit = given.limit
+    # pictures that are there are paired with the whole set before it is cut
+    limit = None if optional else given.limit
     if given.prompts is not None:
         try:
             found = read_prompt_set(given.prompts, column=given.column)
@@ -217,7 +227,10 @@ def find_prompts(
         except ValueError as fault:
             wrong.append(f"--prompts: {fault}")
             return None
-        return Prompts(found.name, found.source, [EvalPrompt(p.text, p.category) for p in found.prompts][:limit])
+        notes += found.notes
+        return Prompts(
+            found.name, found.source, [EvalPrompt(p.text, p.category, p.name) for p in found.prompts][:limit]
+        )
     if start is not None and start.recipe.validation.prompts != PromptSource():
         lines = start.prompts(start.recipe.validation.prompts)[: start.recipe.validation.num_prompts]
         return Prompts(

@@ -77,5 +77,7 @@ def show(
     typer.echo(f"\n{found.name}: {len(some)} prompts, {found.source}")
     if counts:
         typer.echo(", ".join(f"{name} {count}" for name, count in counts.items()))
+    for note in found.notes:
+        typer.echo(note)
     if repeated := len(some) - len({prompt.text for prompt in some}):
         typer.echo(f"{repeated} of them repeat another")

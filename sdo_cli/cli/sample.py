@@ -77,7 +77,7 @@ def sample(
     if variables is not None:
         draw_again(context, variables, target, output)
         return
-    lines = gather_prompts(prompts or [], prompts_file)
+    lines, notes = gather_prompts(prompts or [], prompts_file)
     asked = laid_over(BARE, model, solver, picture, eta=eta)
     asked = with_timesteps(asked, timesteps, solver.steps if _was_typed(context, "steps") else None)
     wrong = [] if 1 <= num_images <= 10**6 else [f"--num-images: must be between 1 and {10**6}, not {num_images}"]
@@ -100,10 +100,10 @@ def sample(
         source_of(asked), lora.stack, lora.lora_scale, lines, num_images, seed, batch_size, draw_settings(asked),
         asked.mixed_precision, plan,
     )  # fmt: skip
-    draw(job, folder, grid=target.grid, output=output)
+    draw(job, folder, grid=target.grid, output=output, notes=notes)
 
 
-def draw(job: "SampleJob", folder: Path, *, grid: bool, output: OutputOptions) -> None:
+def draw(job: "SampleJob", folder: Path, *, grid: bool, output: OutputOptions, notes: list[str]) -> None:
     """Together with the other processes; the first one says where the images are."""
     from sdo_cli.drawing.sample import draw_to_folder
     from sdo_cli.parallel.world import joined
@@ -113,6 +113,8 @@ def draw(job: "SampleJob", folder: Path, *, grid: bool, output: OutputOptions) -
         if problem := world.share(lambda: holds_images(folder)):
             raise RecipeFault(problem, what="command line")
         with told(folder, output.reporter(talks=world.is_main)) as reporter:
+            for note in notes:
+                reporter.note(note)
             files = draw_to_folder(job, folder, grid=grid, reporter=reporter, world=world)
         if not world.is_main:
             return
@@ -201,18 +203,20 @@ def holds_images(folder: Path) -> list[str]:
     return []
 
 
-def gather_prompts(words: list[str], prompts_file: str | None) -> list[str]:
-    from sdo_cli.recipe.prompts import read_prompts
+def gather_prompts(words: list[str], prompts_file: str | None) -> tuple[list[str], list[str]]:
+    """Prompts, and sentences on what their file leaves out."""
+    from sdo_cli.recipe.prompts import prompt_notes, read_prompts
     from sdo_cli.recipe.schema import PromptSource
 
-    lines = [word for word in words if word.strip()]
+    lines, notes = [word for word in words if word.strip()], []
     if prompts_file:
         try:
             lines += read_prompts(PromptSource(file=prompts_file), None)
+            notes = prompt_notes(PromptSource(file=prompts_file), None)
         except ValueError as fault:
             raise RecipeFault([f"--prompts-file: {fault}"], what="command line") from fault
     if not lines:
         raise RecipeFault(
             [f"no prompt; write one in quotes: {sdo('sample', 'a tiger on a teal background')}"], what="command line"
         )
-    return lines
+    return lines, notes

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from sdo_cli.drawing.draw import DrawSettings, make_route, native_of
 from sdo_cli.drawing.prompts import cut_prompts
 from sdo_cli.models.base import Family
+from sdo_cli.prompt_sets.syntax import syntax_notes
 from sdo_cli.sampling.solvers import AUTO
 
 # a network asked at a timestep below this sees next to no noise
@@ -12,8 +13,12 @@ NEARLY_CLEAN = 20
 
 
 def drawing_notes(family: Family, prompts: Iterable[str], settings: DrawSettings) -> list[str]:
-    """A sentence each: a model that says two things, cut prompts, a solver that stands in, no guidance, a late step."""
-    found = [*family.notes, *cut_prompts(family, prompts)]
+    """A sentence each: a model that says two things, cut prompts, commands of other programs in prompts, a solver that
+    stands in, no guidance, a late step.
+    """
+    every = list(prompts)
+    found = [*family.notes, *cut_prompts(family, every), *syntax_notes(every)]
+    found += [f"negative_prompt: {sentence}" for sentence in syntax_notes([settings.negative_prompt])]
     if settings.solver == AUTO and (own := native_of(family, settings)).instead_of:
         found.append(f"solver auto: {own.solver} stands in for the model's own {own.instead_of}")
     if settings.guidance_scale < 1 and not family.takes_guidance:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.files import write_atomic
+from sdo_cli.pixels import UNREADABLE, as_shown
 
 
 def to_pil(image: Tensor) -> Image.Image:
@@ -25,11 +26,15 @@ def save_image(image: Tensor, path: Path, note: PngInfo | None = None) -> None:
 
 
 def read_image(path: Path) -> Tensor:
-    """``[3, H, W]`` in [0, 1], as 8-bit RGB; transparent parts are black."""
+    """``[3, H, W]`` in [0, 1], as 8-bit RGB, as a viewer shows it: turned by EXIF, transparent parts on white.
+
+    Raises:
+        EnvironmentFault: no readable picture, or one whose colours cannot be known.
+    """
     try:
         with Image.open(path) as image:
-            array = np.array(image.convert("RGB"))
-    except (OSError, ValueError) as fault:
+            array = np.array(as_shown(image))
+    except UNREADABLE as fault:
         raise EnvironmentFault(
             f"{path} is no readable image: {fault}", remedy="remove it; if sdo drew it, it is drawn again"
         ) from fault

@@ -3,14 +3,15 @@
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdo_cli.errors import RecipeFault
 from sdo_cli.evaluate.folders import folder_hash, read_folder
-from sdo_cli.evaluate.job import EvalPrompt, Item, Job, Prompts, Variant, as_settings, digest, items_of
+from sdo_cli.evaluate.job import EvalPrompt, Item, Job, Prompts, Variant, as_settings, as_variant, digest, items_of
 from sdo_cli.evaluate.score import EMBEDDED_MEASURES, ScoreFile
 from sdo_cli.evaluate.summary import Measured
 from sdo_cli.files import read_json
+from sdo_cli.prompt_sets.syntax import syntax_notes
 from sdo_cli.recipe.schema import RewardSpec
 
 SETTINGS = "settings.json"
@@ -41,6 +42,8 @@ class Evaluation:
         return cls(job_from(read_json(path)), folder)
 
     def _items(self, variant: Variant) -> list[Item]:
+        if variant.items is not None:
+            return list(variant.items)
         if variant.folder is not None:
             return read_folder(Path(variant.folder), self.job.prompts)[1]
         assert self.job.settings is not None
@@ -91,7 +94,7 @@ def job_from(tree: dict[str, Any]) -> Job:
     return Job(
         prompts=Prompts(prompts["name"], prompts["source"], [EvalPrompt(*pair) for pair in prompts["list"]]),
         settings=as_settings(tree["settings"]) if tree["settings"] else None,
-        variants=[Variant(**entry) for entry in tree["variants"]],
+        variants=[as_variant(entry) for entry in tree["variants"]],
         rewards={name: RewardSpec(name, options=options) for name, options in tree["rewards"].items()},
         reward_precision=tree["reward_precision"],
         embedding=tree["embedding"],
@@ -162,16 +165,44 @@ def _clashes(before: Job, job: Job) -> Iterable[str]:
             yield f"options of {name} are {before.rewards[name].options} there, {dict(spec.options)} here"
 
 
-def folder_variants(folders: list[Path], prompts: Prompts | None) -> tuple[list[Variant], Prompts]:
+def _in_the_order_of(first: Prompts, own: Prompts, items: list[Item]) -> tuple[Prompts, list[Item]]:
+    """Equal prompts under the numbers that the first folder gave them; as they are where they are not equal."""
+    texts = [prompt.text for prompt in first.prompts]
+    mine = [prompt.text for prompt in own.prompts]
+    if mine == texts or len(set(texts)) < len(texts) or sorted(mine) != sorted(texts):
+        return own, items
+    items = sorted(
+        (replace(item, prompt=texts.index(item.text)) for item in items),
+        key=lambda item: (item.prompt, item.seed_index),
+    )
+    return replace(own, prompts=[own.prompts[mine.index(text)] for text in texts]), items
+
+
+class Folders(NamedTuple):
+    """Folders made elsewhere as variants, their prompts, and sentences about them."""
+
+    variants: list[Variant]
+    prompts: Prompts
+    notes: list[str]
+
+
+def folder_variants(folders: list[Path], prompts: Prompts | None, limit: int | None = None) -> Folders:
     """Folders made elsewhere as variants, and their prompts, which must be the same.
+
+    Args:
+        limit: only the first so many prompts.
 
     Raises:
         RecipeFault: a folder that cannot be read, or whose prompts are not those of the first.
     """
     variants: list[Variant] = []
+    notes: list[str] = []
     first: Prompts | None = None
     for folder in folders:
-        own, items = read_folder(folder, prompts)
+        own, items, said = read_folder(folder, prompts, limit=limit)
+        notes += said
+        if first is not None and prompts is None:
+            own, items = _in_the_order_of(first, own, items)
         if first is not None and [p.text for p in own.prompts] != [p.text for p in first.prompts]:
             raise RecipeFault(
                 [f"--images {folder}: has other prompts than {folders[0]}; score them one by one"], what="command line"
@@ -180,6 +211,10 @@ def folder_variants(folders: list[Path], prompts: Prompts | None) -> tuple[list[
         name = folder.resolve().name
         taken = {variant.name for variant in variants}
         unique = next(n for n in (name, *(f"{name}-{i}" for i in range(2, 1000))) if n not in taken)
-        variants.append(Variant(unique, folder=str(folder.resolve()), fingerprint=folder_hash(folder, items)))
+        fingerprint = folder_hash(folder, items)
+        variants.append(Variant(unique, folder=str(folder.resolve()), fingerprint=fingerprint, items=tuple(items)))
     assert first is not None
-    return variants, prompts or first
+    notes += syntax_notes(item.text for variant in variants for item in variant.items or ())
+    if prompts is not None:
+        first = Prompts(prompts.name, prompts.source, prompts.prompts[:limit])
+    return Folders(variants, first, notes)

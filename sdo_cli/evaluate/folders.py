@@ -1,40 +1,77 @@
-"""Image folders: those sdo draws, and those made by anything else."""
+"""Image folders made by anything: which prompt each picture is scored under, shown, and refused where it is a guess."""
 
-import json
-import re
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
+from typing import NamedTuple
 
 from sdo_cli.errors import RecipeFault
 from sdo_cli.evaluate.job import EvalPrompt, Item, Prompts, digest
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-# sheets that sdo draws beside them
-NOT_IMAGES = ("grid", "reward_curve")
-# names of the prompt in metadata files people have
-PROMPT_KEYS = ("prompt", "text", "caption")
+from sdo_cli.evaluate.layouts import Row, counted, look
+from sdo_cli.evaluate.pairing import bare, pair
+from sdo_cli.pixels import transparent
 
 
-def read_folder(folder: Path, given: Prompts | None) -> tuple[Prompts, list[Item]]:
-    """The images of a folder and their prompts.
+class ImageFolder(NamedTuple):
+    """Attributes:
+    prompts: of its pictures; indices without a picture keep their place, empty.
+    items: its pictures.
+    notes: how pictures and prompts were put together, and what was left out; a sentence each.
+    """
 
-    Prompts come from ``metadata.jsonl`` (Hugging Face's image folders), else for each image from a text file of its
-    name, else from ``given`` by the names ``00012_00`` or plain order, else from A1111's text inside it.
+    prompts: Prompts
+    items: list[Item]
+    notes: list[str]
+
+
+def read_folder(folder: Path, given: Prompts | None, *, limit: int | None = None) -> ImageFolder:
+    """The pictures of a folder and their prompts.
+
+    A metadata file, GenEval's layout and text files beside the pictures state prompts for certain; ``given`` has to
+    hold them. Without one of these, pictures belong to ``given`` by their names, else to the prompt inside them.
+
+    Args:
+        limit: only pictures of the first so many prompts.
 
     Raises:
-        RecipeFault: no images, or one without a prompt.
+        RecipeFault: no images, one without a prompt, or one whose prompt would be a guess.
     """
     if not folder.is_dir():
         raise RecipeFault([f"--images {folder}: no such folder"], what="command line")
-    metadata = folder / "metadata.jsonl"
-    rows = list(_rows(metadata)) if metadata.is_file() else _found(folder, given)
-    if not rows:
-        raise RecipeFault([f"--images {folder}: holds no images ({', '.join(sorted(SUFFIXES))})"], what="command line")
-    without = [row["file_name"] for row in rows if not row["prompt"]]
+    rows, notes = look(folder, given.categories if given is not None else [])
+    hows = Counter(row.how for row in rows if row.prompt)
+    by = ", ".join(f"{how} ({count})" if len(hows) > 1 else how for how, count in hows.items())
+    if given is None:
+        _all_stated(folder, rows)
+    else:
+        by = _given_to(folder, rows, given, by, limit)
+    prompts, items = _numbered(rows, folder)
+    if limit is not None:
+        items = [item for item in items if item.prompt < limit]
+        prompts = Prompts(prompts.name, prompts.source, prompts.prompts[:limit])
+    return ImageFolder(prompts, items, [_shown(folder, items, by), *notes, *_alpha(folder, items)])
+
+
+def _shown(folder: Path, items: list[Item], by: str) -> str:
+    if not items:
+        raise RecipeFault([f"--images {folder}: no picture of the prompts asked for"], what="command line")
+    some = [items[0], items[-1]] if len(items) > 1 else items
+    pairs = "; ".join(f"{item.file}: {_short(item.text)}" for item in some)
+    counts = f"{counted(len(items), 'picture')} of {counted(len({item.prompt for item in items}), 'prompt')}"
+    return f"{folder.name}: {counts}, by {by}; {'first and last ' if len(some) > 1 else ''}{pairs}"
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 60 else f"{line[:60]}…"
+
+
+def _all_stated(folder: Path, rows: list[Row]) -> None:
+    if unclear := next((row for row in rows if row.unclear), None):
+        raise RecipeFault(
+            [f"--images {folder}: {unclear.file}: {unclear.unclear}; write its prompt into a .txt beside it"],
+            what="command line",
+        )
+    without = [row.file for row in rows if not row.prompt]
     if without:
         raise RecipeFault(
             [
@@ -43,97 +80,127 @@ def read_folder(folder: Path, given: Prompts | None) -> tuple[Prompts, list[Item
             ],
             what="command line",
         )
-    missing = [row["file_name"] for row in rows if not (folder / row["file_name"]).is_file()]
-    if missing:
-        raise RecipeFault([f"{metadata}: names {missing[0]}, which is not in {folder}"], what="image folder")
-    return _numbered(rows, folder)
 
 
-def _rows(metadata: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(metadata.read_text(encoding="utf-8-sig").split("\n"), 1):
-        if not line.strip():
-            continue
+def _given_to(folder: Path, rows: list[Row], given: Prompts, by: str, limit: int | None) -> str:
+    """Rows get their prompt among ``given``; how, in words.
+
+    Raises:
+        RecipeFault: a guess, or a contradiction.
+    """
+    prompts = given.prompts
+    texts: dict[str, int] = {}
+    for index, prompt in enumerate(prompts):
+        texts.setdefault(" ".join(prompt.text.split()), index)
+    stated = [texts.get(" ".join(row.prompt.split())) for row in rows]
+    for k, row in enumerate(rows):
+        own = row.more.get("prompt_index")
+        if isinstance(own, int) and 0 <= own < len(prompts) and prompts[own].text == row.prompt:
+            stated[k] = own
+        if row.certain and row.prompt and stated[k] is None:
+            raise _guess(
+                folder,
+                f"{row.how} says of {row.file}: {_short(row.prompt)}, which --prompts does not hold",
+                "leave --prompts out, or give the set they were drawn from",
+            )
+    if all(place is not None for place in stated):
+        places = [place for place in stated if place is not None]
+    else:
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as fault:
-            raise RecipeFault([f"{metadata}:{number}: is not JSON: {fault.msg}"], what="image folder") from fault
-        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
-            raise RecipeFault([f"{metadata}:{number}: has no file_name"], what="image folder")
-        prompt = next((row[key] for key in PROMPT_KEYS if isinstance(row.get(key), str)), "")
-        yield {**row, "prompt": prompt}
+            places, by = _by_names(rows, prompts, limit)
+        except ValueError as fault:
+            raise _guess(
+                folder,
+                f"which prompt belongs to which picture would be a guess: {fault}",
+                "write metadata.jsonl with file_name and prompt, a .txt beside each picture, or --limit where they are "
+                "the first of the set",
+            ) from fault
+        bares = [bare(prompt.text) for prompt in prompts]
+        for row, place, place_stated in zip(rows, places, stated, strict=True):
+            _agree(folder, row, place, place_stated, prompts, bares, by)
+        others = [
+            row for row, place in zip(rows, places, strict=True) if row.prompt and row.prompt != prompts[place].text
+        ]
+        if unclear := [row for row in rows if row.unclear]:
+            by += f" ({len(unclear)} of them hold text of no one prompt, {unclear[0].file}: {unclear[0].unclear})"
+        if others:
+            by += f" (inside {len(others)} of them are other words, {_short(others[0].prompt)} first)"
+    for row, place in zip(rows, places, strict=True):
+        row.prompt, row.more = prompts[place].text, {**row.more, "prompt_index": place}
+        row.more["category"] = prompts[place].category
+        row.more.setdefault("seed_index", None)
+    return by
 
 
-def _found(folder: Path, given: Prompts | None) -> list[dict[str, Any]]:
-    files = sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in SUFFIXES and path.name[0] != "." and path.stem not in NOT_IMAGES
-    )
-    rows = []
-    for position, path in enumerate(files):
-        row: dict[str, Any] = {"file_name": path.name, "prompt": ""}
-        sidecar = path.with_suffix(".txt")
-        place = _place(path.stem, position)
-        if sidecar.is_file():
-            row["prompt"] = sidecar.read_text(encoding="utf-8-sig").strip()
-        elif given is not None:
-            if place[0] < len(given.prompts):
-                prompt = given.prompts[place[0]]
-                row |= {"prompt": prompt.text, "category": prompt.category}
-                row |= {"prompt_index": place[0], "seed_index": place[1]}
-        else:
-            row["prompt"] = prompt_inside(path)
-        rows.append(row)
-    return rows
+def _guess(folder: Path, sentence: str, remedy: str) -> RecipeFault:
+    return RecipeFault([f"--images {folder}: {sentence}; {remedy}"], what="command line")
 
 
-def _place(stem: str, position: int) -> tuple[int, int]:
-    """Prompt and seed of ``00012_01``, of ``00012``, else the position in the folder."""
-    parts = stem.split("_")
-    if all(part.isdigit() for part in parts) and len(parts) <= 2:
-        return int(parts[0]), int(parts[1]) if len(parts) == 2 else 0
-    return position, 0
+def _by_names(rows: list[Row], prompts: list[EvalPrompt], limit: int | None) -> tuple[list[int], str]:
+    files = [row.file for row in rows]
+    try:
+        found = pair(files, prompts)
+    except ValueError:
+        if limit is None or limit >= len(prompts):
+            raise
+        found = pair(files, prompts[:limit])
+    return found.places, found.how
 
 
-def prompt_inside(path: Path) -> str:
-    """The prompt A1111 and its relatives keep in a PNG; empty without one."""
-    with Image.open(path) as image:
-        text = str(getattr(image, "text", {}).get("parameters", ""))
-    lines = text.split("\nNegative prompt:")[0].splitlines()
-    if lines and lines[-1].startswith("Steps: "):
-        lines.pop()
-    # the LoRA is none of the picture's words
-    return re.sub(r"<lora:[^>]*>", "", " ".join(lines)).strip()
+def _agree(
+    folder: Path, row: Row, place: int, stated: int | None, prompts: list[EvalPrompt], bares: list[str], by: str
+) -> None:
+    """What is written inside may be longer than the prompt given, but not another of the same set."""
+    words = bare(row.prompt)
+    held = [] if stated is not None else [k for k, text in enumerate(bares) if text and f" {text} " in f" {words} "]
+    # of several the longest: `a cat` is in `a cat on a mat`, too
+    other = stated if stated is not None else max(held, key=lambda k: len(bares[k]), default=None)
+    if other is not None and prompts[other].text != prompts[place].text:
+        raise _guess(
+            folder,
+            f"{row.file} is {_short(prompts[place].text)} by {by}, but {row.how} says {_short(prompts[other].text)}",
+            "leave --prompts out, or write metadata.jsonl",
+        )
 
 
-def _numbered(rows: list[dict[str, Any]], folder: Path) -> tuple[Prompts, list[Item]]:
+def _numbered(rows: list[Row], folder: Path) -> tuple[Prompts, list[Item]]:
     """Rows with their place: as the metadata says, else prompts in order of appearance, their images as seeds."""
-    if all(isinstance(row.get("prompt_index"), int) and isinstance(row.get("seed_index"), int) for row in rows):
-        places = [(row["prompt_index"], row["seed_index"]) for row in rows]
+    indices = [row.more.get("prompt_index") for row in rows]
+    if all(
+        isinstance(row.more.get("seed_index"), int) and isinstance(i, int) for row, i in zip(rows, indices, strict=True)
+    ):
+        places = [(row.more["prompt_index"], row.more["seed_index"]) for row in rows]
     else:
         numbers: dict[str, int] = {}
         seen: dict[int, int] = defaultdict(int)
         places = []
-        for row in rows:
-            prompt = numbers.setdefault(row["prompt"], len(numbers))
+        for row, index in zip(rows, indices, strict=True):
+            prompt = index if isinstance(index, int) else numbers.setdefault(row.prompt, len(numbers))
             places.append((prompt, seen[prompt]))
             seen[prompt] += 1
     if len(set(places)) < len(places):
         raise RecipeFault([f"{folder}: two images have the same prompt_index and seed_index"], what="image folder")
     items = [
         Item(
-            row["file_name"],
+            row.file,
             *place,
-            row["prompt"],
-            str(row.get("category") or ""),
-            row.get("seed") if isinstance(row.get("seed"), int) else None,
+            row.prompt,
+            str(row.more.get("category") or ""),
+            row.more.get("seed") if isinstance(row.more.get("seed"), int) else None,
         )
         for place, row in sorted(zip(places, rows, strict=True), key=lambda pair: pair[0])
     ]
     by_index = {item.prompt: EvalPrompt(item.text, item.category) for item in items}
     # holes keep their place, so that indices mean the same in every folder of one set
-    prompts = [by_index.get(i, EvalPrompt("")) for i in range(max(by_index) + 1)]
+    prompts = [by_index.get(i, EvalPrompt("")) for i in range(max(by_index, default=-1) + 1)]
     return Prompts(folder.name, str(folder.resolve()), prompts), items
+
+
+def _alpha(folder: Path, items: list[Item]) -> list[str]:
+    clear = [item.file for item in items if transparent(folder / item.file)]
+    if not clear:
+        return []
+    return [f"{folder.name}: {counted(len(clear), 'picture')} partly transparent and put on white, {clear[0]} first"]
 
 
 def folder_hash(folder: Path, items: list[Item]) -> str:

@@ -19,10 +19,16 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class EvalPrompt:
-    """One prompt of the set and the category it belongs to, empty when the set has none."""
+    """One prompt of the set.
+
+    Attributes:
+        category: empty when the set has none.
+        name: of its file or row, by which pictures may be called; empty without one.
+    """
 
     text: str
     category: str = ""
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ class Variant:
         lora: run folder, file or hub id; None for the plain model.
         fingerprint: of its weight file or images; None for a hub id.
         folder: of images made elsewhere.
+        items: of such a folder: under which prompt each picture is scored, settled once.
         plan: the file of a skip plan, and ``plan_fingerprint`` of what it says.
     """
 
@@ -80,6 +87,7 @@ class Variant:
     folder: str | None = None
     plan: str | None = None
     plan_fingerprint: str | None = None
+    items: tuple[Item, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -210,6 +218,12 @@ def _names(loras: list[str]) -> Iterator[str]:
             name = f"{stem}-{count}"
         taken.add(name)
         yield name
+
+
+def as_variant(entry: Mapping[str, Any]) -> Variant:
+    """Read back what ``asdict`` made of one."""
+    items = entry.get("items")
+    return Variant(**{**entry, "items": None if items is None else tuple(Item(**item) for item in items)})
 
 
 def as_settings(tree: Mapping[str, Any]) -> Settings:

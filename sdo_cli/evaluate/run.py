@@ -14,8 +14,8 @@ from sdo_cli.drawing.pictures import read_image
 from sdo_cli.errors import RecipeFault, Stopped
 from sdo_cli.evaluate.draw import draw_variant, missing_items
 from sdo_cli.evaluate.evaluation import SETTINGS, Evaluation, job_tree, joined
-from sdo_cli.evaluate.folders import SUFFIXES
 from sdo_cli.evaluate.job import Job, Variant
+from sdo_cli.evaluate.layouts import SUFFIXES
 from sdo_cli.evaluate.reference import fid_kid, inception, inception_features, require_torchmetrics
 from sdo_cli.evaluate.report import evaluation_report
 from sdo_cli.evaluate.score import (
@@ -34,7 +34,7 @@ from sdo_cli.progress import Reporter
 from sdo_cli.provenance import command, machine, now, versions
 from sdo_cli.recipe.schema import PromptSource, Recipe, ValidationSpec
 from sdo_cli.reports.page import write_report
-from sdo_cli.scoring.rewards import build_reward
+from sdo_cli.scoring.rewards import build_reward, reading_notes
 from sdo_cli.scoring.statistics import mean_interval
 from sdo_cli.weights.needs import explaining
 
@@ -159,6 +159,8 @@ def score(evaluation: Evaluation, reporter: Reporter, *, batch_size: int, world:
         if world.share(partial(_all_scored, evaluation, scores, name)):
             continue
         reward = build_reward(name, spec.options, device, dtype_of(job.reward_precision))
+        for sentence in reading_notes({name: reward}, (i.text for items in evaluation.items.values() for i in items)):
+            reporter.note(sentence)
         reporter.phase(name, total)
         for variant in job.variants:
             items, images = evaluation.items[variant.name], evaluation.images(variant)

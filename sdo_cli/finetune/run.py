@@ -34,6 +34,7 @@ from sdo_cli.runs.read import CHECKS, MANIFEST, METRICS, manifest_of
 from sdo_cli.runs.resume import cut_lines, find, identity
 from sdo_cli.runs.summary import RunSummary
 from sdo_cli.runs.trackers import Trackers
+from sdo_cli.scoring.rewards import reading_notes
 from sdo_cli.scoring.statistics import paired_gain
 
 
@@ -88,6 +89,11 @@ def finetune(
             reporter.note(f"reward {spec.name}: the newest version, {rewards.full_name(spec.name)}")
     drawn = [*job.prompts, *(validation.prompts if validation else ()), *(guard.validation.prompts if guard else ())]
     for sentence in drawing_notes(job.family, drawn, job.draw_settings):
+        reporter.note(sentence)
+    scored = {item.name: item.reward for item in job.rewards} | (validation.rewards if validation else {})
+    for sentence in reading_notes(scored, drawn):
+        reporter.note(sentence)
+    for sentence in loaded.prompt_notes():
         reporter.note(sentence)
     if world.size > 1:
         reporter.note(f"{world.size} processes; a step is {job.global_batch} samples")

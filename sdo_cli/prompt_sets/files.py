@@ -4,9 +4,11 @@ import csv
 import hashlib
 import io
 import json
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from sdo_cli.installed import install_extra
@@ -14,6 +16,9 @@ from sdo_cli.installed import install_extra
 # columns that hold prompts and categories, in the order they are looked for, any case
 PROMPT_COLUMNS = ("prompt", "prompts", "caption", "text", "description")
 CATEGORY_COLUMNS = ("category", "categories", "tag", "style", "class")
+# columns a picture may be called by
+NAME_COLUMNS = ("id", "prompt_id", "image_id", "item_id", "name", "file_name", "filename", "key")
+DELIMITERS = (",", ";", "\t", "|")
 SUFFIXES = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 
@@ -23,20 +28,26 @@ class Prompt:
     text: what is drawn.
     category: empty where the source has none.
     extra: the other columns of the source.
+    name: of its own file in a folder of prompts, or its id; empty where the source has none.
     """
 
     text: str
     category: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
+    name: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts in order, and where they came from: a path, ``shipped:NAME`` or ``hub:owner/name@revision/file``."""
+    """Prompts in order, and where they came from: a path, ``shipped:NAME`` or ``hub:owner/name@revision/file``.
+
+    ``notes`` are sentences on what was left out.
+    """
 
     name: str
     source: str
     prompts: list[Prompt]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def categories(self) -> list[str]:
@@ -50,44 +61,79 @@ class PromptSet:
         return hashlib.sha256(content.encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Columns:
+    """Those asked for, and what the asker calls them; None finds one."""
+
+    prompt: str | None = None
+    category: str | None = None
+    prompt_key: str = "--column"
+    category_key: str = "--category-column"
+
+
 def read_path(path: Path, *, column: str | None = None, category_column: str | None = None) -> list[Prompt]:
-    """The prompts of a file, or of every file in a folder, whose names are then the categories.
+    """The prompts of a file, or of every file in a folder; see :func:`read_noted`."""
+    return read_noted(path, Columns(column, category_column))[0]
+
+
+def read_noted(path: Path, columns: Columns = Columns()) -> tuple[list[Prompt], list[str]]:
+    """The prompts of a file, or of every file in a folder, and sentences on what was left out.
+
+    In a folder, text files of one prompt each name it (DPG-Bench); else files are categories (HPSv2).
 
     Raises:
         ValueError: one sentence with the reason.
     """
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        files = sorted((p for p in path.iterdir() if p.suffix.lower() in SUFFIXES), key=_natural)
         if not files:
             raise ValueError(f"{path} holds no prompt file ({', '.join(SUFFIXES)})")
-        found = []
-        for file in files:
-            for prompt in read_path(file, column=column, category_column=category_column):
-                found.append(prompt if prompt.category else Prompt(prompt.text, file.stem, prompt.extra))
-        return found
-    prompts = list(_rows(path, column, category_column))
+        parts = [(file.name, *read_noted(file, columns)) for file in files]
+        return together([(name, prompts) for name, prompts, _ in parts]), [n for *_, notes in parts for n in notes]
+    notes: list[str] = []
+    prompts = list(_rows(path, columns, notes))
     if not prompts:
         raise ValueError(f"{path} gives no prompt at all; put at least one in")
-    return prompts
+    return prompts, notes
 
 
-def _rows(path: Path, column: str | None, category_column: str | None) -> Iterator[Prompt]:
+def together(parts: list[tuple[str, list[Prompt]]]) -> list[Prompt]:
+    """Prompts of several files, by name, with the files' stems as their names or categories."""
+    if all(len(prompts) == 1 and file.lower().endswith(".txt") for file, prompts in parts):
+        return [replace(prompts[0], name=PurePath(file).stem) for file, prompts in parts]
+    return [p if p.category else replace(p, category=PurePath(file).stem) for file, prompts in parts for p in prompts]
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """``2.txt`` before ``10.txt``."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts] + [(-1, path.name)]
+
+
+def _rows(path: Path, columns: Columns, notes: list[str]) -> Iterator[Prompt]:
     kind = path.suffix.lower()
-    if kind == ".parquet":
-        yield from _from_table(path, _parquet(path), column, category_column)
+    if kind in (".parquet", ".csv", ".tsv"):
+        yield from _from_table(path, read_table(path, columns), columns, notes)
         return
     text = read_text(path)
-    if kind in (".csv", ".tsv"):
-        yield from _from_table(path, _csv(path, text), column, category_column)
-    elif kind in (".jsonl", ".ndjson"):
-        yield from _from_values(path, _json_lines(path, text), column, category_column)
+    if kind in (".jsonl", ".ndjson"):
+        yield from _from_values(path, _json_lines(path, text), columns, notes)
     elif kind == ".json":
-        yield from _from_values(path, _json_list(path, text), column, category_column)
-    elif column is not None:
-        raise ValueError(f"{path} is plain text, a prompt a line: it has no column {column}")
+        yield from _from_values(path, _json_list(path, text, columns, notes), columns, notes)
+    elif columns.prompt is not None:
+        raise ValueError(f"{path} is plain text, a prompt a line: it has no column {columns.prompt}")
     else:
         lines = (line.strip() for line in lines_of(text))
         yield from (Prompt(line) for line in lines if line and not line.startswith("#"))
+
+
+def read_table(path: Path, columns: Columns = Columns()) -> list[dict[str, Any]]:
+    """Rows of a CSV, TSV or parquet file, by the names of its columns.
+
+    Raises:
+        ValueError: one sentence with the reason.
+    """
+    return _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path, read_text(path), columns)
 
 
 def read_text(path: Path) -> str:
@@ -115,48 +161,96 @@ def _json_lines(path: Path, text: str) -> Iterator[Any]:
             raise ValueError(f"{path}:{number} is not JSON: {fault.msg}") from None
 
 
-def _json_list(path: Path, text: str) -> list[Any]:
+def _json_list(path: Path, text: str, columns: Columns, notes: list[str]) -> list[Any]:
     try:
         tree = json.loads(text)
     except json.JSONDecodeError as fault:
         raise ValueError(f"{path}:{fault.lineno} is not JSON: {fault.msg}") from None
     if isinstance(tree, dict):
-        # a table stored under one name, or lists by category
         lists = {key: value for key, value in tree.items() if isinstance(value, list)}
+        usual = [key for key in lists if key.lower() in PROMPT_COLUMNS or key == columns.prompt]
+        # a table stored under one name
         if len(lists) == 1:
             return next(iter(lists.values()))
+        if usual:
+            return _by_column(path, lists, usual[0], notes)
+        # lists by category
         return [{"prompt": text, "category": key} for key, texts in lists.items() for text in texts]
     if not isinstance(tree, list):
         raise ValueError(f"{path} is neither a list of prompts nor lists by category")
     return tree
 
 
-def _from_values(path: Path, values: Any, column: str | None, category_column: str | None) -> Iterator[Prompt]:
+def _by_column(path: Path, lists: dict[str, list[Any]], key: str, notes: list[str]) -> list[dict[str, Any]]:
+    """A list per column; those of another length, or of negative prompts, belong to no prompt."""
+    others = [name for name in lists if name != key]
+    kept = [name for name in others if len(lists[name]) == len(lists[key]) and "negative" not in name.lower()]
+    if left := [name for name in others if name not in kept]:
+        notes.append(f"{path}: {', '.join(left)} is not read beside {key}")
+    return [{key: text, **{name: lists[name][row] for name in kept}} for row, text in enumerate(lists[key])]
+
+
+def _from_values(path: Path, values: Any, columns: Columns, notes: list[str]) -> Iterator[Prompt]:
     values = list(values)
     texts = [value for value in values if isinstance(value, str)]
     if len(texts) == len(values):
-        if column is not None:
-            raise ValueError(f"{path} is a list of prompts: it has no column {column}")
+        if columns.prompt is not None:
+            raise ValueError(f"{path} is a list of prompts: it has no column {columns.prompt}")
         yield from (Prompt(text.strip()) for text in texts if text.strip())
         return
     wrong = next((number for number, value in enumerate(values, 1) if not isinstance(value, dict)), None)
     if wrong is not None:
         raise ValueError(f"{path}: entry {wrong} is neither text nor an object like the others")
-    yield from _from_table(path, values, column, category_column)
+    yield from _from_table(path, values, columns, notes)
 
 
-def _csv(path: Path, text: str) -> list[dict[str, Any]]:
-    delimiter = "\t" if path.suffix.lower() == ".tsv" or "\t" in text.partition("\n")[0] else ","
-    # quoted cells may hold line breaks; TSV files of the field quote nothing
-    quoted: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+def _csv(path: Path, text: str, columns: Columns) -> list[dict[str, Any]]:
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else _delimiter(text, columns)
+    quoted: Literal[0, 3] = csv.QUOTE_MINIMAL
+    # TSV files of the field quote nothing, and their prompts hold quotation marks
+    if delimiter == "\t" and not _quotes(text):
+        quoted = csv.QUOTE_NONE
     try:
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoted))
+        table = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoted))
     except csv.Error as fault:
         raise ValueError(f"{path} is no readable table: {fault}") from None
-    for number, row in enumerate(rows, 2):
-        if None in row:
-            raise ValueError(f"{path}: row {number} has more cells than the header; quote cells that hold commas")
-    return rows
+    lines = [row for row in table if row]
+    if not lines:
+        return []
+    header = [name.strip() for name in lines[0]]
+    if twice := next((name for name in header if name and header.count(name) > 1), None):
+        raise ValueError(f"{path} has {header.count(twice)} columns named {twice}; give each a name of its own")
+    for number, row in enumerate(lines[1:], 2):
+        if len(row) > len(header):
+            hold = {",": "commas", ";": "semicolons", "\t": "tabs"}.get(delimiter, delimiter)
+            raise ValueError(f"{path}: row {number} has more cells than the header; quote cells that hold {hold}")
+    return [dict(zip(header, row + [None] * (len(header) - len(row)), strict=True)) for row in lines[1:]]
+
+
+def _delimiter(text: str, columns: Columns) -> str:
+    """The one that cuts a column out of the header whose name is known; else the one that cuts most."""
+    first = text.partition("\n")[0]
+    cut = {d: next(csv.reader([first], delimiter=d), []) for d in DELIMITERS}
+    asked = {name.lower() for name in (columns.prompt, columns.category) if name is not None}
+    known = [d for d in DELIMITERS if {name.strip().lower() for name in cut[d]} & (asked or set(PROMPT_COLUMNS))]
+    return max(known or DELIMITERS, key=lambda d: len(cut[d]))
+
+
+def _quotes(text: str) -> bool:
+    """Whether a table with tabs was written with quotation marks around cells.
+
+    Writers quote a cell that holds a tab, a line end or a mark, which is doubled, or every cell, the header's too.
+    """
+    lines = [line.rstrip("\r") for line in lines_of(text) if line.strip()]
+    if lines and all(re.fullmatch(r'"(?:[^"]|"")*"', cell) for cell in lines[0].split("\t")):
+        return True
+    plain = [line.split("\t") for line in lines]
+    if any(re.fullmatch(r'"(?:[^"]|"")*""(?:[^"]|"")*"', cell) for row in plain for cell in row):
+        return True
+    if len({len(row) for row in plain}) <= 1:
+        return False
+    rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter="\t") if row]
+    return len({len(row) for row in rows}) == 1
 
 
 def _parquet(path: Path) -> list[dict[str, Any]]:
@@ -174,26 +268,53 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path} is no readable parquet file: {str(fault).splitlines()[0]}") from None
 
 
-def _from_table(
-    path: Path, rows: list[dict[str, Any]], column: str | None, category_column: str | None
-) -> Iterator[Prompt]:
-    names = list(dict.fromkeys(str(name) for row in rows[:100] for name in row))
-    texts = _choose(path, names, column, PROMPT_COLUMNS, "--column")
+def _from_table(path: Path, rows: list[dict[str, Any]], columns: Columns, notes: list[str]) -> Iterator[Prompt]:
+    names = list(dict.fromkeys(str(name) for row in rows for name in row))
+    texts = _choose(path, names, columns.prompt, PROMPT_COLUMNS, columns.prompt_key)
     if texts is None:
-        raise ValueError(f"{path} has no column of prompts among {', '.join(names)}; name one with --column")
-    categories = _choose(path, names, category_column, CATEGORY_COLUMNS, "--category-column")
+        raise ValueError(
+            f"{path} has no column of prompts among {', '.join(names)}; name one with {columns.prompt_key}"
+        )
+    categories = _choose(path, names, columns.category, CATEGORY_COLUMNS, columns.category_key)
+    called = next((name for word in NAME_COLUMNS for name in names if name.lower() == word != texts), None)
+    # rows of JSON may call the same thing by two names
+    usual = () if columns.prompt is not None else [n for w in PROMPT_COLUMNS for n in names if n.lower() == w]
+    other: Counter[str] = Counter()
+    without = 0
     for row in rows:
-        text = row.get(texts)
-        if isinstance(text, str) and text.strip():
-            category = row.get(categories) if categories is not None else None
-            extra = {key: value for key, value in row.items() if key not in (texts, categories)}
-            yield Prompt(text.strip(), str(category).strip() if category is not None else "", extra)
+        key = texts if texts in row else next((name for name in usual if name in row), texts)
+        text = row.get(key)
+        if not isinstance(text, str) or not text.strip():
+            without += 1
+            continue
+        if key != texts:
+            other[key] += 1
+        category = row.get(categories) if categories is not None else None
+        extra = {name: value for name, value in row.items() if name not in (key, categories)}
+        name = "" if called is None or row.get(called) is None else _stem(str(row[called]))
+        yield Prompt(text.strip(), str(category).strip() if category is not None else "", extra, name)
+    if without == len(rows) and rows:
+        raise ValueError(
+            f"{path}: column {texts} is empty in all {len(rows)} rows; name another with {columns.prompt_key}"
+        )
+    if without:
+        notes.append(f"{path}: {without} of {len(rows)} rows have no {texts} and are left out")
+    notes.extend(
+        f"{path}: {count} of {len(rows)} rows call the prompt {key}, not {texts}" for key, count in other.items()
+    )
+
+
+def _stem(name: str) -> str:
+    """Of a picture's file; an id with dots stays whole."""
+    return PurePath(name).stem if PurePath(name).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") else name
 
 
 def _choose(path: Path, names: list[str], asked: str | None, usual: tuple[str, ...], option: str) -> str | None:
     if asked is not None:
         same = [name for name in names if name == asked] or [n for n in names if n.lower() == asked.lower()]
         if not same:
-            raise ValueError(f"{path} has no column {asked} for {option}; there are {', '.join(names)}")
+            raise ValueError(
+                f"{path} has no column {asked.strip() or repr(asked)} for {option}; there are {', '.join(names)}"
+            )
         return same[0]
     return next((name for word in usual for name in names if name.lower().strip() == word), None)

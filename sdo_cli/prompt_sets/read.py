@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdo_cli.hub import WeightFile, find_file, list_files
-from sdo_cli.prompt_sets.files import SUFFIXES, PromptSet, read_path
+from sdo_cli.prompt_sets.files import SUFFIXES, Columns, PromptSet, read_noted, together
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,11 @@ def read_prompt_set(
         ValueError: one sentence with the reason.
         MissingWeights: a dataset of the hub that is not here and cannot be fetched.
     """
-    path = Path(name).expanduser()
+    path, columns = Path(name).expanduser(), Columns(column, category_column)
     if path.exists():
-        prompts = read_path(path, column=column, category_column=category_column)
-        return PromptSet(path.stem, str(path.resolve()), prompts)
+        return PromptSet(path.stem, str(path.resolve()), *read_noted(path, columns))
     if (shipped := shipped_file(name)) is not None:
-        prompts = read_path(shipped, column=column, category_column=category_column)
-        return PromptSet(shipped.stem, f"shipped:{shipped.stem}", prompts)
+        return PromptSet(shipped.stem, f"shipped:{shipped.stem}", *read_noted(shipped, columns))
     if (known := BENCHMARKS.get(name.lower())) is not None:
         return _from_hub(name.lower(), known.repo, known.files, column or known.column, category_column, revision)
     repo, _, file = name.partition(":")
@@ -103,13 +101,14 @@ def _from_hub(
         inside = f"{files[0].rstrip('/')}/"
         files = tuple(f for f in list_files(repo, revision, kind="dataset") if f.startswith(inside))
     files = files or (_only_file(repo, revision),)
-    prompts = []
+    parts, notes = [], []
     for file in files:
         path = find_file(WeightFile(repo, file, 0, "", revision, kind="dataset"))
-        for prompt in read_path(path, column=column, category_column=category_column):
-            known = prompt.category or len(files) == 1
-            prompts.append(prompt if known else type(prompt)(prompt.text, Path(file).stem, prompt.extra))
-    return PromptSet(name, f"hub:{repo}@{revision or 'main'}/{','.join(files)}", prompts)
+        prompts, said = read_noted(path, Columns(column, category_column))
+        parts.append((file, prompts))
+        notes += said
+    every = together(parts) if len(parts) > 1 else parts[0][1]
+    return PromptSet(name, f"hub:{repo}@{revision or 'main'}/{','.join(files)}", every, notes)
 
 
 def _only_file(repo: str, revision: str | None) -> str:

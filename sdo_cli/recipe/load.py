@@ -7,7 +7,7 @@ from typing import Any
 from sdo_cli.errors import RecipeFault
 from sdo_cli.recipe.check import check_recipe
 from sdo_cli.recipe.document import read_document
-from sdo_cli.recipe.prompts import read_prompts, shipped_folder
+from sdo_cli.recipe.prompts import prompt_notes, read_prompts, shipped_folder
 from sdo_cli.recipe.rule_choice import AUTO, with_rule_chosen
 from sdo_cli.recipe.schema import PromptSource, Recipe
 from sdo_cli.recipe.typed import BROKEN, Reader, suggestion
@@ -39,6 +39,12 @@ class LoadedRecipe:
 
     def prompts(self, source: PromptSource) -> list[str]:
         return read_prompts(source, self.folder)
+
+    def prompt_notes(self) -> list[str]:
+        """What the prompt files leave out, a sentence each."""
+        recipe = self.recipe
+        sources = [recipe.prompts, recipe.validation.prompts, *([recipe.guard.prompts] if recipe.guard.steps else [])]
+        return list(dict.fromkeys(note for source in sources for note in prompt_notes(source, self.folder)))
 
 
 def shipped_recipes() -> list[str]:

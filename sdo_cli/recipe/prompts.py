@@ -4,7 +4,7 @@ import itertools
 import re
 from pathlib import Path
 
-from sdo_cli.prompt_sets.files import read_path
+from sdo_cli.prompt_sets.files import Columns, Prompt, read_noted
 from sdo_cli.prompt_sets.read import shipped_file, shipped_folder
 from sdo_cli.recipe.schema import PromptSource
 
@@ -43,12 +43,21 @@ def read_prompts(source: PromptSource, beside: Path | None) -> list[str]:
     return prompts
 
 
+def prompt_notes(source: PromptSource, beside: Path | None) -> list[str]:
+    """Sentences on what a source that reads well leaves out."""
+    return [] if source.file is None else _noted(source.file, beside, source.column)[1]
+
+
 def _from_file(name: str, beside: Path | None, column: str | None) -> list[str]:
+    # a run folder keeps them one a line
+    return [" ".join(prompt.text.split("\n")) for prompt in _noted(name, beside, column)[0]]
+
+
+def _noted(name: str, beside: Path | None, column: str | None) -> tuple[list[Prompt], list[str]]:
     path = find_prompt_file(name, beside)
     if path is None:
         raise ValueError(f"no file {name}; it is looked for beside the recipe, here, and among `sdo prompts`")
-    # a run folder keeps them one a line
-    return [" ".join(prompt.text.split("\n")) for prompt in read_path(path, column=column)]
+    return read_noted(path, Columns(column, prompt_key="column"))
 
 
 def _from_template(template: str, values: dict[str, list[str]]) -> list[str]:

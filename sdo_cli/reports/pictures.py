@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from sdo_cli.files import write_atomic
+from sdo_cli.pixels import UNREADABLE, as_shown
 
 # sides in pixels and WebP qualities, from the best to the smallest
 SIZES = ((384, 82), (320, 80), (256, 78), (208, 74), (160, 70), (128, 65), (96, 60), (64, 50))
@@ -107,8 +108,8 @@ def thumbnail(path: Path, side: int, quality: int) -> bytes | None:
     """WebP no wider or higher than ``side``, never enlarged; None for a file that is no readable picture."""
     try:
         with Image.open(path) as image:
-            picture = image.convert("RGB")
-    except (OSError, ValueError):
+            picture = as_shown(image)
+    except UNREADABLE:
         return None
     stream = io.BytesIO()
     # small pictures have edges that compression would blur

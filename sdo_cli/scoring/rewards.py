@@ -1,6 +1,6 @@
 """Rewards by name, and scoring many images in batches."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,21 @@ def build_reward(
     if hasattr(reward, "to"):
         reward.to(device, dtype)
     return reward
+
+
+def reading_notes(built: Mapping[str, Reward], prompts: Iterable[str]) -> list[str]:
+    """A sentence for every reward, by name, that does not read some prompts to their end."""
+    every, found = list(dict.fromkeys(prompts)), []
+    for name, reward in built.items():
+        limit, longer = reward.unread(every) if hasattr(reward, "unread") else (0, [])
+        if longer:
+            line = " ".join(longer[0].split())
+            shown = line if len(line) <= 40 else f"{line[:40]}…"
+            found.append(
+                f"{len(longer)} of {len(every)} prompts: {name} reads {limit} tokens and not what follows; "
+                f"the first: {shown}"
+            )
+    return found
 
 
 @torch.no_grad()
