@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rewards.base import scoring_dtype
 from rewards.checkpoints import UNREADABLE, reason
+from rewards.kept_prompts import KeptPrompts
 from rewards.preprocess import Preprocess
 from sdo_cli import embedded
 from sdo_cli.errors import EnvironmentFault
@@ -46,7 +47,7 @@ class ClipEncoder:
         self.tokenize = tokenize
         self.net = net.eval().requires_grad_(False)
         self.preprocess = evaluation_transform(open_clip.get_model_preprocess_cfg(self.net))
-        self._texts: dict[str, Tensor] = {}
+        self._texts = KeptPrompts()
 
     @property
     def width(self) -> int:
@@ -100,16 +101,13 @@ class ClipEncoder:
         return tokens[:, 1:].to(scoring_dtype(dtype))
 
     def prompts(self, prompts: list[str]) -> Tensor:
-        """Unit-length embeddings ``[B, D]``, kept per prompt; no gradient."""
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]
+        """Unit-length embeddings ``[B, D]``, each made alone and kept; no gradient."""
+        return self._texts.rows(prompts, self._read)
+
+    def _read(self, prompt: str) -> Tensor:
         parameter = next(self.net.parameters())
-        with torch.no_grad():
-            for start in range(0, len(missing), 256):
-                part = missing[start : start + 256]
-                read = self.net.encode_text(self.tokenize(part).to(parameter.device))
-                rows = F.normalize(read.to(scoring_dtype(parameter.dtype)), dim=-1)
-                self._texts.update(zip(part, rows, strict=True))
-        return torch.stack([self._texts[prompt] for prompt in prompts])
+        read = self.net.encode_text(self.tokenize([prompt]).to(parameter.device))
+        return F.normalize(read.to(scoring_dtype(parameter.dtype)), dim=-1)
 
 
 class _Reached(Exception):

@@ -10,6 +10,7 @@ from torch import Tensor
 from rewards import PICKSCORE
 from rewards.base import RewardInfo, scoring_dtype
 from rewards.checkpoints import UNREADABLE, reason
+from rewards.kept_prompts import KeptPrompts
 from rewards.preprocess import Preprocess
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.hub import find_file
@@ -38,7 +39,7 @@ class PickScore:
         # rounded to half precision, a temperature of 100 would be 98.9
         self.log_scale = net.logit_scale.detach().clone()
         self.preprocess = Preprocess(net.config.vision_config.image_size)
-        self._texts: dict[str, Tensor] = {}
+        self._texts = KeptPrompts()
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "PickScore":
         self.net.to(device=device, dtype=dtype)
@@ -60,15 +61,12 @@ class PickScore:
         return F.normalize(embeddings.to(scoring_dtype(self.net.dtype)), dim=-1)
 
     def prompts(self, prompts: list[str]) -> Tensor:
-        """Unit-length embeddings ``[B, D]``, kept per prompt; no gradient."""
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]
-        if missing:
-            with torch.no_grad():
-                ids = self.tokenize(missing).to(self.net.device)
-                pooled = self.net.text_model(input_ids=ids).pooler_output
-                rows = self._unit(self.net.text_projection(pooled))
-            self._texts.update(zip(missing, rows, strict=True))
-        return torch.stack([self._texts[prompt] for prompt in prompts])
+        """Unit-length embeddings ``[B, D]``, each made alone and kept; no gradient."""
+        return self._texts.rows(prompts, self._read)
+
+    def _read(self, prompt: str) -> Tensor:
+        ids = self.tokenize([prompt]).to(self.net.device)
+        return self._unit(self.net.text_projection(self.net.text_model(input_ids=ids).pooler_output))
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         return self.log_scale.exp() * (self.images(images) * self.prompts(prompts)).sum(-1)
