@@ -39,8 +39,8 @@ SHORT = {
 # Known without importing torch, so that a recipe can be checked in milliseconds.
 MEASURE_ONLY = frozenset({"judge", "jpeg-compressibility"})
 OPTIONS: dict[str, frozenset[str]] = {
-    "clip-score": frozenset({"model", "pretrained"}),
-    "aesthetic-v2": frozenset({"model", "head", "pretrained"}),
+    "clip-score": frozenset({"model", "pretrained", "tag"}),
+    "aesthetic-v2": frozenset({"model", "head", "pretrained", "tag"}),
     "hps-v2": frozenset({"model", "checkpoint"}),
     "hps-v2.1": frozenset({"model", "checkpoint"}),
     "pickscore-v1": frozenset({"model"}),
