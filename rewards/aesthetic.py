@@ -16,7 +16,7 @@ from sdo_cli.hub import find_file
 
 INFO = RewardInfo(
     name="aesthetic-v2",
-    summary="LAION's aesthetic predictor on a CLIP image embedding; the embedded head predicts colourfulness",
+    summary="LAION's aesthetic predictor on a CLIP image embedding",
     source="github.com/christophschuhmann/improved-aesthetic-predictor (sac+logos+ava1-l14-linearMSE layout)",
     licence="Apache-2.0",
     range=(0.0, 10.0),
@@ -38,9 +38,8 @@ def predictor_head(width: int) -> nn.Sequential:
 
 
 class Aesthetic:
-    info = INFO
-
     def __init__(self, encoder: ClipEncoder, head: nn.Module) -> None:
+        self.info = INFO
         self.encoder, self.head = encoder, head.eval().requires_grad_(False)
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Aesthetic":

@@ -14,7 +14,14 @@ from sdo_cli.scoring.contract import CHECKS, check_contract
 
 PAGE = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text().split("# A reward of your own")[1]
 PARTS = [{"name": "colorfulness"}, {"name": "clip", "options": {"model": "embedded"}}]
-EMBEDDED = {"colorfulness": {}, "jpeg-compressibility": {}, "judge": {}, "mixture": {"parts": PARTS}}
+EMBEDDED = {
+    "colorfulness": {},
+    "jpeg-compressibility": {},
+    "judge": {},
+    "clip-embedded": {},
+    "aesthetic-embedded": {},
+    "mixture": {"parts": PARTS},
+}
 
 
 def test_the_page_explains_every_item():

@@ -48,14 +48,13 @@ class Asked:
     select_by: str
 
     def job(self) -> "Job":
-        import rewards as table
         from sdo_cli.drawing.draw import draw_settings
         from sdo_cli.evaluate.evaluation import folder_variants
         from sdo_cli.evaluate.job import Job, Settings, variants_of
         from sdo_cli.models.load import source_of
 
         asked, start, loras, prompts, settings = self.settings, self.start, self.variants.loras, self.prompts, None
-        trained = [table.full_name(spec.name) for spec in start.recipe.rewards] if start and loras else []
+        trained = [spec.name for spec in _as_evaluated(start.recipe)] if start and loras else []
         if self.variants.folders:
             variants, prompts = folder_variants(self.variants.folders, prompts)
         else:
@@ -65,6 +64,14 @@ class Asked:
             variants = variants_of(loras, self.scales, base=self.variants.base, plans=self.plans)
         precision = asked.reward_precision
         return Job(prompts, settings, variants, self.rewards, precision, self.embedding, self.select_by, trained)
+
+
+def _as_evaluated(recipe: Recipe) -> "list[RewardSpec]":
+    """A recipe's trained rewards by the names their scores have here."""
+    import rewards as table
+    from sdo_cli.weights.needs import reward_options
+
+    return [replace(s, name=table.by_its_name(s.name, reward_options(s, recipe))[0]) for s in recipe.rewards]
 
 
 def asked_for(
@@ -107,7 +114,7 @@ def asked_for(
     if settings.reward_precision not in PRECISIONS:
         wrong.append(f"--reward-precision: {settings.reward_precision!r} is not one of {', '.join(PRECISIONS)}")
     wrong += [problem for path in loras if (problem := lora_problem(path))]
-    specs = reward_specs(rewards, start, settings, measures.embedding, wrong)
+    specs = reward_specs(rewards, start, settings, measures.embedding, wrong, made_elsewhere=bool(folders))
     chosen = chosen_measure(measures.select_by, specs, wrong)
     found = find_prompts(prompts, start, bool(folders), wrong)
     if wrong:
@@ -132,8 +139,11 @@ def reward_specs(
     asked: Recipe,
     embedding: bool,
     wrong: list[str],
+    *,
+    made_elsewhere: bool = False,
 ) -> dict[str, RewardSpec]:
-    """By full name, with every option, the embedded models filled in."""
+    """By full name, with every option. Where the embedded model draws, its own rewards are meant; of pictures that were
+    made elsewhere the published ones. The embedded ones stand under names of their own."""
     import rewards as table
     from sdo_cli.recipe.check import check_reward
     from sdo_cli.weights.needs import reward_options
@@ -145,7 +155,7 @@ def reward_specs(
     else:
         wanted = [name.strip() for name in given.rewards.split(",") if name.strip()]
     options = options_by_reward(given.option or [], wrong)
-    if embedding:
+    if embedding and "clip-embedded" not in wanted:
         # its model embeds the images
         wanted.append("clip-score")
     full = list(dict.fromkeys(table.full_name(name) for name in wanted))
@@ -157,7 +167,9 @@ def reward_specs(
             spec, (), lambda key, text: wrong.append(f"--{'option' if 'options' in key else 'rewards'}: {text}")
         )
         if table.resolve(name):
-            specs[name] = replace(spec, options=reward_options(spec, asked))
+            filled = spec.options if made_elsewhere else reward_options(spec, asked)
+            known, kept = table.by_its_name(name, filled)
+            specs[known] = replace(spec, name=known, options=kept)
     return specs
 
 
@@ -194,6 +206,7 @@ def chosen_measure(asked: str | None, specs: dict[str, RewardSpec], wrong: list[
     if asked is None:
         return may[0] if may else ""
     full = table.full_name(asked)
+    full = full if full in specs else table.TOYS.get(full, full)
     if full not in specs:
         wrong.append(f"--select-by: {asked} is not among the rewards {', '.join(specs)}")
     elif full not in may:
