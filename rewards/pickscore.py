@@ -1,6 +1,9 @@
 """PickScore: a CLIP ViT-H/14 fine-tuned on people's choices, run as its authors do, through transformers' CLIPModel."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -22,6 +25,8 @@ INFO = RewardInfo(
     licence="MIT",
     range=(15.0, 30.0),
 )
+START, END = "<|startoftext|>", "<|endoftext|>"
+TOKENS = 77
 
 
 class PickScore:
@@ -72,6 +77,32 @@ class PickScore:
         return self.log_scale.exp() * (self.images(images) * self.prompts(prompts)).sum(-1)
 
 
+def clip_words() -> Callable[[list[str]], Tensor]:
+    """Prompts to ids ``[B, L]`` as the authors' processor makes them, that of laion/CLIP-ViT-H-14-laion2B-s32B-b79K:
+    transformers' fast CLIPTokenizer.
+
+    open_clip's has the same words and reads otherwise: it mends text (typographic quotes, HTML entities, ligatures,
+    broken UTF-8) before it looks. Its table of words is part of the package, so nothing has to be fetched.
+    """
+    import open_clip
+    from transformers import CLIPTokenizerFast
+
+    table = open_clip.SimpleTokenizer()
+    words = [*list(table.encoder)[:-2], START, END]
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}), "utf-8")
+        merges = (" ".join(pair) for pair in table.bpe_ranks)
+        (Path(folder) / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), "utf-8")
+        marks = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+        tokenizer = CLIPTokenizerFast.from_pretrained(folder, **marks)
+
+    def ids(prompts: list[str]) -> Tensor:
+        read = tokenizer(prompts, padding=True, truncation=True, max_length=TOKENS, return_tensors="pt")
+        return read.input_ids
+
+    return ids
+
+
 def _published() -> Path:
     """The folder in the cache that holds all files."""
     return [find_file(file) for file in PICKSCORE][-1].parent
@@ -86,7 +117,6 @@ def build(model: str | None = None) -> PickScore:
     Raises:
         EnvironmentFault: it is not there.
     """
-    import open_clip
     from transformers import CLIPModel
 
     folder = Path(model).expanduser() if model is not None else _published()
@@ -108,5 +138,4 @@ def build(model: str | None = None) -> PickScore:
             f"the weights in {folder} lack {len(missing)} of CLIPModel's, for example {missing[0]}",
             remedy="give the folder of a whole CLIPModel",
         )
-    # the authors' processor pads with a word where open_clip pads with zeros: CLIP looks at the end mark only
-    return PickScore(net, open_clip.get_tokenizer("ViT-H-14"))
+    return PickScore(net, clip_words())
