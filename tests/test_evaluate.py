@@ -400,6 +400,7 @@ def test_pictures_made_elsewhere_are_not_scored_by_the_toy_under_published_names
     ],
 )
 def test_the_toy_scores_under_names_that_say_so(renders, tmp_path, words):
+    words = [*words, "--reference", renders, "--fid-features", "clip"]
     found = sdo("eval", "--images", renders, *words, "--out", "e", "-q", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     for text in (found.stdout, *((tmp_path / "e" / name).read_text() for name in ("scores.csv", "summary.csv"))):
@@ -408,6 +409,8 @@ def test_the_toy_scores_under_names_that_say_so(renders, tmp_path, words):
     tree = json.loads((tmp_path / "e" / "summary.json").read_text())
     assert list(tree["rewards"]) == list(tree["variants"]["renders"]["measures"])[:2]
     assert "diversity" in tree["variants"]["renders"]["measures"]
+    distances = {"clip_embedded_fid", "clip_embedded_kid", "reference_images"}
+    assert set(tree["variants"]["renders"]["reference"]) == distances
     lines = [json.loads(line) for line in (tmp_path / "e" / "scores.jsonl").read_text().splitlines()]
     assert {line["measure"] for line in lines} == {"clip-embedded", "aesthetic-embedded", "diversity"}
     page = (tmp_path / "e" / "report.html").read_text()
@@ -668,6 +671,28 @@ def test_fid_and_kid_against_their_formulas(tmp_path):
     same = ((kaa.sum() - np.trace(kaa)) + (kbb.sum() - np.trace(kbb))) / (40 * 39)
     assert found["kid"] == pytest.approx(same - 2 * kab.mean(), rel=1e-3)
     assert fid_kid(x, y) == found
+
+
+def test_kids_spread_is_told_only_of_subsets_that_differ(monkeypatch):
+    """Of 40 images in one subset, or 60 in subsets of 40, it would read as certainty."""
+    from sdo_cli.evaluate import reference
+
+    x = torch.randn(80, 6, generator=torch.Generator().manual_seed(0))
+    assert set(reference.fid_kid(x[:40], x + 1)) == {"fid", "kid"}
+    monkeypatch.setattr(reference, "SUBSET", 40)
+    assert set(reference.fid_kid(x[:60], x + 1)) == {"fid", "kid"}
+    assert reference.fid_kid(x, x + 1)["kid_std"] > 1e-3
+
+
+def test_the_distance_of_a_set_to_itself_is_no_minus_zero():
+    import math
+
+    from sdo_cli.evaluate.reference import fid_kid
+
+    for seed in range(8):
+        x = torch.randn(30, 4, generator=torch.Generator().manual_seed(seed))
+        found = fid_kid(x, x.clone())["fid"]
+        assert math.copysign(1, found) == 1 and found < 1e-2
 
 
 def test_a_reference_set_through_the_evaluation(done, tmp_path):
