@@ -84,7 +84,7 @@ def inception_features(network: Any, files: list[Path], device: torch.device) ->
 def fid_kid(images: Tensor, reference: Tensor, *, prefix: str = "") -> dict[str, float]:
     """FID, not below 0, and KID, which may be, from features ``[n, D]`` of both sets.
 
-    ``kid_std`` is the standard deviation over KID's random subsets of 1000 images, or of all where there are fewer. It is
+    ``kid_std`` is the standard deviation over KID's random subsets of 1000 images, of all where there are fewer. It is
     left out where a set holds less than two subsets: of nearly the same images they hardly differ, which says nothing
     of other images. FID is biased upwards by some hundreds of images, the more the fewer; KID is not.
     """
