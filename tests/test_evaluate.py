@@ -381,7 +381,8 @@ def test_pictures_made_elsewhere_are_not_scored_by_the_toy_under_published_names
     wanted = [name for name in ("aesthetic-v2", "clip-score") if name == "clip-score" or "colorfulness" not in words]
     assert "of the rewards' weights are not on this machine" in text and "open_clip_model.safetensors" in text
     assert re.search(f"sdo fetch --rewards ({','.join(wanted)}|{','.join(wanted[::-1])}) ", text)
-    assert "--rewards clip-embedded" in text or "clip-embedded" in text.split("toy:")[1]
+    assert "--no-embedding" in text
+    assert "clip-embedded" in text.split("toy:")[1]
     assert not (tmp_path / "evals").exists()
 
 

@@ -121,7 +121,9 @@ def _weights_of(job: Job) -> AbstractContextManager[None]:
     """What an evaluation needs is here, or one screen says what is missing."""
     specs = [replace(spec, name=name) for name, spec in job.rewards.items()]
     if job.settings is None:
-        return explaining_rewards(specs)
+        spared = job.embedding and job.embedder is not None and len(specs) > 1
+        hint = f"without {job.embedder}, diversity and distance:  --rewards …  --no-embedding" if spared else ""
+        return explaining_rewards(specs, hint=hint)
     model, measured = asdict(job.settings.model), ValidationSpec(rewards=specs)
     return explaining(Recipe(rewards=[], prompts=PromptSource(lines=["-"]), validation=measured, **model), "RECIPE")
 

@@ -181,8 +181,12 @@ def explaining(recipe: Recipe, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def explaining_rewards(specs: list[RewardSpec]) -> Iterator[None]:
-    """As ``explaining``, for rewards without a recipe: pictures made elsewhere are scored."""
+def explaining_rewards(specs: list[RewardSpec], *, hint: str = "") -> Iterator[None]:
+    """As ``explaining``, for rewards without a recipe: pictures made elsewhere are scored.
+
+    Args:
+        hint: one more line of the remedy.
+    """
 
     def fault(missing: list[Need]) -> MissingWeights:
         names = ",".join(dict.fromkeys(spec.name for spec in specs if needs_of_rewards([spec])))
@@ -191,6 +195,8 @@ def explaining_rewards(specs: list[RewardSpec]) -> Iterator[None]:
         if any(not need.is_local for need in missing):
             lines = [f"get them where there is a network:  {sdo('fetch', '--rewards', names)}"]
             lines.append("     (then copy the folder HF_HOME from there), or name local files with --option")
+        if hint:
+            lines.append(f"     {hint}")
         if toys:
             lines.append(f"     to try sdo without any weights, by the package's toy:  --rewards {','.join(toys)}")
         return MissingWeights(missing_screen(missing, "rewards'"), remedy="\n".join(lines))
