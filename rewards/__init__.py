@@ -28,6 +28,8 @@ TABLE: dict[str, str] = {
     "jpeg-compressibility": "rewards.jpeg",
     "mixture": "rewards.mixture",
     "judge": "rewards.judge",
+    "clip-embedded": "rewards.clip_embedded",
+    "aesthetic-embedded": "rewards.aesthetic_embedded",
 }
 SHORT = {
     "clip": "clip-score",
@@ -39,8 +41,8 @@ SHORT = {
 # Known without importing torch, so that a recipe can be checked in milliseconds.
 MEASURE_ONLY = frozenset({"judge", "jpeg-compressibility"})
 OPTIONS: dict[str, frozenset[str]] = {
-    "clip-score": frozenset({"model", "pretrained"}),
-    "aesthetic-v2": frozenset({"model", "head", "pretrained"}),
+    "clip-score": frozenset({"model", "pretrained", "tag"}),
+    "aesthetic-v2": frozenset({"model", "head", "pretrained", "tag"}),
     "hps-v2": frozenset({"model", "checkpoint"}),
     "hps-v2.1": frozenset({"model", "checkpoint"}),
     "pickscore-v1": frozenset({"model"}),
@@ -49,6 +51,8 @@ OPTIONS: dict[str, frozenset[str]] = {
     "jpeg-compressibility": frozenset({"quality"}),
     "mixture": frozenset({"parts"}),
     "judge": frozenset(),
+    "clip-embedded": frozenset(),
+    "aesthetic-embedded": frozenset(),
 }
 # options without a default
 REQUIRED: dict[str, frozenset[str]] = {"mixture": frozenset({"parts"})}
@@ -90,6 +94,8 @@ WEIGHTS: Mapping[str, tuple[WeightFile, ...]] = {
     name: tuple(file for files in needs.values() for file in files) for name, needs in _NEEDS.items()
 }
 _EMBEDDED = {"clip-score": {"model": "embedded"}, "aesthetic-v2": {"model": "embedded", "head": "embedded"}}
+# what their scores are called in evaluations
+TOYS = {"clip-score": "clip-embedded", "aesthetic-v2": "aesthetic-embedded"}
 
 
 Made = TypeVar("Made")
@@ -192,6 +198,13 @@ def with_embedded(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         parts = [{**part, "options": with_embedded(part["name"], given)} for part, given in _parts_of(options)]
         return {**options, "parts": parts}
     return {**({} if "model" in options else embedded_options(name)), **options}
+
+
+def by_its_name(name: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Full name and options: a published name whose options ask for the embedded models becomes the toy's own."""
+    full = full_name(name)
+    spelt = {key: "embedded" if value == "embedded:clip" else value for key, value in options.items()}
+    return (TOYS[full], {}) if full in TOYS and spelt == _EMBEDDED[full] else (full, dict(options))
 
 
 def _parts_of(options: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:

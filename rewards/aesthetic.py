@@ -16,7 +16,7 @@ from sdo_cli.hub import find_file
 
 INFO = RewardInfo(
     name="aesthetic-v2",
-    summary="LAION's aesthetic predictor on a CLIP image embedding; the embedded head predicts colourfulness",
+    summary="LAION's aesthetic predictor on a CLIP image embedding",
     source="github.com/christophschuhmann/improved-aesthetic-predictor (sac+logos+ava1-l14-linearMSE layout)",
     licence="Apache-2.0",
     range=(0.0, 10.0),
@@ -38,9 +38,8 @@ def predictor_head(width: int) -> nn.Sequential:
 
 
 class Aesthetic:
-    info = INFO
-
     def __init__(self, encoder: ClipEncoder, head: nn.Module) -> None:
+        self.info = INFO
         self.encoder, self.head = encoder, head.eval().requires_grad_(False)
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Aesthetic":
@@ -56,19 +55,24 @@ class Aesthetic:
         return self.head(self.encoder.images(images)).squeeze(-1)
 
 
-def build(model: str | None = None, head: str | None = None, pretrained: str | None = None) -> Aesthetic:
+def build(
+    model: str | None = None, head: str | None = None, pretrained: str | None = None, tag: str | None = None
+) -> Aesthetic:
     """The published head on OpenAI's ViT-L/14, unless told otherwise.
 
     Args:
-        model: which CLIP: ``embedded``, a folder with ``open_clip_config.json``, or an open_clip architecture name.
+        model: which CLIP: ``embedded``, a folder with ``open_clip_config.json``, ``hf-hub:owner/name``, or the
+            name of an architecture in open_clip.
         head: file of the predictor on top of it, or ``embedded``; it has to be made for that CLIP.
-        pretrained: open_clip's tag or the weight file, where ``model`` is an architecture name.
+        pretrained: open_clip's tag or the weight file, where ``model`` is an architecture's name.
+        tag: which of open_clip's tags a weight file was published as, or trained like; ``default`` for open_clip's own
+            preprocessing and activation. Needed only where neither the file's place nor a config beside it tells.
 
     Raises:
         EnvironmentFault: weights that are not there, or a head made for another CLIP.
     """
     path = _head_path(head)
-    encoder = openai_clip(model, pretrained)
+    encoder = openai_clip(model, pretrained, tag)
     net = predictor_head(encoder.width)
     try:
         net.load_state_dict(_layers(path))

@@ -36,7 +36,8 @@ class Reward(Protocol):
 
     ``score(images, prompts)`` takes images ``[B, 3, H, W]``, RGB in [0, 1], with gradients flowing, and one
     prompt per image; it returns ``[B]``, higher is better. It never guesses the pixel range and never uses
-    statistics of the batch.
+    statistics of the batch. What it keeps between calls does not show: scores are equal bit for bit whatever was scored
+    before.
 
     A reward with weights also has ``to(device, dtype)``, and ``gradient_checkpointing()`` where its layers can be
     recomputed in the backward pass; one made of others has ``parts(images, prompts)``, their scores by name. One that

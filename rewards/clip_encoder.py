@@ -11,33 +11,50 @@ from torch import Tensor
 
 from rewards.base import scoring_dtype
 from rewards.checkpoints import UNREADABLE, reason
+from rewards.clip_origin import origin_of
+from rewards.kept_prompts import KeptPrompts
 from rewards.preprocess import Preprocess
 from sdo_cli import embedded
 from sdo_cli.errors import EnvironmentFault
+
+# what open_clip reads with weights and preprocessing in one place
+SCHEMES = ("local-dir:", "hf-hub:")
 
 
 class ClipEncoder:
     """A frozen open_clip model.
 
     Args:
-        model: ``embedded``, a folder with ``open_clip_config.json``, or an open_clip architecture name.
-        pretrained: the open_clip tag or weight file when ``model`` is an architecture name.
+        model: ``embedded``, a folder with ``open_clip_config.json``, ``hf-hub:owner/name``, or an architecture's name.
+        pretrained: the open_clip tag or weight file when ``model`` is an architecture's name.
+        tag: what a weight file was published as or trained like, where it does not tell (``rewards/clip_origin.py``).
+
+    Raises:
+        EnvironmentFault: no weights, or such as do not fit; options that contradict each other; an unknown origin.
     """
 
-    def __init__(self, model: str = "embedded", pretrained: str | None = None) -> None:
+    def __init__(self, model: str = "embedded", pretrained: str | None = None, tag: str | None = None) -> None:
         identifier = _identifier(model)
-        if not identifier.startswith("local-dir:") and pretrained is None:
+        if identifier.startswith(SCHEMES):
+            if pretrained is not None or tag is not None:
+                raise EnvironmentFault(
+                    f"the CLIP model {model} brings its own weights",
+                    remedy="leave `pretrained` and `tag` out, or name an architecture",
+                )
+            self._take(*_load(identifier))
+            return
+        if pretrained is None:
             raise EnvironmentFault(
                 f"no CLIP weights: {model!r} is neither embedded nor a folder",
                 remedy="give a folder with open_clip_config.json, or `pretrained` with an open_clip tag or file",
             )
-        self._take(*_load(identifier, pretrained))
+        self._take(*_named(model, pretrained, tag))
 
     @classmethod
     def untrained(cls, model: str) -> "ClipEncoder":
         """The architecture (name or folder) without weights: the caller loads them."""
         encoder = cls.__new__(cls)
-        encoder._take(*_load(_identifier(model), None, weights=False))
+        encoder._take(*_load(_identifier(model), weights=False))
         return encoder
 
     def _take(self, net: Any, tokenize: Any) -> None:
@@ -46,7 +63,7 @@ class ClipEncoder:
         self.tokenize = tokenize
         self.net = net.eval().requires_grad_(False)
         self.preprocess = evaluation_transform(open_clip.get_model_preprocess_cfg(self.net))
-        self._texts: dict[str, Tensor] = {}
+        self._texts = KeptPrompts()
 
     @property
     def width(self) -> int:
@@ -100,16 +117,13 @@ class ClipEncoder:
         return tokens[:, 1:].to(scoring_dtype(dtype))
 
     def prompts(self, prompts: list[str]) -> Tensor:
-        """Unit-length embeddings ``[B, D]``, kept per prompt; no gradient."""
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]
+        """Unit-length embeddings ``[B, D]``, each made alone and kept; no gradient."""
+        return self._texts.rows(prompts, self._read)
+
+    def _read(self, prompt: str) -> Tensor:
         parameter = next(self.net.parameters())
-        with torch.no_grad():
-            for start in range(0, len(missing), 256):
-                part = missing[start : start + 256]
-                read = self.net.encode_text(self.tokenize(part).to(parameter.device))
-                rows = F.normalize(read.to(scoring_dtype(parameter.dtype)), dim=-1)
-                self._texts.update(zip(part, rows, strict=True))
-        return torch.stack([self._texts[prompt] for prompt in prompts])
+        read = self.net.encode_text(self.tokenize([prompt]).to(parameter.device))
+        return F.normalize(read.to(scoring_dtype(parameter.dtype)), dim=-1)
 
 
 class _Reached(Exception):
@@ -150,13 +164,45 @@ def _identifier(model: str) -> str:
     return f"local-dir:{name}" if name.is_dir() else model
 
 
-def _load(identifier: str, pretrained: str | None, *, weights: bool = True) -> tuple[Any, Any]:
+def _named(architecture: str, pretrained: str, tag: str | None) -> tuple[Any, Any]:
+    """The architecture of a name with a tag's or a file's weights, computed as these were trained."""
     import open_clip
 
+    # as open_clip reads names: OpenAI's are spelt ViT-L/14
+    architecture, file = architecture.replace("/", "-"), str(Path(pretrained).expanduser())
+    is_tag = bool(open_clip.get_pretrained_cfg(architecture, pretrained))
+    if open_clip.get_model_config(architecture) is None or not (is_tag or Path(file).is_file()):
+        # open_clip says what is wrong
+        return _load(architecture, pretrained=pretrained)
+    pretrained = pretrained if is_tag else file
+    origin = origin_of(architecture, pretrained, tag)
+    if origin.folder is not None:
+        return _load(f"local-dir:{origin.folder}", checkpoint=pretrained)
+    trained = origin.trained
+    return _load(
+        architecture,
+        pretrained=pretrained,
+        force_quick_gelu=trained.quick_gelu,
+        force_preprocess_cfg=trained.preprocess,
+    )
+
+
+def _load(identifier: str, *, weights: bool = True, checkpoint: str | None = None, **more: Any) -> tuple[Any, Any]:
+    """Network and tokenizer.
+
+    Args:
+        checkpoint: a weight file in place of the one that a folder would be read with.
+        more: of ``open_clip.create_model``.
+    """
+    import open_clip
+
+    own = weights and checkpoint is None
     # it warns of the weights that are left out on purpose
-    logging.disable(logging.NOTSET if weights else logging.WARNING)
+    logging.disable(logging.NOTSET if own else logging.WARNING)
     try:
-        net = open_clip.create_model(identifier, pretrained=pretrained, precision="fp32", load_weights=weights)
+        net = open_clip.create_model(identifier, precision="fp32", load_weights=own, require_pretrained=own, **more)
+        if checkpoint is not None:
+            open_clip.load_checkpoint(net, checkpoint)
         return net, open_clip.get_tokenizer(identifier)
     except UNREADABLE as fault:
         raise EnvironmentFault(

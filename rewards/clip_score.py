@@ -41,7 +41,7 @@ class ClipScore:
         return (self.encoder.images(images) * self.encoder.prompts(prompts)).sum(-1)
 
 
-def openai_clip(model: str | None, pretrained: str | None) -> ClipEncoder:
+def openai_clip(model: str | None, pretrained: str | None, tag: str | None = None) -> ClipEncoder:
     """The encoder asked for, or OpenAI's ViT-L/14, as published for open_clip.
 
     Raises:
@@ -51,14 +51,17 @@ def openai_clip(model: str | None, pretrained: str | None) -> ClipEncoder:
         raise RecipeFault(["the embedded judge only measures: name the reward `judge`"], what="reward's options")
     if model is None:
         model, pretrained = OPENAI, pretrained or str(find_file(OPENAI_CLIP))
-    return ClipEncoder(model, pretrained)
+    return ClipEncoder(model, pretrained, tag)
 
 
-def build(model: str | None = None, pretrained: str | None = None) -> ClipScore:
+def build(model: str | None = None, pretrained: str | None = None, tag: str | None = None) -> ClipScore:
     """OpenAI's ViT-L/14, unless told otherwise.
 
     Args:
-        model: ``embedded``, a folder with ``open_clip_config.json``, or an open_clip architecture name.
-        pretrained: open_clip's tag or the weight file, where ``model`` is an architecture name.
+        model: ``embedded``, a folder with ``open_clip_config.json``, ``hf-hub:owner/name``, or an architecture's
+            name in open_clip.
+        pretrained: open_clip's tag or the weight file, where ``model`` is an architecture's name.
+        tag: which of open_clip's tags a weight file was published as, or trained like; ``default`` for open_clip's own
+            preprocessing and activation. Needed only where neither the file's place nor a config beside it tells.
     """
-    return ClipScore(openai_clip(model, pretrained))
+    return ClipScore(openai_clip(model, pretrained, tag))

@@ -1,6 +1,9 @@
 """PickScore: a CLIP ViT-H/14 fine-tuned on people's choices, run as its authors do, through transformers' CLIPModel."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -10,6 +13,7 @@ from torch import Tensor
 from rewards import PICKSCORE
 from rewards.base import RewardInfo, scoring_dtype
 from rewards.checkpoints import UNREADABLE, reason
+from rewards.kept_prompts import KeptPrompts
 from rewards.preprocess import Preprocess
 from rewards.reading import unread
 from sdo_cli.errors import EnvironmentFault
@@ -22,6 +26,8 @@ INFO = RewardInfo(
     licence="MIT",
     range=(15.0, 30.0),
 )
+START, END = "<|startoftext|>", "<|endoftext|>"
+TOKENS = 77
 
 
 class PickScore:
@@ -39,7 +45,7 @@ class PickScore:
         # rounded to half precision, a temperature of 100 would be 98.9
         self.log_scale = net.logit_scale.detach().clone()
         self.preprocess = Preprocess(net.config.vision_config.image_size)
-        self._texts: dict[str, Tensor] = {}
+        self._texts = KeptPrompts()
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "PickScore":
         self.net.to(device=device, dtype=dtype)
@@ -61,21 +67,44 @@ class PickScore:
         return F.normalize(embeddings.to(scoring_dtype(self.net.dtype)), dim=-1)
 
     def prompts(self, prompts: list[str]) -> Tensor:
-        """Unit-length embeddings ``[B, D]``, kept per prompt; no gradient."""
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]
-        if missing:
-            with torch.no_grad():
-                ids = self.tokenize(missing).to(self.net.device)
-                pooled = self.net.text_model(input_ids=ids).pooler_output
-                rows = self._unit(self.net.text_projection(pooled))
-            self._texts.update(zip(missing, rows, strict=True))
-        return torch.stack([self._texts[prompt] for prompt in prompts])
+        """Unit-length embeddings ``[B, D]``, each made alone and kept; no gradient."""
+        return self._texts.rows(prompts, self._read)
+
+    def _read(self, prompt: str) -> Tensor:
+        ids = self.tokenize([prompt]).to(self.net.device)
+        return self._unit(self.net.text_projection(self.net.text_model(input_ids=ids).pooler_output))
 
     def unread(self, prompts: list[str]) -> tuple[int, list[str]]:
         return unread(self.tokenize, prompts, self.net.config.text_config.max_position_embeddings)
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         return self.log_scale.exp() * (self.images(images) * self.prompts(prompts)).sum(-1)
+
+
+def clip_words() -> Callable[[list[str]], Tensor]:
+    """Prompts to ids ``[B, L]`` as the authors' processor makes them, that of laion/CLIP-ViT-H-14-laion2B-s32B-b79K:
+    transformers' fast CLIPTokenizer.
+
+    open_clip's has the same words and reads otherwise: it mends text (typographic quotes, HTML entities, ligatures,
+    broken UTF-8) before it looks. Its table of words is part of the package, so nothing has to be fetched.
+    """
+    import open_clip
+    from transformers import CLIPTokenizerFast
+
+    table = open_clip.SimpleTokenizer()
+    words = [*list(table.encoder)[:-2], START, END]
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}), "utf-8")
+        merges = (" ".join(pair) for pair in table.bpe_ranks)
+        (Path(folder) / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), "utf-8")
+        marks = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+        tokenizer = CLIPTokenizerFast.from_pretrained(folder, **marks)
+
+    def ids(prompts: list[str]) -> Tensor:
+        read = tokenizer(prompts, padding=True, truncation=True, max_length=TOKENS, return_tensors="pt")
+        return read.input_ids
+
+    return ids
 
 
 def _published() -> Path:
@@ -92,7 +121,6 @@ def build(model: str | None = None) -> PickScore:
     Raises:
         EnvironmentFault: it is not there.
     """
-    import open_clip
     from transformers import CLIPModel
 
     folder = Path(model).expanduser() if model is not None else _published()
@@ -114,5 +142,4 @@ def build(model: str | None = None) -> PickScore:
             f"the weights in {folder} lack {len(missing)} of CLIPModel's, for example {missing[0]}",
             remedy="give the folder of a whole CLIPModel",
         )
-    # the authors' processor pads with a word where open_clip pads with zeros: CLIP looks at the end mark only
-    return PickScore(net, open_clip.get_tokenizer("ViT-H-14"))
+    return PickScore(net, clip_words())

@@ -13,8 +13,11 @@ import pytest
 import torch
 from forked import Forked
 from safetensors.torch import load_file
+from small_rewards import make_small_reward
 from torch import nn
 
+import rewards
+from rewards.clip_encoder import ClipEncoder
 from sdo_cli.cli.finetune import seconds_of
 from sdo_cli.errors import CheckpointFault, RecipeFault, Stopped, TrainingFault
 from sdo_cli.finetune import prepare
@@ -141,6 +144,64 @@ def test_killed_at_25_random_moments(whole, tmp_path):
         assert again.returncode == 0, again.stderr
         assert outcome(folder) == outcome(whole)
     print(f"{kills} kills over {rounds} runs")
+
+
+class StopsAt(Stopping):
+    """Asks to stop at one of the safe points."""
+
+    def __init__(self, point):
+        super().__init__()
+        self.left = point
+
+    def check(self):
+        super().check()
+        self.left -= 1
+        if self.left == 0:
+            raise Stopped("SIGTERM")
+
+
+# all built-in ones that read prompts
+READERS = ("clip-score", "hps-v2.1", "pickscore-v1", "imagereward-v1")
+
+
+@pytest.fixture
+def readers(tmp_path, tables):
+    """Overrides of a run on every reward that reads prompts, a plug-in's too; three prompts come over and over."""
+    del tables
+
+    @rewards.reward("nearness", summary="a plug-in on the package's own encoder")
+    class Nearness:
+        def __init__(self):
+            self.encoder = ClipEncoder("embedded")
+
+        def score(self, images, prompts):
+            return (self.encoder.images(images) * self.encoder.prompts(prompts)).sum(-1)
+
+    specs = [{"name": name, "options": make_small_reward(name, tmp_path / name)} for name in READERS]
+    told = json.dumps([*specs, {"name": "nearness"}])
+    lines = ["a tiger on a teal background", "a red bus", "two cats asleep on a sofa"]
+    return [*TINY, *UNMEASURED, f"rewards={told}", f"prompts={{lines: {json.dumps(lines)}}}", "max_train_steps=5"]
+
+
+def trained_on(words, folder, point=0, **more):
+    """Weights and metrics of a run, stopped at a safe point and resumed where one is given."""
+    loaded = load_recipe("quickstart", words)
+    if point:
+        with pytest.raises(Stopped):
+            running.finetune(loaded, folder, Silent(), stopping=StopsAt(point))
+    running.finetune(loaded, folder, Silent(), resume=bool(point))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    weights = load_file(folder / "pytorch_lora_weights.safetensors")
+    return {name: tensor.numpy().tobytes() for name, tensor in weights.items()}, [
+        {key: value for key, value in row.items() if key != "seconds"} for row in rows
+    ]
+
+
+def test_prompts_that_come_again_are_read_as_before_a_stop(readers, tmp_path):
+    """What rewards keep of a prompt does not hang on the batch that first asked: a resumed run has seen fewer."""
+    left_alone = trained_on(readers, tmp_path / "whole")
+    for point in (2, 4):
+        assert trained_on(readers, tmp_path / f"cut{point}", point) == left_alone
 
 
 def test_a_time_limit_saves_before_the_wall_and_resume_finds_the_run(tmp_path, whole):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from small_rewards import make_small_reward
 
 from sdo_cli.drawing.draw import DrawSettings
 from sdo_cli.drawing.pictures import read_image
@@ -349,14 +351,89 @@ def test_an_image_folder_made_by_diffusers_gets_the_values_of_our_own(done, mode
     assert out.returncode == 0, out.stderr
     tree = json.loads(out.stdout)
     # image by image; pixels may differ by one level
-    for measure in ("clip-score", "judge"):
+    named = {"clip-embedded": "clip-score", "judge": "judge", "diversity": "diversity"}
+    for measure in ("clip-embedded", "judge"):
         theirs = ScoreFile(tmp_path / "e" / "scores.jsonl").of("theirs", measure)
-        ours = ScoreFile(done[0] / "scores.jsonl").of("base", measure)
+        ours = ScoreFile(done[0] / "scores.jsonl").of("base", named[measure])
         assert len(theirs) == 10 and theirs == pytest.approx(ours, abs=1e-4) and np.std(list(ours.values())) > 1e-2
     ours = done[1]["variants"]["base"]["measures"]
     for name, row in tree["variants"]["theirs"]["measures"].items():
-        assert row["mean"] == pytest.approx(ours[name]["mean"], abs=1e-4) and row["n"] == 5
+        assert row["mean"] == pytest.approx(ours[named[name]]["mean"], abs=1e-4) and row["n"] == 5
     assert not (folder / "scores.jsonl").exists(), "the folder is theirs"
+
+
+@pytest.fixture
+def renders(tmp_path):
+    """Pictures made elsewhere, two of one prompt."""
+    (tmp_path / "renders").mkdir()
+    rows = [{"file_name": f"{k}.png", "prompt": "a plain field"} for k in range(2)]
+    for row, colour in zip(rows, ("red", "blue"), strict=True):
+        picture(tmp_path / "renders" / row["file_name"], colour)
+    (tmp_path / "renders" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "renders"
+
+
+@pytest.mark.parametrize("words", [[], ["--rewards", "aesthetic"], ["--rewards", "colorfulness"]])
+def test_pictures_made_elsewhere_are_not_scored_by_the_toy_under_published_names(renders, tmp_path, words, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found = sdo("eval", "--images", renders, *words, cwd=tmp_path)
+    assert found.returncode == 2 and "Traceback" not in found.stderr
+    text = " ".join(found.stderr.split())
+    wanted = [name for name in ("aesthetic-v2", "clip-score") if name == "clip-score" or "colorfulness" not in words]
+    assert "of the rewards' weights are not on this machine" in text and "open_clip_model.safetensors" in text
+    assert re.search(f"sdo fetch --rewards ({','.join(wanted)}|{','.join(wanted[::-1])}) ", text)
+    assert "--no-embedding" in text
+    assert "clip-embedded" in text.split("toy:")[1]
+    assert not (tmp_path / "evals").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--rewards", "clip-embedded,aesthetic-embedded"],
+        [
+            "--option",
+            "clip.model=embedded",
+            "--option",
+            "aesthetic.model=embedded",
+            "--option",
+            "aesthetic.head=embedded",
+        ],
+    ],
+)
+def test_the_toy_scores_under_names_that_say_so(renders, tmp_path, words):
+    words = [*words, "--reference", renders, "--fid-features", "clip"]
+    found = sdo("eval", "--images", renders, *words, "--out", "e", "-q", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    for text in (found.stdout, *((tmp_path / "e" / name).read_text() for name in ("scores.csv", "summary.csv"))):
+        assert "clip-embedded" in text and "aesthetic-embedded" in text
+        assert "clip-score" not in text and "aesthetic-v2" not in text
+    tree = json.loads((tmp_path / "e" / "summary.json").read_text())
+    assert list(tree["rewards"]) == list(tree["variants"]["renders"]["measures"])[:2]
+    assert "diversity" in tree["variants"]["renders"]["measures"]
+    distances = {"clip_embedded_fid", "clip_embedded_kid", "reference_images"}
+    assert set(tree["variants"]["renders"]["reference"]) == distances
+    lines = [json.loads(line) for line in (tmp_path / "e" / "scores.jsonl").read_text().splitlines()]
+    assert {line["measure"] for line in lines} == {"clip-embedded", "aesthetic-embedded", "diversity"}
+    page = (tmp_path / "e" / "report.html").read_text()
+    assert "clip-embedded" in page and "clip-score" not in page
+
+
+def test_pictures_made_elsewhere_are_scored_by_weights_that_are_there(renders, tmp_path):
+    """A CLIP in the published format keeps the published name, and embeds."""
+    options = [f"clip.{key}={value}" for key, value in make_small_reward("clip-score", tmp_path / "w").items()]
+    words = ["--rewards", "clip", "--option", *options, "--out", "e", "-q", "--no-report"]
+    assert sdo("eval", "--images", renders, *words, cwd=tmp_path).returncode == 0
+    tree = json.loads((tmp_path / "e" / "summary.json").read_text())
+    assert list(tree["variants"]["renders"]["measures"]) == ["clip-score", "diversity"]
+    assert (tmp_path / "e" / "embeddings" / "renders.safetensors").is_file()
+
+
+def test_the_embedded_models_pictures_are_scored_by_its_own_rewards(tmp_path):
+    words = ["-p", "animals", "--limit", "2", "--steps", "1", "--select-by", "clip", "--out", "e", "-q", "--no-report"]
+    assert sdo("eval", *words, cwd=tmp_path).returncode == 0
+    tree = json.loads((tmp_path / "e" / "settings.json").read_text())
+    assert tree["rewards"] == {"clip-embedded": {}, "aesthetic-embedded": {}} and tree["select_by"] == "clip-embedded"
 
 
 def test_the_score_of_a_file_is_the_rewards_own(done):
@@ -566,11 +643,11 @@ def test_a_run_folder_brings_model_sampling_and_prompts(tmp_path, lora, model):
     found = sdo("eval", "--lora", "run", "--out", "e", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     assert "model, sampling and rewards as in run/resolved.yaml" in found.stderr
-    assert "; 4 parts: 4 images (base, run), clip-score, judge, report" in found.stderr
+    assert "; 4 parts: 4 images (base, run), clip-embedded, judge, report" in found.stderr
     settings = json.loads((tmp_path / "e" / "settings.json").read_text())
-    assert settings["settings"]["draw"]["num_inference_steps"] == 2 and settings["trained_on"] == ["clip-score"]
+    assert settings["settings"]["draw"]["num_inference_steps"] == 2 and settings["trained_on"] == ["clip-embedded"]
     assert [v["name"] for v in settings["variants"]] == ["base", "run"] and list(settings["rewards"]) == [
-        "clip-score",
+        "clip-embedded",
         "judge",
     ]
     assert "higher on" in found.stdout and "e/report.html" in found.stdout and "2 prompts" in found.stdout
@@ -598,6 +675,28 @@ def test_fid_and_kid_against_their_formulas(tmp_path):
     same = ((kaa.sum() - np.trace(kaa)) + (kbb.sum() - np.trace(kbb))) / (40 * 39)
     assert found["kid"] == pytest.approx(same - 2 * kab.mean(), rel=1e-3)
     assert fid_kid(x, y) == found
+
+
+def test_kids_spread_is_told_only_of_subsets_that_differ(monkeypatch):
+    """Of 40 images in one subset, or 60 in subsets of 40, it would read as certainty."""
+    from sdo_cli.evaluate import reference
+
+    x = torch.randn(80, 6, generator=torch.Generator().manual_seed(0))
+    assert set(reference.fid_kid(x[:40], x + 1)) == {"fid", "kid"}
+    monkeypatch.setattr(reference, "SUBSET", 40)
+    assert set(reference.fid_kid(x[:60], x + 1)) == {"fid", "kid"}
+    assert reference.fid_kid(x, x + 1)["kid_std"] > 1e-3
+
+
+def test_the_distance_of_a_set_to_itself_is_no_minus_zero():
+    import math
+
+    from sdo_cli.evaluate.reference import fid_kid
+
+    for seed in range(8):
+        x = torch.randn(30, 4, generator=torch.Generator().manual_seed(seed))
+        found = fid_kid(x, x.clone())["fid"]
+        assert math.copysign(1, found) == 1 and found < 1e-2
 
 
 def test_a_reference_set_through_the_evaluation(done, tmp_path):

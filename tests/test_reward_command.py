@@ -55,7 +55,7 @@ def folder(tmp_path):
 
 
 # pass lines: all but what is only told, and for the first, which casts nothing, half precision
-@pytest.mark.parametrize(("commands", "passed"), zip(BLOCKS, (10, 12), strict=True), ids=["warm", "small"])
+@pytest.mark.parametrize(("commands", "passed"), zip(BLOCKS, (11, 13), strict=True), ids=["warm", "small"])
 def test_the_pages_rewards_pass_their_contract(commands, passed, folder):
     done = run(commands[0].split()[1:], folder)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -14,7 +14,14 @@ from sdo_cli.scoring.contract import CHECKS, check_contract
 
 PAGE = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text().split("# A reward of your own")[1]
 PARTS = [{"name": "colorfulness"}, {"name": "clip", "options": {"model": "embedded"}}]
-EMBEDDED = {"colorfulness": {}, "jpeg-compressibility": {}, "judge": {}, "mixture": {"parts": PARTS}}
+EMBEDDED = {
+    "colorfulness": {},
+    "jpeg-compressibility": {},
+    "judge": {},
+    "clip-embedded": {},
+    "aesthetic-embedded": {},
+    "mixture": {"parts": PARTS},
+}
 
 
 def test_the_page_explains_every_item():
@@ -72,6 +79,18 @@ class Batch(Plain):
         return scores - 0.5 * scores.mean()
 
 
+class Remembering(Plain):
+    """Keeps what it made of a prompt in the batch that first asked for it."""
+
+    def __init__(self):
+        self.kept = {}
+
+    def score(self, images, prompts):
+        for prompt in prompts:
+            self.kept.setdefault(prompt, 1e-5 * len(prompts))
+        return super().score(images, prompts) + torch.tensor([self.kept[prompt] for prompt in prompts])
+
+
 class Detached(Plain):
     def score(self, images, prompts):
         return super().score(images.detach(), prompts) + 0 * images.sum()
@@ -100,7 +119,8 @@ class Fragile(Plain):
 
 BREAKERS = {
     "shape": Column(), "device": Elsewhere(), "finite": Undefined(), "tells images apart": Bytes(),
-    "input untouched": InPlace(), "repeatable": Random(), "each image alone": Batch(), "gradient": Detached(),
+    "input untouched": InPlace(), "repeatable": Random(), "each image alone": Batch(),
+    "whatever came before": Remembering(), "gradient": Detached(),
     "finite differences": Wrong(), "bf16": Fragile(torch.bfloat16), "fp16": Fragile(torch.float16),
 }  # fmt: skip
 # a reward without the one thing cannot have these either

@@ -183,6 +183,48 @@ def test_pickscore_is_transformers_as_its_authors_use_it(end_of_text, tmp_path):
     same_scores(alone(reward.score), torch.stack(found))
 
 
+# as they stand in PartiPrompts and people's files: open_clip's tokenizer mends them, transformers' does not
+ODD_PROMPTS = [
+    "a corgi\u2019s head depicted as an explosion of a nebula",
+    "a restaurant menu that says \u201cMenu\u201d",
+    "a sign that says 'Deep Learning' \u2026 on a caf\u00e9's wall",
+    "a cat &amp; a dog, 50&#37; each",
+    "caf\u00c3\u00a9",
+    "\ufb01ne art, \u2014 long dash",
+    "\uff21\uff22\uff23 in full width",
+    "  TWO   spaces\tand\na line ",
+    "an emoji \U0001f600 and \u65e5\u672c\u8a9e",
+    "e\u0301 in two pieces",
+    "don't, we'll, I'd <|endoftext|> go on",
+    "",
+    "word " * 100,
+]
+
+
+def test_pickscore_reads_prompts_as_transformers_processor_does(tmp_path):
+    """Its authors' AutoProcessor is a CLIPProcessor with CLIP's vocabulary; random weights."""
+    from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizerFast
+
+    from sdo_cli.models.clip_vocabulary import write_clip_tokenizer
+
+    options = make_small_reward("pickscore-v1", tmp_path)
+    write_clip_tokenizer(tmp_path / "words")
+    square = {"height": CLIP_SMALL["vision_cfg"]["image_size"], "width": CLIP_SMALL["vision_cfg"]["image_size"]}
+    pictured = CLIPImageProcessorPil(size={"shortest_edge": square["height"]}, crop_size=square)
+    processor = CLIPProcessor(pictured, CLIPTokenizerFast.from_pretrained(str(tmp_path / "words")))
+    net, reward = CLIPModel.from_pretrained(options["model"]).eval(), rewards.build("pickscore-v1", options)
+    image, theirs = pictures()[0], []
+    for prompt in ODD_PROMPTS:
+        given = processor(text=prompt, images=image, padding=True, truncation=True, max_length=77, return_tensors="pt")
+        assert torch.equal(reward.tokenize([prompt]), given["input_ids"]), prompt
+        with torch.no_grad():
+            out = net(**given)
+        theirs.append(net.logit_scale.exp() * (out.text_embeds @ out.image_embeds.T)[0, 0])
+    with torch.no_grad():
+        ours = reward.score(to_tensor(image).repeat(len(ODD_PROMPTS), 1, 1, 1), ODD_PROMPTS)
+    same_scores(ours, torch.stack(theirs))
+
+
 def test_hps_is_the_hpsv2x_package(tmp_path):
     reward = rewards.build("hps-v2.1", make_small_reward("hps-v2.1", tmp_path))
     compare_with_fixture(reward, REFERENCE["hps"])

@@ -26,7 +26,8 @@ from sdo_cli.recipe.load import load_recipe, shipped_recipes
 PUBLISHED_HEAD = Path(__file__).parent.parent.parent / "shared" / "data" / "sac+logos+ava1-l14-linearMSE.pth"
 NAMES = sorted(rewards.TABLE)
 # those that need no file, with what makes them so
-READY = {name: rewards.embedded_options(name) for name in ("clip-score", "aesthetic-v2", "colorfulness", "judge")}
+READY_NAMES = ("clip-score", "aesthetic-v2", "colorfulness", "judge", "clip-embedded", "aesthetic-embedded")
+READY = {name: rewards.embedded_options(name) for name in READY_NAMES}
 
 
 def pictures(count=4, height=64, width=64, seed=0):

@@ -208,6 +208,19 @@ def test_fetch_downloads_what_is_missing_and_nothing_else(hub, tmp_path):
     assert listed.stdout.count("here ") == 2
 
 
+def test_weights_of_rewards_are_fetched_without_a_recipe(hub, tmp_path):
+    """For pictures that were made elsewhere."""
+    serve("xswu/HPSv2", {"HPS_v2.1_compressed.pt": b"h" * 1000})
+    settings = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub, "HF_HUB_DISABLE_XET": "1"}
+    listed = sdo("fetch", "--rewards", "hps,colorfulness", "--list", cwd=tmp_path, **settings)
+    assert listed.returncode == 0 and listed.stdout.startswith("missing xswu/HPSv2/HPS_v2.1_compressed.pt")
+    done = sdo("fetch", "--rewards", "hps", "--json", cwd=tmp_path, **settings)
+    assert json.loads(done.stdout)["fetched"] == ["xswu/HPSv2/HPS_v2.1_compressed.pt"], done.stderr
+    for words in ([], ["hps", "--rewards", "hps"], ["--rewards", "beauty"]):
+        refused = sdo("fetch", *words, cwd=tmp_path, **settings)
+        assert refused.returncode == 2 and "command line" in refused.stderr
+
+
 def test_fetch_takes_a_variant_where_a_part_has_one(hub, tmp_path):
     files = {"unet/m.safetensors": b"u", "unet/m.fp16.safetensors": b"f", "scheduler/scheduler_config.json": b"{}"}
     index = INDEX | {"vae": ["diffusers", "V"]}

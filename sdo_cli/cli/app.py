@@ -86,6 +86,12 @@ def check_rewards_package() -> None:
         )
 
 
+def quiet_libraries() -> None:
+    """Warnings of libraries are not shown, but for one that says that scores are wrong."""
+    warnings.filterwarnings("ignore", module=r"(diffusers|transformers|huggingface_hub|peft|open_clip|torch)(\.|$)")
+    warnings.filterwarnings("always", message="QuickGELU mismatch")
+
+
 def main() -> None:
     """Entry point. Every error a user can act on becomes a sentence; a traceback only with --debug."""
     # the variable is for the processes that --gpus starts
@@ -97,7 +103,7 @@ def main() -> None:
         os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-        warnings.filterwarnings("ignore", module=r"(diffusers|transformers|huggingface_hub|peft|open_clip|torch)(\.|$)")
+        quiet_libraries()
     # anywhere on the line, as people type it
     sys.argv = [sys.argv[0], *(a for a in sys.argv[1:] if a != "--debug")]
     try:

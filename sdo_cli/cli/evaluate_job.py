@@ -51,7 +51,6 @@ class Asked:
 
     def job(self) -> "tuple[Job, list[str]]":
         """And what is to be said of its prompts and of the folders it scores."""
-        import rewards as table
         from sdo_cli.drawing.draw import draw_settings
         from sdo_cli.evaluate.evaluation import folder_variants
         from sdo_cli.evaluate.job import Job, Settings, variants_of
@@ -59,7 +58,7 @@ class Asked:
 
         asked, start, loras, prompts, settings = self.settings, self.start, self.variants.loras, self.prompts, None
         notes = list(self.notes)
-        trained = [table.full_name(spec.name) for spec in start.recipe.rewards] if start and loras else []
+        trained = [spec.name for spec in _as_evaluated(start.recipe)] if start and loras else []
         if self.variants.folders:
             variants, prompts, said = folder_variants(self.variants.folders, prompts, self.limit)
             notes += said
@@ -71,6 +70,14 @@ class Asked:
         precision = asked.reward_precision
         job = Job(prompts, settings, variants, self.rewards, precision, self.embedding, self.select_by, trained)
         return job, notes
+
+
+def _as_evaluated(recipe: Recipe) -> "list[RewardSpec]":
+    """A recipe's trained rewards by the names their scores have here."""
+    import rewards as table
+    from sdo_cli.weights.needs import reward_options
+
+    return [replace(s, name=table.by_its_name(s.name, reward_options(s, recipe))[0]) for s in recipe.rewards]
 
 
 def asked_for(
@@ -113,7 +120,7 @@ def asked_for(
     if settings.reward_precision not in PRECISIONS:
         wrong.append(f"--reward-precision: {settings.reward_precision!r} is not one of {', '.join(PRECISIONS)}")
     wrong += [problem for path in loras if (problem := lora_problem(path))]
-    specs = reward_specs(rewards, start, settings, measures.embedding, wrong)
+    specs = reward_specs(rewards, start, settings, measures.embedding, wrong, made_elsewhere=bool(folders))
     chosen = chosen_measure(measures.select_by, specs, wrong)
     notes: list[str] = []
     found = find_prompts(prompts, start, bool(folders), wrong, notes)
@@ -140,8 +147,11 @@ def reward_specs(
     asked: Recipe,
     embedding: bool,
     wrong: list[str],
+    *,
+    made_elsewhere: bool = False,
 ) -> dict[str, RewardSpec]:
-    """By full name, with every option, the embedded models filled in."""
+    """By full name, with every option. Where the embedded model draws, its own rewards are meant; of pictures that were
+    made elsewhere the published ones. The embedded ones stand under names of their own."""
     import rewards as table
     from sdo_cli.recipe.check import check_reward
     from sdo_cli.weights.needs import reward_options
@@ -153,7 +163,7 @@ def reward_specs(
     else:
         wanted = [name.strip() for name in given.rewards.split(",") if name.strip()]
     options = options_by_reward(given.option or [], wrong)
-    if embedding:
+    if embedding and "clip-embedded" not in wanted:
         # its model embeds the images
         wanted.append("clip-score")
     full = list(dict.fromkeys(table.full_name(name) for name in wanted))
@@ -165,7 +175,9 @@ def reward_specs(
             spec, (), lambda key, text: wrong.append(f"--{'option' if 'options' in key else 'rewards'}: {text}")
         )
         if table.resolve(name):
-            specs[name] = replace(spec, options=reward_options(spec, asked))
+            filled = spec.options if made_elsewhere else reward_options(spec, asked)
+            known, kept = table.by_its_name(name, filled)
+            specs[known] = replace(spec, name=known, options=kept)
     return specs
 
 
@@ -202,6 +214,7 @@ def chosen_measure(asked: str | None, specs: dict[str, RewardSpec], wrong: list[
     if asked is None:
         return may[0] if may else ""
     full = table.full_name(asked)
+    full = full if full in specs else table.TOYS.get(full, full)
     if full not in specs:
         wrong.append(f"--select-by: {asked} is not among the rewards {', '.join(specs)}")
     elif full not in may:

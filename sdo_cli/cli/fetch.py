@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdo_cli.cli.options import ForMachines, Overrides
+from sdo_cli.errors import RecipeFault
 from sdo_cli.recipe.load import load_recipe
-from sdo_cli.recipe.schema import Recipe
+from sdo_cli.recipe.schema import Recipe, RewardSpec
 from sdo_cli.recipe.steering import is_steering, load_steering
 
 if TYPE_CHECKING:
@@ -18,27 +19,45 @@ if TYPE_CHECKING:
 
 
 def fetch(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")],
+    recipe: Annotated[str | None, typer.Argument(help="A recipe file, or the name of a shipped one.")] = None,
     overrides: Overrides = None,
+    rewards: Annotated[
+        str | None, typer.Option(help="Those of these rewards instead, separated by commas, for `sdo eval --images`.")
+    ] = None,
     only_list: Annotated[bool, typer.Option("--list", help="Say what is needed; download nothing.")] = False,
     as_json: ForMachines = False,
 ) -> None:
-    """Download the weights a recipe needs, of `sdo finetune` or `sdo optimize`."""
-    asked = needed_by(recipe, overrides)
+    """Download the weights a recipe needs, of `sdo finetune` or `sdo optimize`, or those of rewards."""
+    if (recipe is None) == (rewards is None):
+        raise RecipeFault(["name a recipe, or rewards by --rewards, one of the two"], what="command line")
+    asked = needed_by(recipe, overrides) if recipe is not None else None
     from sdo_cli.weights.fetch import fetch as run
-    from sdo_cli.weights.needs import needs_of
+    from sdo_cli.weights.needs import needs_of, needs_of_rewards
 
-    needs = needs_of(asked)
+    needs = needs_of(asked) if asked else needs_of_rewards(known_rewards(rewards or ""))
     if not as_json:
         show(needs)
     fetched = []
     if not only_list:
-        for need in run(needs, variant=asked.variant, t5=asked.t5):
+        for need in run(needs, variant=asked.variant if asked else None, t5=asked is None or asked.t5):
             fetched.append(need.source)
             if not as_json:
                 typer.echo(f"fetched {need.source}")
     if as_json:
         typer.echo(json.dumps({"needs": [as_record(need) for need in needs], "fetched": fetched}))
+
+
+def known_rewards(names: str) -> list[RewardSpec]:
+    """Of a list with commas; raises RecipeFault for names nobody knows."""
+    from sdo_cli.recipe.check import check_reward
+
+    wrong: list[str] = []
+    specs = [RewardSpec(name.strip()) for name in names.split(",") if name.strip()]
+    for spec in specs:
+        check_reward(spec, (), lambda key, text: wrong.append(f"--rewards: {text}"))
+    if wrong:
+        raise RecipeFault(wrong, what="command line")
+    return specs
 
 
 def needed_by(name: str, overrides: list[str] | None) -> Recipe:
@@ -58,7 +77,7 @@ def show(needs: "list[Need]") -> None:
     from sdo_cli.weights.needs import size_text
 
     if not needs:
-        typer.echo("nothing to fetch: everything this recipe needs ships with sdo")
+        typer.echo("nothing to fetch: everything that is needed ships with sdo")
         return
     width = max(len(need.source) for need in needs)
     for need in needs:

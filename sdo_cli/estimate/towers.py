@@ -166,6 +166,8 @@ _MAKERS = {
     "clip-score": _clip,
     "aesthetic-v2": _aesthetic,
     "judge": _judge,
+    "clip-embedded": lambda options: _clip({"model": "embedded"}),
+    "aesthetic-embedded": lambda options: _aesthetic({"model": "embedded"}),
     "hps-v2": _hps,
     "hps-v2.1": _hps,
     "pickscore-v1": _pickscore,

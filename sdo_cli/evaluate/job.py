@@ -15,6 +15,8 @@ from sdo_cli.recipe.schema import RewardSpec
 from sdo_cli.seeding import key_to_seed
 
 BASE = "base"
+# rewards that stand on a CLIP as it is, first that of published weights
+EMBEDDERS = ("clip-score", "clip-embedded")
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ class Job:
         settings: None when only folders made elsewhere are scored.
         rewards: by full name.
         reward_precision: what they compute in.
-        embedding: measure diversity and distance, for which clip-score's model embeds the images.
+        embedding: measure diversity and distance, for which the model of ``embedder`` embeds the images.
         select_by: the measure a LoRA scale is recommended by.
     """
 
@@ -150,6 +152,11 @@ class Job:
     embedding: bool = True
     select_by: str = ""
     trained_on: list[str] = field(default_factory=list)
+
+    @property
+    def embedder(self) -> str | None:
+        """The reward whose CLIP embeds the images; None where none of them does."""
+        return next((name for name in EMBEDDERS if name in self.rewards), None)
 
     @property
     def baseline(self) -> str:

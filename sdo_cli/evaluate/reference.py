@@ -17,6 +17,8 @@ from sdo_cli.hub import is_offline
 from sdo_cli.installed import install_extra
 
 FEATURES = ("inception", "clip")
+# images in one of KID's random subsets, as published figures have it
+SUBSET = 1000
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 
 
@@ -80,16 +82,19 @@ def inception_features(network: Any, files: list[Path], device: torch.device) ->
 
 
 def fid_kid(images: Tensor, reference: Tensor, *, prefix: str = "") -> dict[str, float]:
-    """From features ``[n, D]`` of both sets; ``kid`` with the standard deviation over its random subsets.
+    """FID, not below 0, and KID, which may be, from features ``[n, D]`` of both sets.
 
-    FID is biased upwards by some hundreds of images, the more the fewer; KID is not.
+    ``kid_std`` is the standard deviation over KID's random subsets of 1000 images, of all where there are fewer. It is
+    left out where a set holds less than two subsets: of nearly the same images they hardly differ, which says nothing
+    of other images. FID is biased upwards by some hundreds of images, the more the fewer; KID is not.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    width = images.shape[1]
+    width, smaller = images.shape[1], min(len(images), len(reference))
+    subset = min(SUBSET, smaller)
     fid = FrechetInceptionDistance(feature=_Given(width))
-    kid = KernelInceptionDistance(feature=_Given(width), subset_size=min(1000, len(images), len(reference)))
+    kid = KernelInceptionDistance(feature=_Given(width), subset_size=subset)
     for metric in (fid, kid):
         metric.update(reference, real=True)
         metric.update(images, real=False)
@@ -97,4 +102,6 @@ def fid_kid(images: Tensor, reference: Tensor, *, prefix: str = "") -> dict[str,
         # its subsets are random
         torch.manual_seed(0)
         mean, spread = kid.compute()
-    return {f"{prefix}fid": float(fid.compute()), f"{prefix}kid": float(mean), f"{prefix}kid_std": float(spread)}
+    # of a set to itself rounding leaves a little on either side of 0
+    found = {f"{prefix}fid": max(0.0, float(fid.compute())), f"{prefix}kid": float(mean)}
+    return found | ({f"{prefix}kid_std": float(spread)} if smaller >= 2 * subset else {})

@@ -1,6 +1,6 @@
 """One evaluation from settings to report."""
 
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,6 @@ from sdo_cli.evaluate.layouts import SUFFIXES
 from sdo_cli.evaluate.reference import fid_kid, inception, inception_features, require_torchmetrics
 from sdo_cli.evaluate.report import evaluation_report
 from sdo_cli.evaluate.score import (
-    CLIP_SCORE,
     ScoreFile,
     distance_lines,
     diversity_lines,
@@ -36,7 +35,7 @@ from sdo_cli.recipe.schema import PromptSource, Recipe, ValidationSpec
 from sdo_cli.reports.page import write_report
 from sdo_cli.scoring.rewards import build_reward, reading_notes
 from sdo_cli.scoring.statistics import mean_interval
-from sdo_cli.weights.needs import explaining
+from sdo_cli.weights.needs import explaining, explaining_rewards
 
 
 def evaluate(
@@ -75,7 +74,7 @@ def evaluate(
             tree = {"status": status, **started, "processes": world.size, "written": now()}
             write_json(folder / "manifest.json", tree)
 
-    with explaining(_as_recipe(job), "RECIPE"), ExitStack() as stack:
+    with _weights_of(job), ExitStack() as stack:
         if world.is_main:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(alone_in(folder))
@@ -118,11 +117,15 @@ def overview(job: Job, reference: bool, report: bool) -> str:
     return f"{what} on {described()}; {len(parts)} part{'s' * (len(parts) != 1)}: {', '.join(parts)}"
 
 
-def _as_recipe(job: Job) -> Recipe:
-    """The weights an evaluation needs, in the form they are looked up by."""
-    model = asdict(job.settings.model) if job.settings else {"model": "embedded"}
+def _weights_of(job: Job) -> AbstractContextManager[None]:
+    """What an evaluation needs is here, or one screen says what is missing."""
     specs = [replace(spec, name=name) for name, spec in job.rewards.items()]
-    return Recipe(rewards=[], prompts=PromptSource(lines=["-"]), validation=ValidationSpec(rewards=specs), **model)
+    if job.settings is None:
+        spared = job.embedding and job.embedder is not None and len(specs) > 1
+        hint = f"without {job.embedder}, diversity and distance:  --rewards …  --no-embedding" if spared else ""
+        return explaining_rewards(specs, hint=hint)
+    model, measured = asdict(job.settings.model), ValidationSpec(rewards=specs)
+    return explaining(Recipe(rewards=[], prompts=PromptSource(lines=["-"]), validation=measured, **model), "RECIPE")
 
 
 def draw(evaluation: Evaluation, reporter: Reporter, *, batch_size: int, world: World = SINGLE) -> None:
@@ -164,10 +167,18 @@ def score(evaluation: Evaluation, reporter: Reporter, *, batch_size: int, world:
         reporter.phase(name, total)
         for variant in job.variants:
             items, images = evaluation.items[variant.name], evaluation.images(variant)
-            if name == CLIP_SCORE and job.embedding:
-                kept = _embeddings_file(evaluation, variant)
+            if name == job.embedder and job.embedding:
                 embed_variant(
-                    reward, variant.name, items, images, kept, scores, reporter, device=device, batch_size=batch_size
+                    name,
+                    reward,
+                    variant.name,
+                    items,
+                    images,
+                    _embeddings_file(evaluation, variant),
+                    scores,
+                    reporter,
+                    device=device,
+                    batch_size=batch_size,
                 )
             else:
                 score_variant(
@@ -182,7 +193,7 @@ def _all_scored(evaluation: Evaluation, scores: ScoreFile, name: str) -> bool:
 
 
 def _is_scored(evaluation: Evaluation, scores: ScoreFile, variant: Variant, name: str) -> bool:
-    needs_file = name == CLIP_SCORE and evaluation.job.embedding
+    needs_file = name == evaluation.job.embedder and evaluation.job.embedding
     if needs_file and not _embeddings_file(evaluation, variant).exists():
         return False
     return all(scores.has(variant.name, name, i.prompt, i.seed_index) for i in evaluation.items[variant.name])
@@ -217,6 +228,10 @@ def _said(evaluation: Evaluation, scores: ScoreFile, name: str) -> str:
     return f"{name}: " + ", ".join(means)
 
 
+# distances by one CLIP are not those by another
+FEATURE_NAMES = {"clip-score": "clip", "clip-embedded": "clip_embedded"}
+
+
 def to_reference(
     evaluation: Evaluation,
     reference: Path,
@@ -237,8 +252,8 @@ def to_reference(
     if features == "inception":
         network = inception(weights, device)
     else:
-        spec = job.rewards[CLIP_SCORE]
-        clip = build_reward(CLIP_SCORE, spec.options, device, dtype_of(job.reward_precision))
+        assert job.embedder is not None
+        clip = build_reward(job.embedder, job.rewards[job.embedder].options, device, dtype_of(job.reward_precision))
 
     def rows(paths: list[Path]) -> Tensor:
         reporter.advance()
@@ -248,7 +263,7 @@ def to_reference(
             return torch.cat([clip.encoder.images(read_image(path)[None].to(device)).float().cpu() for path in paths])
 
     theirs = rows(files)
-    prefix = "" if features == "inception" else "clip_"
+    prefix = "" if features == "inception" else f"{FEATURE_NAMES[str(job.embedder)]}_"
     found = {}
     for variant in job.variants:
         mine = [evaluation.images(variant) / item.file for item in evaluation.items[variant.name]]

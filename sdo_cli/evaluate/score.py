@@ -21,7 +21,6 @@ from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.progress import Reporter
 from sdo_cli.scoring.embedded_measures import DISTANCE, DIVERSITY, distances, diversity
 
-CLIP_SCORE = "clip-score"
 # measured by embeddings, not by a reward
 EMBEDDED_MEASURES = (DIVERSITY, DISTANCE)
 
@@ -151,6 +150,7 @@ def running_mean(scores: ScoreFile, variant: str, measure: str) -> str:
 
 @torch.no_grad()
 def embed_variant(
+    name: str,
     clip: Any,
     variant: str,
     items: list[Item],
@@ -162,15 +162,15 @@ def embed_variant(
     device: torch.device,
     batch_size: int,
 ) -> Tensor:
-    """Unit-length embeddings ``[images, D]`` by clip-score's model, and the clip-score on the way.
+    """Unit-length embeddings ``[images, D]`` by the CLIP of the reward ``name``, and its score on the way.
 
     They are kept in the file ``kept``, under the names of the images.
     """
-    names, world = [item.file for item in items], scores.world
-    known = all(scores.has(variant, CLIP_SCORE, item.prompt, item.seed_index) for item in items)
-    if known and (table := world.share(lambda: load_file(kept) if kept.exists() else {})).keys() >= set(names):
-        reporter.advance(len(items), running_mean(scores, variant, CLIP_SCORE))
-        return torch.stack([table[name] for name in names])
+    files, world = [item.file for item in items], scores.world
+    known = all(scores.has(variant, name, item.prompt, item.seed_index) for item in items)
+    if known and (table := world.share(lambda: load_file(kept) if kept.exists() else {})).keys() >= set(files):
+        reporter.advance(len(items), running_mean(scores, variant, name))
+        return torch.stack([table[file] for file in files])
     found: dict[str, Tensor] = {}
     parts = _parts(items, batch_size)
     for round_ in world.rounds(len(parts)):
@@ -180,16 +180,16 @@ def embed_variant(
             for some, images in batches(part, folder, batch_size, device):
                 rows = clip.encoder.images(images)
                 similarity = (rows * clip.encoder.prompts([item.text for item in some])).sum(-1)
-                lines += _lines(variant, CLIP_SCORE, some, similarity)
+                lines += _lines(variant, name, some, similarity)
                 fresh |= {item.file: row for item, row in zip(some, rows.float().cpu(), strict=True)}
         for some_lines, some_rows in world.gather((lines, fresh)):
             scores.add(some_lines)
             found |= some_rows
-        reporter.advance(sum(len(parts[k]) for k in round_), running_mean(scores, variant, CLIP_SCORE))
+        reporter.advance(sum(len(parts[k]) for k in round_), running_mean(scores, variant, name))
     if world.is_main:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(kept, lambda path: save_file({name: row.contiguous() for name, row in found.items()}, path))
-    return torch.stack([found[name] for name in names])
+        write_atomic(kept, lambda path: save_file({file: row.contiguous() for file, row in found.items()}, path))
+    return torch.stack([found[file] for file in files])
 
 
 def diversity_lines(variant: str, items: list[Item], embeddings: Tensor) -> list[Score]:

@@ -1,5 +1,6 @@
 """Known repositories of models and LoRAs: licence, and about how much there is to download. Imports no torch."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,8 @@ def hub_lora(name: str) -> WeightFile | None:
     if name.startswith((".", "/", "~")) or not owner or not rest or Path(owner).exists() or path.expanduser().exists():
         return None
     repository, _, file = rest.partition("/")
+    if not all(re.fullmatch(r"[\w.-]+", part) for part in (owner, repository)):
+        return None
     if bool(file) != (path.suffix == ".safetensors"):
         return None
     known = LORAS.get(name)

@@ -197,10 +197,10 @@ def wish_of(spec: ObjectiveSpec, recipe: Recipe, device: torch.device, seed: int
     if spec.kind == "image":
         part: Part = Target(read_image(Path(spec.value)).to(device), spec.options.get("loss", "l2"))
         return Wish(spec.name, part, spec.weight)
-    given = {key: value for key, value in spec.options.items() if key in ("model", "pretrained")}
+    given = {key: value for key, value in spec.options.items() if key in ("model", "pretrained", "tag")}
     if recipe.model.startswith("embedded"):
         given = reward_table.with_embedded("clip-score", given)
-    encoder = openai_clip(given.get("model"), given.get("pretrained")).to(device, dtype)
+    encoder = openai_clip(given.get("model"), given.get("pretrained"), given.get("tag")).to(device, dtype)
     if spec.kind == "style":
         picture = read_image(Path(spec.value)).to(device)
         return Wish(spec.name, Style(encoder, picture, spec.options.get("layer", STYLE_LAYER)), spec.weight)

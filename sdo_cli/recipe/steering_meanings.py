@@ -163,4 +163,5 @@ KIND_OPTION_MEANINGS: dict[str, str] = {
     "image.loss": "l1 or l2, the distance of pixels; l2 unless given",
     "model": "which CLIP, as of reward clip-score",
     "pretrained": "its weights, as of reward clip-score",
+    "tag": "what a weight file was published as, as of reward clip-score",
 }

@@ -10,7 +10,7 @@ VARIABLES = ("latent", "embedding", "embedding-per-step", "guidance", "guidance-
 # what stands before the colon of an objective that is no reward
 KINDS = ("style", "text", "image", "classifier")
 # of each kind, and the type of its value; a pair of numbers is a schedule from the first step to the last
-_CLIP: dict[str, type] = {"model": str, "pretrained": str}
+_CLIP: dict[str, type] = {"model": str, "pretrained": str, "tag": str}
 KIND_OPTIONS: dict[str, dict[str, type]] = {
     "style": {**_CLIP, "layer": int},
     "text": {**_CLIP, "alpha": list, "augmentations": int},

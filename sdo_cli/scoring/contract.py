@@ -1,6 +1,7 @@
 """What every reward must keep, tried out one thing at a time."""
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,6 +159,28 @@ def _alone(reward: Any, images: Tensor) -> Outcome:
     return worst <= SAME[images.device.type] * _largest(together), f"alone and in a batch differ by {worst:.2g}"
 
 
+@torch.no_grad()
+def _history(reward: Any, images: Tensor) -> Outcome:
+    """A run that was resumed has scored less before: what is kept between calls must not show, to the last bit.
+
+    By two copies and new prompts, of which nothing is kept yet. (Not by the reward itself: weights read from a file
+    may be aligned in memory otherwise than a copy's, and products of matrices round by that.)
+    """
+    prompts, scores = [f"{prompt} at dusk" for prompt in PROMPTS], []
+    for parts in ([], [2, 0]):
+        try:
+            copy = deepcopy(reward)
+        # foreign objects may refuse in any way
+        except Exception:
+            return None, "it cannot be copied, so this was not tried"
+        for first in parts:
+            # clones: that images are left alone is another item
+            copy.score(images[first : first + 2].clone(), prompts[first : first + 2])
+        scores.append(copy.score(images.clone(), prompts))
+    moved = (scores[0] - scores[1]).abs().max().item()
+    return moved == 0, f"scores of a batch move by {moved:.2g} after parts of it were scored"
+
+
 def _slope(reward: Any, images: Tensor) -> Tensor:
     leaf = images.clone().requires_grad_()
     scores = reward.score(leaf, PROMPTS[: len(leaf)])
@@ -279,6 +302,10 @@ CHECKS: dict[str, tuple[Check, str]] = {
     "input untouched": (_untouched, "make new tensors: images.mul(…), not images.mul_(…)"),
     "repeatable": (_repeatable, "use no chance: call eval() on networks, leave out dropout and random crops"),
     "each image alone": (_alone, "use no statistics of the batch: call eval() on networks, take means per image"),
+    "whatever came before": (
+        _history,
+        "what is kept of a prompt or an image must not hang on the batch that first asked: make it one by one",
+    ),
     "gradient": (_gradient, "keep to torch between images and scores: no detach(), no_grad(), rounding, NumPy or PIL"),
     "finite differences": (_differences, "the gradient is not the score's: look for detach() and rounding on the way"),
     "prompts": (_prompts, "take a list of any prompts, one per image"),

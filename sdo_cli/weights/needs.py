@@ -1,7 +1,7 @@
 """Which weights a recipe needs and whether they are on this machine."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,7 +52,16 @@ def needs_of(recipe: Recipe) -> list[Need]:
         if lora is not None:
             found.append(_lora(what, lora))
     for spec in reward_specs(recipe):
-        found += _of_reward(spec, recipe)
+        found += _of_reward(spec, reward_options(spec, recipe))
+    return _each_once(found)
+
+
+def needs_of_rewards(specs: Iterable[RewardSpec]) -> list[Need]:
+    """Of rewards alone, with the options they have: nothing is filled in."""
+    return _each_once(need for spec in specs for need in _of_reward(spec, spec.options))
+
+
+def _each_once(found: Iterable[Need]) -> list[Need]:
     unique: dict[str, Need] = {}
     for need in found:
         if embedded.is_embedded(need.source):
@@ -81,8 +90,8 @@ def reward_options(spec: RewardSpec, recipe: Recipe) -> dict[str, Any]:
     return dict(spec.options)
 
 
-def _of_reward(spec: RewardSpec, recipe: Recipe) -> Iterator[Need]:
-    options, what = reward_options(spec, recipe), f"reward {rewards.full_name(spec.name)}"
+def _of_reward(spec: RewardSpec, options: Mapping[str, Any]) -> Iterator[Need]:
+    what = f"reward {rewards.full_name(spec.name)}"
     for file in rewards.needed_files(spec.name, options):
         yield Need(what, str(file), file.size, file.licence, file.revision, cached_file(file) is not None, file)
     for path in rewards.missing_paths(spec.name, options):
@@ -150,10 +159,12 @@ def require(recipe: Recipe, name: str) -> None:
         MissingWeights: one screen with everything that is missing.
     """
     missing = [need for need in needs_of(recipe) if not need.present]
-    if not missing:
-        return
-    if any(need.is_local for need in missing) or is_offline() or not is_reachable():
+    if cannot_be_fetched_now(missing):
         raise MissingWeights(missing_screen(missing), remedy=remedy(missing, name))
+
+
+def cannot_be_fetched_now(missing: list[Need]) -> bool:
+    return bool(missing) and (any(need.is_local for need in missing) or is_offline() or not is_reachable())
 
 
 @contextmanager
@@ -169,9 +180,40 @@ def explaining(recipe: Recipe, name: str) -> Iterator[None]:
         raise MissingWeights(f"{fault.message}\n{missing_screen(missing)}", remedy=remedy(missing, name)) from fault
 
 
-def missing_screen(missing: list[Need]) -> str:
+@contextmanager
+def explaining_rewards(specs: list[RewardSpec], *, hint: str = "") -> Iterator[None]:
+    """As ``explaining``, for rewards without a recipe: pictures made elsewhere are scored.
+
+    Args:
+        hint: one more line of the remedy.
+    """
+
+    def fault(missing: list[Need]) -> MissingWeights:
+        names = ",".join(dict.fromkeys(spec.name for spec in specs if needs_of_rewards([spec])))
+        toys = [rewards.TOYS[spec.name] for spec in specs if spec.name in rewards.TOYS]
+        lines = ["check the paths"]
+        if any(not need.is_local for need in missing):
+            lines = [f"get them where there is a network:  {sdo('fetch', '--rewards', names)}"]
+            lines.append("     (then copy the folder HF_HOME from there), or name local files with --option")
+        if hint:
+            lines.append(f"     {hint}")
+        if toys:
+            lines.append(f"     to try sdo without any weights, by the package's toy:  --rewards {','.join(toys)}")
+        return MissingWeights(missing_screen(missing, "rewards'"), remedy="\n".join(lines))
+
+    if cannot_be_fetched_now(missing := [need for need in needs_of_rewards(specs) if not need.present]):
+        raise fault(missing)
+    try:
+        yield
+    except EnvironmentFault as other:
+        if not (missing := [need for need in needs_of_rewards(specs) if not need.present]):
+            raise
+        raise fault(missing) from other
+
+
+def missing_screen(missing: list[Need], whose: str = "recipe's") -> str:
     width = max(len(need.source) for need in missing)
-    lines = [f"{len(missing)} of the recipe's weights are not on this machine:"]
+    lines = [f"{len(missing)} of the {whose} weights are not on this machine:"]
     for need in missing:
         size = "no such path" if need.is_local else f"{size_text(need.size):>8}  {need.licence}"
         lines.append(f"  {need.source:<{width}}  {size}  ({need.what})")

@@ -1,0 +1,33 @@
+"""Embeddings of prompts, each made once and alone."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class KeptPrompts:
+    """A table of rows that does not depend on who asked for which prompts together.
+
+    Products of matrices are summed in another order in a batch of another size. From the batch that first asked, a row
+    would make a resumed run, which asks for less, differ in its last bits from one left alone.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[str, Tensor] = {}
+
+    def rows(self, prompts: list[str], embed: Callable[[str], Tensor]) -> Tensor:
+        """``[B, D]``, without gradient.
+
+        Args:
+            embed: one prompt to ``[1, D]``; asked once for each.
+        """
+        with torch.no_grad():
+            for prompt in prompts:
+                if prompt not in self._rows:
+                    self._rows[prompt] = embed(prompt)[0]
+        return torch.stack([self._rows[prompt] for prompt in prompts])
+
+    def clear(self) -> None:
+        """After the weights have moved or changed their precision."""
+        self._rows.clear()
