@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from original_names import write_original
 from peft import LoraConfig, PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -235,3 +237,57 @@ def test_merged_pipelines_have_the_published_names_and_words(kind, small, run_of
     pipe = plain(tmp_path / "merged")
     one = pipe("a cat", num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt").images
     assert bool(torch.isfinite(one).all())
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_what_merging_into_half_precision_rounds_away_is_said(precision, small, run_of, tmp_path):
+    for name in ("no", precision):
+        words = ["--format", "merged", "--precision", name, "--lora-scale", "0.1", "--out", name]
+        done = sdo("export", run_of("sd15"), *words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert ("rounds away" in done.stdout) == (name != "no")
+    before, whole, rounded = (
+        {**load_file(folder / "unet" / WEIGHTS), **text_weights(folder)}
+        for folder in (small("sd15"), tmp_path / "no", tmp_path / precision)
+    )
+    changed = [key for key, value in whole.items() if not torch.equal(value, before[key])]
+    gap = sum((rounded[key].double() - whole[key]).square().sum() for key in changed)
+    added = sum((whole[key].double() - before[key]).square().sum() for key in changed)
+    told = float(re.search(rf"{precision} rounds away ([\d.]+)% of what the LoRA adds", done.stdout)[1])
+    assert told == pytest.approx(100 * (gap / added).sqrt().item(), abs=0.06) and told > 0.1
+
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def text_weights(folder):
+    weights = load_file(folder / "text_encoder" / "model.safetensors")
+    return {f"text_model.{key.removeprefix('text_model.')}": value for key, value in weights.items()}
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sd2", "sdxl", "sd35"])
+def test_a_checkpoint_file_holds_the_merged_model_in_the_original_names(kind, small, run_of, tmp_path):
+    """Name by name and number by number what another writer of the original names makes of the merged folder."""
+    for form in ("merged", "checkpoint"):
+        out = f"x{'.safetensors' if form == 'checkpoint' else ''}"
+        words = ["--format", form, "--model", small(kind), "--out", out]
+        done = sdo("export", run_of(kind), *words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    pipe = plain(tmp_path / "x")
+    write_original(pipe, tmp_path / "theirs.safetensors")
+    ours, theirs = (load_file(tmp_path / name) for name in ("x.safetensors", "theirs.safetensors"))
+    if kind == "sd35":
+        words = {k: v for k, v in pipe.text_encoder_3.state_dict().items() if k != "encoder.embed_tokens.weight"}
+        theirs |= {f"text_encoders.t5xxl.transformer.{key}": value for key, value in words.items()}
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_checkpoint_file_is_read_back_by_diffusers(small, run_of, tmp_path):
+    for form, out in (("merged", "x"), ("checkpoint", "x.safetensors")):
+        assert sdo("export", run_of("sd15"), "--format", form, "--out", out, cwd=tmp_path).returncode == 0
+    options = {"config": str(tmp_path / "x"), "subfolder": "unet"}
+    unet = diffusers.UNet2DConditionModel.from_single_file(str(tmp_path / "x.safetensors"), **options)
+    there = plain(tmp_path / "x").unet.state_dict()
+    assert unet.state_dict().keys() == there.keys()
+    assert all(torch.equal(tensor, there[name]) for name, tensor in unet.state_dict().items())

@@ -10,11 +10,12 @@ from sdo_cli.cli.options import ForMachines
 from sdo_cli.device import PRECISIONS
 from sdo_cli.errors import RecipeFault
 
-FORMS = ("kohya", "peft", "diffusers", "merged")
+FORMS = ("kohya", "peft", "diffusers", "merged", "checkpoint")
 USE = {
     "kohya": "ComfyUI: copy it to models/loras; A1111 (not for SD 3): to models/Lora",
     "peft": "peft.PeftModel.from_pretrained(pipe.unet, '{out}/unet')",
     "diffusers": "pipe.load_lora_weights('{out}')",
+    "checkpoint": "ComfyUI: copy it to models/checkpoints; A1111: to models/Stable-diffusion; sdo: --model {out}",
     "merged": "diffusers.DiffusionPipeline.from_pretrained('{out}')",
 }
 
@@ -29,7 +30,7 @@ def export(
     precision: Annotated[str, typer.Option(help=f"Of what is written: {', '.join(PRECISIONS)}.")] = "no",
     as_json: ForMachines = False,
 ) -> None:
-    """Write a LoRA for A1111, ComfyUI, peft, or merged into its model."""
+    """Write a LoRA for A1111, ComfyUI, peft, or merged into its model (a folder, or one checkpoint file)."""
     wrong = []
     if form not in FORMS:
         wrong.append(f"--format: {form!r} is not one of {', '.join(FORMS)}")
@@ -51,6 +52,9 @@ def export(
     if target.exists():
         raise RecipeFault([f"{target}: exists already; give another name with --out"], what="command line")
     job = ExportJob(source, ModelSource(model) if model else None, family, lora_scale, precision)
-    run(job, form, target)
+    note = run(job, form, target)
     use = USE[form].format(out=target)
-    typer.echo(json.dumps({"format": form, "out": str(target)}) if as_json else f"{target}\n  {use}")
+    if as_json:
+        typer.echo(json.dumps({"format": form, "out": str(target)} | ({"note": note} if note else {})))
+    else:
+        typer.echo("\n".join([str(target), f"  {use}", *([f"  {note}"] if note else [])]))

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 
 from sdo_cli.device import dtype_of
 from sdo_cli.errors import EnvironmentFault
+from sdo_cli.exporting.checkpoint import checkpoint_of
 from sdo_cli.exporting.kohya import base_version, guess_family, kohya_metadata
 from sdo_cli.files import write_atomic
 from sdo_cli.models.base import Family
@@ -127,13 +128,57 @@ def to_diffusers(job: ExportJob, out: Path) -> None:
     _write_folder(out, family.save_lora)
 
 
-def to_merged(job: ExportJob, out: Path) -> None:
+def to_merged(job: ExportJob, out: Path) -> str:
     """A whole pipeline with the LoRA added to its weights."""
+    family, lost = _merge(job)
+    _write_folder(out, family.save_pipeline)
+    return lost
+
+
+def to_checkpoint(job: ExportJob, out: Path) -> str:
+    """The same as one file in the original names."""
+    from safetensors.torch import save_file
+
+    family, lost = _merge(job)
+    state = checkpoint_of(family.pipeline, family.name)
+    write_atomic(out, lambda path: save_file(state, path, metadata={"format": "pt"}))
+    return lost
+
+
+def _merge(job: ExportJob) -> tuple[Family, str]:
+    """The base model with the LoRA added to its weights, and what is to be said of its rounding."""
     family = _load(job, adapter="lora")
+    base = {name: module.get_base_layer().weight.detach().clone() for name, module in _adapted(family)}
     family.pipeline.fuse_lora(lora_scale=job.scale)
     family.pipeline.unload_lora_weights()
-    family.pipeline.to(dtype_of(job.precision))
-    _write_folder(out, family.save_pipeline)
+    dtype = dtype_of(job.precision)
+    lost = _lost(base, family, dtype)
+    family.pipeline.to(dtype)
+    said = f"{job.precision} rounds away {lost:.1%} of what the LoRA adds; --precision no does not" if lost else ""
+    return family, said
+
+
+def _adapted(family: Family) -> Iterator[tuple[str, Any]]:
+    """Layers with an adapter, by component and name."""
+    from peft.tuners.lora import LoraLayer
+
+    for component, part in (("denoiser", family.denoiser), *family.text_encoders.items()):
+        for name, module in part.named_modules():
+            if isinstance(module, LoraLayer):
+                yield f"{component}.{name}", module
+
+
+def _lost(base: dict[str, torch.Tensor], family: Family, dtype: torch.dtype) -> float | None:
+    """How far merged weights are from their rounding, as a share of what was added to them; None in full precision."""
+    if dtype == torch.float32:
+        return None
+    parts, gap, added = {"denoiser": family.denoiser, **family.text_encoders}, 0.0, 0.0
+    for key, before in base.items():
+        component, _, name = key.partition(".")
+        now = parts[component].get_submodule(name).weight.detach()
+        gap += float((now.to(dtype).float() - now).double().square().sum())
+        added += float((now - before).double().square().sum())
+    return (gap / added) ** 0.5 if added else None
 
 
 def _load(job: ExportJob, *, adapter: str) -> Family:
@@ -154,21 +199,30 @@ def _write_folder(out: Path, write: Callable[[Path], object]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-FORMATS: dict[str, Callable[[ExportJob, Path], None]] = {
+FORMATS: dict[str, Callable[[ExportJob, Path], str | None]] = {
     "kohya": to_kohya,
     "peft": to_peft,
     "diffusers": to_diffusers,
     "merged": to_merged,
+    "checkpoint": to_checkpoint,
 }
 
 
-def export(job: ExportJob, form: str, out: Path) -> None:
-    """Write ``job`` as ``form`` (a key of FORMATS) to ``out``, a file for kohya, else a folder."""
-    FORMATS[form](replace(job, source=job.source.expanduser()), out)
+def export(job: ExportJob, form: str, out: Path) -> str:
+    """Write ``job`` as ``form`` (a key of FORMATS) to ``out``, a file for those of FILES, else a folder.
+
+    Returns:
+        What is to be said of it, mostly nothing.
+    """
+    return FORMATS[form](replace(job, source=job.source.expanduser()), out) or ""
+
+
+# formats that are one file
+FILES = ("kohya", "checkpoint")
 
 
 def default_out(source: Path, form: str) -> Path:
     """Beside the run folder's file: ``<run>/<run>-kohya.safetensors``, or a folder ``<run>/<form>``."""
     folder = source if source.is_dir() else source.parent
     stem = source.resolve().name if source.is_dir() else source.stem
-    return folder / (f"{stem}-kohya.safetensors" if form == "kohya" else form)
+    return folder / (f"{stem}-{form}.safetensors" if form in FILES else form)

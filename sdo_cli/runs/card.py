@@ -78,7 +78,7 @@ tags: [{"lora, " if recipe.train == "lora" else ""}text-to-image, sdo]
 {how_to_load(recipe, family, summary.folder)}
 ```
 
-Drawn with {recipe.solver}, {steps_of(recipe)}, guidance {recipe.guidance_scale}.
+{for_whom(recipe)}Drawn with {recipe.solver}, {steps_of(recipe)}, guidance {recipe.guidance_scale}.
 Again, from this folder: `sdo finetune --recipe resolved.yaml{plugins}`.
 
 {licences(recipe)}"""
@@ -91,6 +91,15 @@ def what_was_trained(recipe: Recipe) -> str:
     if recipe.lora.start_from is not None:
         return f"LoRA{where} that goes on from `{recipe.lora.start_from}`"
     return f"LoRA of rank {recipe.lora.rank}{where}"
+
+
+def for_whom(recipe: Recipe) -> str:
+    if recipe.train == "full":
+        return ""
+    return (
+        "The file is diffusers'. ComfyUI and A1111 leave its attention layers or its alphas out: for them"
+        " `sdo export . --format kohya`.\n\n"
+    )
 
 
 def steps_of(recipe: Recipe) -> str:
