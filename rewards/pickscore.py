@@ -1,7 +1,6 @@
 """PickScore: a CLIP ViT-H/14 fine-tuned on people's choices, run as its authors do, through transformers' CLIPModel."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,13 +34,13 @@ class PickScore:
 
     Args:
         net: a ``transformers.CLIPModel``.
-        tokenize: prompts to ids ``[B, L]``.
+        tokenizer: transformers', as :func:`clip_words` makes it.
     """
 
     info = INFO
 
-    def __init__(self, net: Any, tokenize: Any) -> None:
-        self.net, self.tokenize = net.eval().requires_grad_(False), tokenize
+    def __init__(self, net: Any, tokenizer: Any) -> None:
+        self.net, self.tokenizer = net.eval().requires_grad_(False), tokenizer
         # rounded to half precision, a temperature of 100 would be 98.9
         self.log_scale = net.logit_scale.detach().clone()
         self.preprocess = Preprocess(net.config.vision_config.image_size)
@@ -71,19 +70,19 @@ class PickScore:
         return self._texts.rows(prompts, self._read)
 
     def _read(self, prompt: str) -> Tensor:
-        ids = self.tokenize([prompt]).to(self.net.device)
+        ids = ids_of(self.tokenizer, [prompt]).to(self.net.device)
         return self._unit(self.net.text_projection(self.net.text_model(input_ids=ids).pooler_output))
 
     def unread(self, prompts: list[str]) -> tuple[int, list[str]]:
-        return unread(self.tokenize, prompts, self.net.config.text_config.max_position_embeddings)
+        return unread(self.tokenizer, prompts, self.net.config.text_config.max_position_embeddings)
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         return self.log_scale.exp() * (self.images(images) * self.prompts(prompts)).sum(-1)
 
 
-def clip_words() -> Callable[[list[str]], Tensor]:
-    """Prompts to ids ``[B, L]`` as the authors' processor makes them, that of laion/CLIP-ViT-H-14-laion2B-s32B-b79K:
-    transformers' fast CLIPTokenizer.
+def clip_words() -> Any:
+    """The tokenizer of the authors' processor, that of laion/CLIP-ViT-H-14-laion2B-s32B-b79K: transformers' fast
+    CLIPTokenizer.
 
     open_clip's has the same words and reads otherwise: it mends text (typographic quotes, HTML entities, ligatures,
     broken UTF-8) before it looks. Its table of words is part of the package, so nothing has to be fetched.
@@ -98,13 +97,13 @@ def clip_words() -> Callable[[list[str]], Tensor]:
         merges = (" ".join(pair) for pair in table.bpe_ranks)
         (Path(folder) / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), "utf-8")
         marks = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
-        tokenizer = CLIPTokenizerFast.from_pretrained(folder, **marks)
+        return CLIPTokenizerFast.from_pretrained(folder, **marks)
 
-    def ids(prompts: list[str]) -> Tensor:
-        read = tokenizer(prompts, padding=True, truncation=True, max_length=TOKENS, return_tensors="pt")
-        return read.input_ids
 
-    return ids
+def ids_of(tokenizer: Any, prompts: list[str]) -> Tensor:
+    """``[B, L]``, as the authors' processor makes them."""
+    read: Tensor = tokenizer(prompts, padding=True, truncation=True, max_length=TOKENS, return_tensors="pt").input_ids
+    return read
 
 
 def _published() -> Path:

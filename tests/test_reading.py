@@ -11,7 +11,15 @@ from sdo_cli.drawing.notes import drawing_notes
 from sdo_cli.models.load import load_family
 from sdo_cli.scoring.rewards import reading_notes
 
-READERS = {"clip-score": 20, "judge": 20, "hps-v2": 77, "hps-v2.1": 77, "pickscore-v1": 77, "imagereward-v1": 35}
+READERS = {
+    "clip-score": 20,
+    "clip-embedded": 20,
+    "judge": 20,
+    "hps-v2": 77,
+    "hps-v2.1": 77,
+    "pickscore-v1": 77,
+    "imagereward-v1": 35,
+}
 
 
 def of_length(words, last):

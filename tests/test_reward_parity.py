@@ -205,6 +205,7 @@ def test_pickscore_reads_prompts_as_transformers_processor_does(tmp_path):
     """Its authors' AutoProcessor is a CLIPProcessor with CLIP's vocabulary; random weights."""
     from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizerFast
 
+    from rewards.pickscore import ids_of
     from sdo_cli.models.clip_vocabulary import write_clip_tokenizer
 
     options = make_small_reward("pickscore-v1", tmp_path)
@@ -216,7 +217,7 @@ def test_pickscore_reads_prompts_as_transformers_processor_does(tmp_path):
     image, theirs = pictures()[0], []
     for prompt in ODD_PROMPTS:
         given = processor(text=prompt, images=image, padding=True, truncation=True, max_length=77, return_tensors="pt")
-        assert torch.equal(reward.tokenize([prompt]), given["input_ids"]), prompt
+        assert torch.equal(ids_of(reward.tokenizer, [prompt]), given["input_ids"]), prompt
         with torch.no_grad():
             out = net(**given)
         theirs.append(net.logit_scale.exp() * (out.text_embeds @ out.image_embeds.T)[0, 0])

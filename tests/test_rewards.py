@@ -17,7 +17,7 @@ from rewards.aesthetic import build as build_aesthetic
 from rewards.aesthetic import predictor_head
 from rewards.clip_encoder import ClipEncoder
 from rewards.colorfulness import colorfulness
-from rewards.pickscore import PickScore
+from rewards.pickscore import PickScore, clip_words
 from rewards.preprocess import Preprocess
 from sdo_cli import embedded
 from sdo_cli.errors import EnvironmentFault, RecipeFault
@@ -124,7 +124,7 @@ def test_pickscores_temperature_is_not_rounded():
     """exp of bf16's log 100 is 98.9."""
     net = small_hf_clip()
     net.logit_scale.data.fill_(math.log(100))
-    reward = PickScore(net, open_clip.get_tokenizer("ViT-H-14")).to(torch.device("cpu"), torch.bfloat16)
+    reward = PickScore(net, clip_words()).to(torch.device("cpu"), torch.bfloat16)
     cosine = (reward.images(pictures()) * reward.prompts(PROMPTS)).sum(-1)
     assert torch.allclose(reward.score(pictures(), PROMPTS), 100 * cosine, rtol=1e-5)
 
