@@ -291,3 +291,9 @@ def test_a_checkpoint_file_is_read_back_by_diffusers(small, run_of, tmp_path):
     there = plain(tmp_path / "x").unet.state_dict()
     assert unet.state_dict().keys() == there.keys()
     assert all(torch.equal(tensor, there[name]) for name, tensor in unet.state_dict().items())
+
+
+def test_the_embedded_model_is_no_checkpoint_file(tmp_path):
+    words = ["embedded:student", "--model", "embedded", "--format", "checkpoint", "--out", "x.safetensors"]
+    done = sdo("export", *words, cwd=tmp_path)
+    assert done.returncode == 2 and "sizes of its own" in done.stderr and not list(tmp_path.iterdir())

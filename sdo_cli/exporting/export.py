@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sdo_cli.device import dtype_of
+from sdo_cli.embedded import is_embedded
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.exporting.checkpoint import checkpoint_of
 from sdo_cli.exporting.kohya import base_version, guess_family, kohya_metadata
@@ -139,6 +140,11 @@ def to_checkpoint(job: ExportJob, out: Path) -> str:
     """The same as one file in the original names."""
     from safetensors.torch import save_file
 
+    if is_embedded(job.base().model):
+        raise EnvironmentFault(
+            "the embedded model has sizes of its own, which no program expects of a checkpoint file",
+            remedy="use --format merged",
+        )
     family, lost = _merge(job)
     state = checkpoint_of(family.pipeline, family.name)
     write_atomic(out, lambda path: save_file(state, path, metadata={"format": "pt"}))
