@@ -1,16 +1,15 @@
 """Pictures drawn in few steps by a LoRA that training does not keep; gradients of the network without it."""
 
 import json
-import os
 import re
 from dataclasses import replace
 from functools import cache
 from itertools import product
 
-import entry
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_rollouts import RECIPE, sdo
 from toy import Toy, grads, objective, toy_path
 
 from sdo_cli.doctor.workload import workload_of
@@ -32,25 +31,9 @@ from sdo_cli.recipe.schema import LoraSpec
 from sdo_cli.sampling.guidance import Guided
 from sdo_cli.sampling.loop import sample_latents
 
-RECIPE = """
-rewards: [colorfulness]
-prompts: {lines: [a tiger on the cat, a bus on the dog, a rose on a cat]}
-max_train_steps: 3
-train_batch_size: 2
-solver: ddim
-num_inference_steps: 6
-guidance_scale: 2.0
-learning_rate: 1e-2
-checkpointing_steps: 1
-lora: {rank: 2}
-"""
 NAME = "pytorch_lora_weights.safetensors"
 FAST_SOLVER = ("solver=lcm", "num_inference_steps=2")
 FAST = ("rollout.lora=fast", "rollout.solver=lcm", "rollout.num_inference_steps=2")
-
-
-def sdo(*arguments, cwd):
-    return entry.run(arguments, cwd=cwd, env=os.environ | {"HF_HUB_OFFLINE": "1"})
 
 
 def fast_lora(model, folder, *, seed=5, text=False, targets=("to_q", "to_v", "conv1")):
@@ -331,7 +314,7 @@ def test_problems_are_told_before_anything_loads(case):
 
 def test_shards_do_not_go_with_it(where):
     recipe = load_recipe("mine.yaml", list(FAST)).recipe
-    with pytest.raises(EnvironmentFault):
+    with pytest.raises(EnvironmentFault, match="all processes make the same calls"):
         check_shardable(replace(recipe, train="full"), "FSDP")
 
 

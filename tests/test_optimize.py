@@ -89,8 +89,9 @@ def test_samplers_with_noise_of_their_own_are_steered_as_they_draw(words, tmp_pa
     assert entry.run(["sample", *map(str, drawn)]).returncode == 0
     before, after = (tmp_path / "out" / name for name in ("before/00000.png", "00000.png"))
     assert np.abs(pixels(before).astype(int) - pixels(tmp_path / "s" / "00000.png")).max() <= 1
-    # LCM's picture hardly depends on its first latent: it is made anew at every step
-    assert np.abs(pixels(before).astype(int) - pixels(after)).max() > (-1 if "solver=lcm" in words else 3)
+    # LCM makes its picture anew at every step: the first latent hardly matters
+    if "solver=lcm" not in words:
+        assert np.abs(pixels(before).astype(int) - pixels(after)).max() > 3
     again = ["sample", "--variables", str(tmp_path / "out" / "variables.safetensors"), "--out", str(tmp_path / "again")]
     assert entry.run(again).returncode == 0
     assert np.array_equal(pixels(tmp_path / "again" / "00000.png"), pixels(after))

@@ -21,7 +21,7 @@ def check_shardable(recipe: Recipe, by: str) -> None:
         raise EnvironmentFault(
             f"accelerate's configuration asks for {by}, under which all processes make the same calls: in a skip "
             "plan they do not, and a look at the drift wants whole gradients",
-            remedy="leave rollout.skip_plan and drift_steps out; rollout.num_inference_steps saves time here too",
+            remedy="leave rollout.lora, skip_plan and drift_steps out; rollout.num_inference_steps saves time here too",
         )
     if recipe.compile != "none" or recipe.channels_last:
         raise EnvironmentFault(
