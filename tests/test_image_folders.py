@@ -48,6 +48,11 @@ def of_path(path):
     return Prompts(found.name, found.source, [EvalPrompt(p.text, p.category, p.name) for p in found.prompts])
 
 
+def said(folder):
+    """Sentences beside the first, without the folder's path."""
+    return [sentence.removeprefix(f"{folder}: ") for sentence in read_folder(folder, None).notes[1:]]
+
+
 def texts(folder, prompts=None, **options):
     return {item.file: item.text for item in read_folder(folder, prompts, **options).items}
 
@@ -559,6 +564,12 @@ def test_a_text_beside_a_picture_may_be_a_caption_or_a_program_s(tmp_path):
     png(tmp_path / "x" / "0.png", {"parameters": a1111("drawn from this")})
     (tmp_path / "x" / "0.txt").write_text("a caption: by hand\nin two lines\n")
     assert texts(tmp_path / "x") == {"0.png": "a caption: by hand\nin two lines"}
+    assert said(tmp_path / "x") == [
+        "1 picture with other words beside than inside, the ones beside taken; 0.png first: "
+        "a caption: by hand in two lines / drawn from this"
+    ]
+    (tmp_path / "x" / "0.txt").write_text("masterpiece, drawn from this")
+    assert said(tmp_path / "x") == []
     (tmp_path / "x" / "0.txt").write_bytes("Bär".encode("latin-1"))
     with pytest.raises(RecipeFault, match=r"0.txt is not UTF-8 text; write its prompt into a .txt beside it"):
         read_folder(tmp_path / "x", None)

@@ -322,6 +322,17 @@ def test_a_prompt_that_is_cut_is_said(tmp_path):
     assert done.returncode == 0 and "CLIP reads" in done.stderr
 
 
+def test_rows_without_a_prompt_and_words_a_reward_does_not_read_are_said(tmp_path):
+    long = "a red bus " + "on a hill " * 30
+    (tmp_path / "p.csv").write_text(f"prompt,kind\na cat,x\n,y\n{long},z\n")
+    done = sdo(
+        "--out", tmp_path / "run", f"prompts.file={tmp_path / 'p.csv'}", "objectives=[clip-score]", "measures=[judge]",
+        "num_inference_steps=2", "steps=1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "1 of 3 rows have no prompt" in done.stderr and "clip-score reads" in done.stderr, done.stderr
+
+
 # --- families and pictures
 
 

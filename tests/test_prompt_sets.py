@@ -383,6 +383,18 @@ def test_recipes_name_columns_by_their_key(tmp_path):
 
 def test_commands_of_other_programs_are_said_once():
     odd = ["a (red:1.2) bus", "a cat BREAK a dog", "a <lora:x:0.8> <hypernet:y:1>", "[a:b:0.5]", "a {red|blue} bus"]
+    for text, kind in {
+        "a red++ bus": "emphasis like red++",
+        "a (red bus)1.3": "emphasis like red++",
+        "a (red bus)-- at night": "emphasis like red++",
+        "a {{red}} bus": "emphasis like {red}",
+        "a cat AND a dog": "AND",
+    }.items():
+        assert syntax_notes([text])[0].startswith(f"1 of 1 prompts hold {kind}: commands"), text
+    assert (
+        syntax_notes(["a book on C++", "a cat -- black", "a cat--black", "ROCK AND ROLL", "sand", "a cat (red)-ish"])
+        == []
+    )
     plain = ["a bus (red)", "ratio 1:2 (about)", "breakfast", "a [b] c", "4:3", "a <b> c"]
     (said,) = syntax_notes([*odd, *odd, *plain])
     assert said.startswith(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from sdo_cli.errors import RecipeFault
 from sdo_cli.evaluate.job import EvalPrompt, Item, Prompts, digest
-from sdo_cli.evaluate.layouts import Row, counted, look
+from sdo_cli.evaluate.layouts import Row, counted, look, short
 from sdo_cli.evaluate.pairing import bare, pair
 from sdo_cli.pixels import transparent
 
@@ -55,14 +55,9 @@ def _shown(folder: Path, items: list[Item], by: str) -> str:
     if not items:
         raise RecipeFault([f"--images {folder}: no picture of the prompts asked for"], what="command line")
     some = [items[0], items[-1]] if len(items) > 1 else items
-    pairs = "; ".join(f"{item.file}: {_short(item.text)}" for item in some)
+    pairs = "; ".join(f"{item.file}: {short(item.text)}" for item in some)
     counts = f"{counted(len(items), 'picture')} of {counted(len({item.prompt for item in items}), 'prompt')}"
     return f"{folder.name}: {counts}, by {by}; {'first and last ' if len(some) > 1 else ''}{pairs}"
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 60 else f"{line[:60]}…"
 
 
 def _all_stated(folder: Path, rows: list[Row]) -> None:
@@ -100,7 +95,7 @@ def _given_to(folder: Path, rows: list[Row], given: Prompts, by: str, limit: int
         if row.certain and row.prompt and stated[k] is None:
             raise _guess(
                 folder,
-                f"{row.how} says of {row.file}: {_short(row.prompt)}, which --prompts does not hold",
+                f"{row.how} says of {row.file}: {short(row.prompt)}, which --prompts does not hold",
                 "leave --prompts out, or give the set they were drawn from",
             )
     if all(place is not None for place in stated):
@@ -124,7 +119,7 @@ def _given_to(folder: Path, rows: list[Row], given: Prompts, by: str, limit: int
         if unclear := [row for row in rows if row.unclear]:
             by += f" ({len(unclear)} of them hold text of no one prompt, {unclear[0].file}: {unclear[0].unclear})"
         if others:
-            by += f" (inside {len(others)} of them are other words, {_short(others[0].prompt)} first)"
+            by += f" (inside {len(others)} of them are other words, {short(others[0].prompt)} first)"
     for row, place in zip(rows, places, strict=True):
         row.prompt, row.more = prompts[place].text, {**row.more, "prompt_index": place}
         row.more["category"] = prompts[place].category
@@ -158,7 +153,7 @@ def _agree(
     if other is not None and prompts[other].text != prompts[place].text:
         raise _guess(
             folder,
-            f"{row.file} is {_short(prompts[place].text)} by {by}, but {row.how} says {_short(prompts[other].text)}",
+            f"{row.file} is {short(prompts[place].text)} by {by}, but {row.how} says {short(prompts[other].text)}",
             "leave --prompts out, or write metadata.jsonl",
         )
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdo_cli.errors import RecipeFault
-from sdo_cli.evaluate.pairing import natural
+from sdo_cli.errors import RecipeFault, SdoError
+from sdo_cli.evaluate.pairing import bare, natural
 from sdo_cli.evaluate.picture_text import fooocus_log, is_parameters, prompt_inside, prompt_of_parameters
 from sdo_cli.prompt_sets.files import lines_of, read_table, read_text
 from sdo_cli.prompt_sets.read import STYLES
@@ -22,6 +22,7 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 # names of the prompt in metadata files people have
 PROMPT_KEYS = ("prompt", "text", "caption")
 BESIDE = (".txt", ".caption")
+BESIDE_EACH = tuple(f"the {suffix} beside each" for suffix in BESIDE)
 # T2I-CompBench's names: the prompt, and six digits that count pictures
 SAID_BY_NAME = re.compile(r"(\S+(?: \S+){2,})_\d{6}")
 
@@ -97,7 +98,35 @@ def look(folder: Path, categories: list[str]) -> tuple[list[Row], list[str]]:
         )
     log = folder / "log.html"
     logged = fooocus_log(log) if log.is_file() else {}
-    return [_stated(path, folder, logged) for path in files], notes
+    rows = [_stated(path, folder, logged) for path in files]
+    return rows, [*notes, *_other_inside(rows, folder)]
+
+
+def _other_inside(rows: list[Row], folder: Path) -> list[str]:
+    """Captions beside pictures that were drawn from other words."""
+    other = []
+    for row in rows:
+        if row.how not in BESIDE_EACH:
+            continue
+        try:
+            inside = prompt_inside(folder / row.file)
+        except (ValueError, SdoError):
+            continue
+        here, there = (f" {bare(text)} " for text in (row.prompt, inside))
+        if inside and here not in there and there not in here:
+            other.append((row, inside))
+    if not other:
+        return []
+    row, inside = other[0]
+    return [
+        f"{folder}: {counted(len(other), 'picture')} with other words beside than inside, the ones beside taken; "
+        f"{row.file} first: {short(row.prompt)} / {short(inside)}"
+    ]
+
+
+def short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 60 else f"{line[:60]}…"
 
 
 def counted(count: int, noun: str) -> str:
@@ -205,7 +234,7 @@ def _stated(path: Path, folder: Path, logged: dict[str, str]) -> Row:
         if beside is not None:
             text = beside.read_text(encoding="utf-8-sig").strip()
             row.prompt = prompt_of_parameters(text) if is_parameters(text) else text
-            row.how = f"the {beside.suffix} beside each"
+            row.how = BESIDE_EACH[BESIDE.index(beside.suffix)]
         elif path.name in logged:
             row.prompt, row.how, row.certain = logged[path.name], "Fooocus's log.html", False
         else:

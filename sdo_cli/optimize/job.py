@@ -15,7 +15,7 @@ from sdo_cli.errors import EnvironmentFault
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import load_family, source_of
 from sdo_cli.optimize.inversion import invert
-from sdo_cli.optimize.objectives import ImageObjective, Wish, fitted, wish_of
+from sdo_cli.optimize.objectives import ImageObjective, OfReward, Wish, fitted, wish_of
 from sdo_cli.optimize.variables import Canvas, State, first_state
 from sdo_cli.recipe.steering import LoadedSteering
 from sdo_cli.recipe.steering_schema import Steering
@@ -40,6 +40,12 @@ class Job:
     prompts: list[str]
     wishes: list[Wish]
     measures: dict[str, Reward]
+
+    @property
+    def rewards(self) -> dict[str, Reward]:
+        """Every reward that scores, by name."""
+        wanted = {wish.name: wish.part.reward for wish in self.wishes if isinstance(wish.part, OfReward)}
+        return wanted | self.measures
 
     def groups(self) -> list[range]:
         """Images that are computed together."""

@@ -25,7 +25,7 @@ from sdo_cli.progress import Reporter
 from sdo_cli.provenance import command, machine, now, versions
 from sdo_cli.recipe.steering import LoadedSteering
 from sdo_cli.reports.page import write_report
-from sdo_cli.scoring.rewards import score_images
+from sdo_cli.scoring.rewards import reading_notes, score_images
 from sdo_cli.weights.needs import revisions_of
 
 # an inversion that loses so much more than the autoencoder alone is worth a word
@@ -56,7 +56,8 @@ def optimize(loaded: LoadedSteering, folder: Path, reporter: Reporter) -> list[d
     """
     job, started = prepare(loaded), now()
     # guidance below 1 is what it says here
-    for sentence in drawing_notes(job.family, loaded.prompts, replace(job.settings, guidance_scale=1.0)):
+    notes = drawing_notes(job.family, loaded.prompts, replace(job.settings, guidance_scale=1.0))
+    for sentence in [*loaded.prompt_notes(), *notes, *reading_notes(job.rewards, loaded.prompts)]:
         reporter.note(sentence)
     folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder):

@@ -7,7 +7,12 @@ from collections.abc import Iterable
 COMMANDS = {
     "weights like (red:1.2)": re.compile(r"\([^()]*:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*\)"),
     "emphasis like ((red))": re.compile(r"\(\([^()]+\)\)|\[\[[^\[\]]+\]\]"),
+    "emphasis like {red}": re.compile(r"\{[^{}|]+\}"),
+    # C++ and a dash between words are no commands
+    "emphasis like red++": re.compile(r"\w{2,}\+{2,}(?!\w)|\)(?:\++|-+|\d+\.\d+)(?!\w)"),
     "BREAK": re.compile(r"\bBREAK\b"),
+    # where not every word is in capitals
+    "AND": re.compile(r"(?=.*[a-z]).*\bAND\b", re.DOTALL),
     "changes like [red:blue:0.5]": re.compile(r"\[[^\[\]]*:[^\[\]]*:?\s*(?:\d+\.?\d*|\.\d+)\s*\]"),
     "networks like <lora:name:1>": re.compile(r"<(?:lora|lyco|hypernet|locon|loha):[^<>]*>", re.IGNORECASE),
     "choices like {red|blue}": re.compile(r"\{[^{}]*\|[^{}]*\}"),

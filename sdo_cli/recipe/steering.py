@@ -9,7 +9,7 @@ import yaml
 from sdo_cli.errors import RecipeFault
 from sdo_cli.recipe.document import read_document
 from sdo_cli.recipe.load import read_recipe
-from sdo_cli.recipe.prompts import read_prompts, shipped_folder
+from sdo_cli.recipe.prompts import prompt_notes, read_prompts, shipped_folder
 from sdo_cli.recipe.steering_check import check_steering
 from sdo_cli.recipe.steering_schema import Steering
 from sdo_cli.recipe.typed import BROKEN, Reader, suggestion
@@ -34,6 +34,10 @@ class LoadedSteering:
 
     def resolved(self) -> dict[str, Any]:
         return asdict(self.spec)
+
+    def prompt_notes(self) -> list[str]:
+        """What the prompt file leaves out, a sentence each."""
+        return prompt_notes(self.spec.prompts, self.folder)
 
 
 def steering_folder() -> Path:
