@@ -304,7 +304,7 @@ def dora(weight, pair, magnitude, alpha=2.0):
 @pytest.mark.parametrize("layout", ["kohya", "diffusers"])
 def test_dora_is_applied(layout, family_of, base, tmp_path):
     """Liu et al. 2024 (arXiv 2402.09353), eq. 5: rows of the sum, each with its learned norm."""
-    pairs, _ = made(base("sd15"), r"^unet\..*(attn\d?\.to_|conv1$)")
+    pairs, _ = made(base("sd15"), r"^unet\..*(attn\d?\.to_|conv1$)|^text_encoder\.")
     generator, state, added = torch.Generator().manual_seed(4), {}, {}
     for key, pair in pairs.items():
         weight = base("sd15")[key]
@@ -332,6 +332,84 @@ def test_dora_with_norms_of_columns_is_refused(family_of, base, tmp_path):
     state[f"{kohya(*key)}.dora_scale"] = torch.ones(1, base("sd15")[key].shape[1])
     with pytest.raises(EnvironmentFault, match="norms"):
         family_of("sd15").load_lora(str(file_of(tmp_path, state)))
+
+
+def test_a_file_with_two_pairs_for_one_layer_or_dora_in_part_is_refused(family_of, base, tmp_path):
+    pairs, _ = made(base("sd15"), r"^unet\.mid_block.*attn2\.to_[kv]")
+    (key, pair), (other, second), *_ = pairs.items()
+    state = {f"{kohya(*key)}.{SUFFIX[half]}": value for half, value in pair.items()}
+    twice = state | {f"{'.'.join(key)}.{PEFT[half]}": value.clone() for half, value in pair.items()}
+    with pytest.raises(EnvironmentFault, match=f"two pairs for one layer, {'.'.join(key)}"):
+        family_of("sd15").load_lora(str(file_of(tmp_path, twice)))
+    part = state | {f"{kohya(*other)}.{SUFFIX[half]}": value for half, value in second.items()}
+    part[f"{kohya(*other)}.dora_scale"] = torch.ones(len(second["up"]), 1)
+    with pytest.raises(EnvironmentFault, match=f"DoRA in 1 of 2 layers of the unet, .* {key[1]} first"):
+        family_of("sd15").load_lora(str(file_of(tmp_path, part)))
+
+
+# LyCORIS' own writer
+
+LYCORIS = {
+    "locon": {"algo": "locon"},
+    "tucker": {"algo": "locon", "use_tucker": True},
+    "rank-stabilised": {"algo": "locon", "rs_lora": True},
+    "a learned scalar": {"algo": "locon", "use_scalar": True},
+    "DoRA": {"algo": "locon", "dora_wd": True, "wd_on_output": True},
+}
+LYCORIS_REFUSED = {
+    "DoRA of columns": ({"algo": "locon", "dora_wd": True, "wd_on_output": False}, "norms"),
+    "loha": ({"algo": "loha"}, "LoHa"),
+    "lokr": ({"algo": "lokr"}, "LoKr"),
+    "glora": ({"algo": "glora"}, "GLoRA"),
+    "ia3": ({"algo": "ia3"}, "IA3"),
+    "diag-oft": ({"algo": "diag-oft"}, "OFT"),
+    "boft": ({"algo": "boft"}, "OFT"),
+    "full": ({"algo": "full"}, "whole weights"),
+    "norms": ({"algo": "locon", "train_norm": True}, "whole weights"),
+}
+
+
+def lycoris_file(pipe, settings, path):
+    """Written by lycoris_lora with sd-scripts' interface; the network, for what it merges itself."""
+    from lycoris.config import PRESET
+    from lycoris.kohya import create_network
+
+    encoders = [part for part in (pipe.text_encoder, getattr(pipe, "text_encoder_2", None)) if part is not None]
+    text_encoder = encoders if len(encoders) > 1 else encoders[0]
+    # its preset `full` names diffusers' time embedding twice
+    PRESET["here"] = PRESET["full"] | {"unet_target_name": ["conv_in", "conv_out"]}
+    sizes = {"conv_dim": 4, "conv_alpha": 3.0, "preset": "here", "warn_on_unmatched": False}
+    torch.manual_seed(1)
+    network = create_network(1.0, 4, 2.0, pipe.vae, text_encoder, pipe.unet, **sizes, **settings)
+    network.apply_to(text_encoder, pipe.unet, True, True)
+    with torch.no_grad():
+        for value in network.parameters():
+            value += 0.02 * torch.randn_like(value)
+    network.save_weights(str(path), torch.float32, {"ss_network_module": "lycoris.kohya"})
+    return network
+
+
+@pytest.mark.parametrize(("name", "kind"), [*((name, "sd15") for name in LYCORIS), ("locon", "sdxl"), ("DoRA", "sdxl")])
+def test_what_lycoris_writes_is_applied_as_lycoris_merges_it(name, kind, small, family_of, base, tmp_path):
+    pipe = plain(small(kind))
+    network = lycoris_file(pipe, LYCORIS[name], tmp_path / "x.safetensors")
+    network.restore()
+    for layer in network.loras:
+        layer.merge_to(1.0)
+    merged = weights_of(pipe)
+    added = {key: value - base(kind)[key] for key, value in merged.items() if not torch.equal(value, base(kind)[key])}
+    assert len(added) == len(network.loras) > 100
+    family = family_of(kind)
+    family.load_lora(str(tmp_path / "x.safetensors"))
+    assert difference(family, base(kind), added) < 1e-4
+
+
+@pytest.mark.parametrize("name", LYCORIS_REFUSED)
+def test_kinds_of_lycoris_that_are_no_lora_are_named(name, small, family_of, tmp_path):
+    settings, said = LYCORIS_REFUSED[name]
+    lycoris_file(plain(small("sd15")), settings, tmp_path / "x.safetensors")
+    with pytest.raises(EnvironmentFault, match=said):
+        family_of("sd15").load_lora(str(tmp_path / "x.safetensors"))
 
 
 # folders of peft's

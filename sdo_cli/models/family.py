@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sdo_cli.errors import EnvironmentFault, RecipeFault
+from sdo_cli.models.lora_carried import finish_loading
 from sdo_cli.models.lora_files import find_lora
 from sdo_cli.models.lora_read import as_diffusers
 from sdo_cli.models.lora_stack import is_plain, stack_of
@@ -326,16 +327,8 @@ class DiffusersFamily:
         parts = {self.denoiser_name: self.denoiser, **self.text_encoders}
         with as_diffusers(find_lora(path), parts, family=self.name) as (where, layers):
             self.pipeline.load_lora_weights(str(where), adapter_name=adapter, use_safetensors=True)
-        wanted = {name: len(modules) for name, modules in layers.items()}
-        if (carried := {name: _carrying(parts[name], adapter) for name in wanted}) != wanted:
-            raise EnvironmentFault(
-                f"{path} was loaded in part: {carried} of {wanted} layers", remedy="report it, with the file"
-            )
-
-
-def _carrying(part: nn.Module, adapter: str) -> int:
-    """Layers that have this adapter."""
-    return sum(adapter in getattr(module, "lora_A", ()) for module in part.modules())
+        for name, modules in layers.items():
+            finish_loading(parts[name], name, modules, adapter, Path(path))
 
 
 def _cast(part: Any, device: torch.device, dtype: torch.dtype) -> None:

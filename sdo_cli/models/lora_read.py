@@ -79,13 +79,26 @@ def read_lora(path: Path, parts: Mapping[str, nn.Module], *, family: str) -> Lay
                 unknown.append(name)
             for place in found:
                 config = source.config or _config_of(metadata, place.component)
-                layers.setdefault(place.component, {})[place.module] = _layer(pair, place, config)
+                if place.module in layers.setdefault(place.component, {}):
+                    raise EnvironmentFault(
+                        f"{path} has two pairs for one layer, {place.component}.{place.module}; the second is {name}",
+                        remedy="keep one of them: a file holds one LoRA",
+                    )
+                layers[place.component][place.module] = _layer(pair, place, config)
     if unknown:
         raise EnvironmentFault(
             f"{path} was made for another model: {len(unknown)} of {total} layers are not in this one, "
             f"the first is {unknown[0]}",
             remedy=f"give a LoRA for a model of the family {family} and of this size",
         )
+    for component, modules in layers.items():
+        plain = [module for module, layer in modules.items() if layer.magnitude is None]
+        if 0 < len(plain) < len(modules):
+            raise EnvironmentFault(
+                f"{path} is DoRA in {len(modules) - len(plain)} of {len(modules)} layers of the {component}, and plain "
+                f"in the others, {plain[0]} first: peft takes one kind for all",
+                remedy="give one of a single kind",
+            )
     return layers
 
 
