@@ -45,7 +45,9 @@ def given(*texts, name="set"):
 
 def of_path(path):
     found = read_prompt_set(str(path))
-    return Prompts(found.name, found.source, [EvalPrompt(p.text, p.category, p.name) for p in found.prompts])
+    return Prompts(
+        found.name, found.source, [EvalPrompt(p.text, p.category, p.names, p.picture) for p in found.prompts]
+    )
 
 
 def said(folder):
@@ -323,8 +325,11 @@ REFUSED = {
     "batches": ([f"b{c // 4}_{c % 4}.png" for c in range(46)], "names like b0_0 has 2 to 4 pictures each"),
     "a square": ([f"{c // 12}_{c}.png" for c in range(144)], "12 pictures for each of 12, so either number may count"),
     "equal numbers": ([f"{n:0{w}d}.png" for n in range(1, 13) for w in (2, 3)], "two names hold the same number"),
-    "called alike": ([f"{i}-{k}.{e}" for i in range(12) for k in (5, 6) for e in ("png", "jpg")], "are called 0-5"),
-    "twice": ([f"x{k}.{e}" for k in range(12) for e in ("png", "jpg")], "two pictures are called x0"),
+    "called alike": ([f"{i}-{k}.{e}" for i in range(12) for k in (5, 6) for e in ("bmp", "jpg")], "are called 0-5"),
+    "epochs": ([f"epoch{n}_sample{k}.png" for n in range(1, 13) for k in range(8)], "numbers 0 to 7, 8 of them"),
+    "steps alone": ([f"step_{n}.png" for n in range(1, 13)], "no number that counts"),
+    "p may be a picture": ([f"{i}_p{k}.png" for i in range(12) for k in range(12)], "two numbers in names like 0_p0"),
+    "twice": ([f"x{k}.{e}" for k in range(12) for e in ("bmp", "jpg")], "two pictures are called x0"),
 }
 
 
@@ -542,6 +547,147 @@ def test_folders_of_equal_prompts_in_another_order_are_compared(tmp_path):
     ]
     with pytest.raises(RecipeFault, match="has other prompts"):
         folder_variants([tmp_path / "a", tmp_path / "c"], None)
+
+
+def table(path, head, *rows):
+    path.write_text("\n".join([head, *rows]))
+    return of_path(path)
+
+
+@pytest.mark.parametrize("column", ["file_name", "image", "image_path", "filepath", "url", "Output"])
+@pytest.mark.parametrize("value", ["img_{n}.png", "renders\\\\img_{n}.tiff", "old/renders/IMG_{n}.PNG"])
+def test_a_table_that_names_the_picture_of_each_prompt_is_believed(tmp_path, column, value):
+    """Rows sorted as text, as `sorted(os.listdir())` gives them; an id that counts rows says nothing then."""
+    order = sorted(range(12), key=lambda n: f"img_{n}")
+    for n in order:
+        png(tmp_path / "x" / f"img_{n}.png")
+    rows = [f"{k},{value.format(n=n)},prompt of {n}" for k, n in enumerate(order)]
+    found = read_folder(tmp_path / "x", table(tmp_path / "p.csv", f"id,{column},prompt", *rows))
+    assert {item.file: item.text for item in found.items} == {f"img_{n}.png": f"prompt of {n}" for n in range(12)}
+    assert "by the picture that each prompt's row names" in found.notes[0]
+
+
+def test_a_table_that_names_some_of_the_pictures_is_refused(tmp_path):
+    for n in range(3):
+        png(tmp_path / "x" / f"{n}.png")
+    with pytest.raises(RecipeFault, match=r"name the picture of each, and 2.png is in none"):
+        read_folder(tmp_path / "x", table(tmp_path / "p.csv", "image,prompt", "1.png,a", "0.png,b", "9.png,c"))
+    with pytest.raises(RecipeFault, match=r"two prompts name 0.png"):
+        read_folder(
+            tmp_path / "x", table(tmp_path / "p.csv", "image,prompt", "1.png,a", "0.png,b", "0.jpg,c", "2.png,d")
+        )
+    # the photographs that captions were written of
+    found = read_folder(
+        tmp_path / "x", table(tmp_path / "p.csv", "image,prompt", "COCO_7.jpg,a", "COCO_3.jpg,b", "COCO_9.jpg,c")
+    )
+    assert [item.text for item in found.items] == ["a", "b", "c"]
+
+
+def test_pictures_of_one_name_in_several_folders_are_told_apart_by_their_path(tmp_path):
+    for kind in ("anime", "photo"):
+        for n in range(2):
+            png(tmp_path / "x" / kind / f"{n}.png")
+    rows = [f"{kind}/{n}.png,{kind},{kind} {n}" for n in (1, 0) for kind in ("photo", "anime")]
+    found = read_folder(tmp_path / "x", table(tmp_path / "p.csv", "image,category,prompt", *rows))
+    assert all(item.text == item.file.replace("/", " ")[:-4] for item in found.items) and len(found.items) == 4
+
+
+def test_numbers_that_are_ids_of_other_prompts_are_a_guess(tmp_path):
+    for n in (1, 2, 3):
+        png(tmp_path / "x" / f"img_{n}.png")
+    for ids in ((3, 1, 2), (0, 1, 2)):
+        with pytest.raises(RecipeFault, match=r"img_\d.png is prompt \d by the number .* by the ids of the prompts"):
+            read_folder(tmp_path / "x", table(tmp_path / "p.csv", "id,prompt", *(f"{n},prompt {n}" for n in ids)))
+    found = read_folder(tmp_path / "x", table(tmp_path / "p.csv", "id,prompt", "1,a", "2,b", "3,c"))
+    assert [item.text for item in found.items] == ["a", "b", "c"]
+
+
+def test_names_of_several_lengths_were_not_cut(tmp_path):
+    words = ["a photograph of a cat", "a photograph of a red dog"]
+    longer = given(*(f"{text}, cinematic lighting" for text in words))
+    for text in words:
+        png(tmp_path / "x" / f"{text}_7.png")
+    with pytest.raises(RecipeFault, match="would be a guess"):
+        read_folder(tmp_path / "x", longer)
+    for text in longer.prompts:
+        png(tmp_path / "z" / f"{text.text[:30]}_7.png")
+    assert "by the prompt in their names" in read_folder(tmp_path / "z", longer).notes[0]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_words_that_come_twice_keep_their_category(tmp_path, inside):
+    """What the pictures say of their prompt is true of both categories: the folders tell them apart."""
+    rows = [f"{text},{kind}" for kind in ("anime", "photo") for text in ("a cat", "a dog")]
+    prompts = table(tmp_path / "p.csv", "prompt,category", *rows)
+    for kind in ("anime", "photo"):
+        for n, text in enumerate(("a cat", "a dog")):
+            png(tmp_path / "x" / kind / f"{n:05d}.png", {"parameters": a1111(text)} if inside else None)
+    found = read_folder(tmp_path / "x", prompts)
+    assert [(item.file[:5], item.category, item.text, item.prompt, item.seed_index) for item in found.items] == [
+        (kind, kind, text, k, 0)
+        for k, (kind, text) in enumerate((kind, text) for kind in ("anime", "photo") for text in ("a cat", "a dog"))
+    ]
+    for n, text in enumerate(("a cat", "a dog", "a dog", "a cat")):
+        png(tmp_path / "y" / f"{'abcd'[n]}.png", {"parameters": a1111(text)})
+    with pytest.raises(RecipeFault, match="a cat is in several categories, and which picture is of which"):
+        read_folder(tmp_path / "y", prompts)
+
+
+def test_a_prompt_that_comes_twice_stays_two_prompts(tmp_path):
+    for n, text in enumerate(("a cat", "a dog", "a cat")):
+        png(tmp_path / "x" / f"{n}.png", {"parameters": a1111(text)})
+    assert [item.prompt for item in read_folder(tmp_path / "x", given("a cat", "a dog", "a cat")).items] == [0, 1, 2]
+
+
+def test_a_prompt_folder_of_geneval_without_its_prompt_is_refused(tmp_path):
+    geneval(tmp_path / "x")
+    png(tmp_path / "x" / "stray.png")
+    assert any("1 picture outside samples/ not scored, stray.png first" in note for note in said(tmp_path / "x"))
+    last = sorted((tmp_path / "x").glob("*/metadata.jsonl"))[-1]
+    last.write_text(last.read_text()[:9])
+    with pytest.raises(RecipeFault, match=rf"{last.parent.name}/ has samples/ and no metadata.jsonl that can be read"):
+        read_folder(tmp_path / "x", None)
+
+
+def test_what_is_beside_the_pictures_is_counted(tmp_path):
+    folder = tmp_path / "x"
+    for name in (
+        "0.png",
+        "1.jfif",
+        "2.jpe",
+        "3.png",
+        "3-before-highres-fix.png",
+        "prompt_matrix-0000-1.png",
+        "a/b/c.png",
+    ):
+        png(folder / name, {"parameters": a1111("a cat")})
+    Image.new("RGB", (8, 8)).save(folder / "3.jpg")
+    Image.new("RGB", (8, 8)).save(folder / "4.ppm")
+    (folder / "5.png").symlink_to(tmp_path / "nowhere.png")
+    for name in ("1.txt", "2.txt"):
+        (folder / name).write_text("a dog")
+    found = read_folder(folder, None)
+    assert [item.file for item in found.items] == ["0.png", "3.png", "1.jfif", "2.jpe"]
+    notes = "\n".join(found.notes)
+    for line in (
+        "1 sheet of several pictures not scored, prompt_matrix", "1 copy of PNG files not scored, 3.jpg",
+        "1 unfinished stage of pictures not scored, 3-before", "1 link to no file not scored, 5.png",
+        "1 file of kinds that sdo does not read not scored, 4.ppm",
+    ):  # fmt: skip
+        assert line in notes, notes
+
+
+def test_rows_that_contradict_each_other_are_refused(tmp_path):
+    for n in range(2):
+        png(tmp_path / "x" / f"{n}.png")
+    listing = tmp_path / "x" / "metadata.jsonl"
+    listing.write_text('{"file_name": "0.png", "prompt": "a"}\n{"file_name": "./0.png", "prompt": "b"}\n')
+    with pytest.raises(RecipeFault, match=r"names 0.png a second time"):
+        read_folder(tmp_path / "x", None)
+    rows = [{"file_name": f"{n}.png", "prompt": f"prompt {n}", "prompt_index": 0} for n in range(2)]
+    listing.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(RecipeFault, match=r"prompt_index 0 stands for prompt 0 and for prompt 1"):
+        read_folder(tmp_path / "x", None)
 
 
 # A1111's text

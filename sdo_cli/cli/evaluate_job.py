@@ -242,7 +242,9 @@ def find_prompts(
             return None
         notes += found.notes
         return Prompts(
-            found.name, found.source, [EvalPrompt(p.text, p.category, p.name) for p in found.prompts][:limit]
+            found.name,
+            found.source,
+            [EvalPrompt(p.text, p.category, p.names, p.picture) for p in found.prompts][:limit],
         )
     if start is not None and start.recipe.validation.prompts != PromptSource():
         lines = start.prompts(start.recipe.validation.prompts)[: start.recipe.validation.num_prompts]

@@ -85,8 +85,10 @@ def _given_to(folder: Path, rows: list[Row], given: Prompts, by: str, limit: int
     """
     prompts = given.prompts
     texts: dict[str, int] = {}
+    again = set()
     for index, prompt in enumerate(prompts):
-        texts.setdefault(" ".join(prompt.text.split()), index)
+        if texts.setdefault(words := " ".join(prompt.text.split()), index) != index:
+            again.add(words)
     stated = [texts.get(" ".join(row.prompt.split())) for row in rows]
     for k, row in enumerate(rows):
         own = row.more.get("prompt_index")
@@ -100,6 +102,8 @@ def _given_to(folder: Path, rows: list[Row], given: Prompts, by: str, limit: int
             )
     if all(place is not None for place in stated):
         places = [place for place in stated if place is not None]
+        if again & {" ".join(row.prompt.split()) for row in rows if not isinstance(row.more.get("prompt_index"), int)}:
+            places, by = _told_apart(folder, rows, prompts, places, by, limit)
     else:
         try:
             places, by = _by_names(rows, prompts, limit)
@@ -125,6 +129,32 @@ def _given_to(folder: Path, rows: list[Row], given: Prompts, by: str, limit: int
         row.more["category"] = prompts[place].category
         row.more.setdefault("seed_index", None)
     return by
+
+
+def _told_apart(
+    folder: Path, rows: list[Row], prompts: list[EvalPrompt], places: list[int], by: str, limit: int | None
+) -> tuple[list[int], str]:
+    """Prompts of the same words, in several categories or several times, by the names of their pictures.
+
+    Raises:
+        RecipeFault: the names do not tell, and the categories differ.
+    """
+    try:
+        named, how = _by_names(rows, prompts, limit)
+    except ValueError as fault:
+        named, how, why = [], "", str(fault)
+    else:
+        why = "names and words contradict each other"
+    if named and all(prompts[a].text == prompts[b].text for a, b in zip(named, places, strict=True)):
+        return named, f"{by}, and {how} where words come twice"
+    kinds = {prompts[k].text: {p.category for p in prompts if p.text == prompts[k].text} for k in set(places)}
+    if text := next((text for text, categories in kinds.items() if len(categories) > 1), None):
+        raise _guess(
+            folder,
+            f"{short(text)} is in several categories, and which picture is of which would be a guess: {why}",
+            "write metadata.jsonl with file_name, prompt and category, or leave --prompts out",
+        )
+    return places, by
 
 
 def _guess(folder: Path, sentence: str, remedy: str) -> RecipeFault:
@@ -167,10 +197,16 @@ def _numbered(rows: list[Row], folder: Path) -> tuple[Prompts, list[Item]]:
         places = [(row.more["prompt_index"], row.more["seed_index"]) for row in rows]
     else:
         numbers: dict[str, int] = {}
+        texts: dict[int, str] = {}
         seen: dict[int, int] = defaultdict(int)
         places = []
         for row, index in zip(rows, indices, strict=True):
             prompt = index if isinstance(index, int) else numbers.setdefault(row.prompt, len(numbers))
+            if texts.setdefault(prompt, row.prompt) != row.prompt:
+                raise RecipeFault(
+                    [f"{folder}: prompt_index {prompt} stands for {short(texts[prompt])} and for {short(row.prompt)}"],
+                    what="image folder",
+                )
             places.append((prompt, seen[prompt]))
             seen[prompt] += 1
     if len(set(places)) < len(places):

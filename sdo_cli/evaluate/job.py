@@ -25,12 +25,14 @@ class EvalPrompt:
 
     Attributes:
         category: empty when the set has none.
-        name: of its file or row, by which pictures may be called; empty without one.
+        names: of its file or row, by which pictures may be called; one for each column that has such, maybe empty.
+        picture: the file of its picture, where the set says so.
     """
 
     text: str
     category: str = ""
-    name: str = ""
+    names: tuple[str, ...] = ()
+    picture: str = ""
 
 
 @dataclass(frozen=True)

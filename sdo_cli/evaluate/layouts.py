@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sdo_cli.errors import RecipeFault, SdoError
@@ -13,11 +13,16 @@ from sdo_cli.evaluate.picture_text import fooocus_log, is_parameters, prompt_ins
 from sdo_cli.prompt_sets.files import lines_of, read_table, read_text
 from sdo_cli.prompt_sets.read import STYLES
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff"}
 # pictures by their name, which sdo does not read
-OTHER_SUFFIXES = {".avif", ".gif", ".heic", ".jxl", ".exr", ".jp2", ".tga"}
+OTHER_SUFFIXES = {
+    ".avif", ".gif", ".heic", ".heif", ".jxl", ".exr", ".hdr", ".jp2", ".tga", ".ppm", ".pgm", ".pbm", ".svg", ".psd",
+    ".ico", ".dng",
+}  # fmt: skip
 # sheets of several pictures: sdo's own, A1111's, GenEval's
-SHEET = re.compile(r"(?:xyz_)?grid(?:-\d+.*)?|reward_curve")
+SHEET = re.compile(r"(?:xyz_)?grid(?:-\d+.*)?|prompt_matrix-.*|reward_curve")
+# what A1111 and Forge save beside a picture: as it was before the second pass, and what was done to it
+STAGES = re.compile(r"(.+)-before-(?:highres-fix|face-restoration|color-correction)|(.+)-(?:mask|mask-composite)")
 METADATA = ("metadata.jsonl", "metadata.csv")
 # names of the prompt in metadata files people have
 PROMPT_KEYS = ("prompt", "text", "caption")
@@ -75,6 +80,10 @@ def look(folder: Path, categories: list[str]) -> tuple[list[Row], list[str]]:
         return rows, notes
     samples = _geneval(folder)
     if samples:
+        scored = {folder / row.file for row in samples}
+        beside = [path for path in folder.rglob("*") if _is_picture(path) and path not in scored]
+        if left := sorted(str(path.relative_to(folder)) for path in beside):
+            notes.append(f"{folder}: {counted(len(left), 'picture')} outside samples/ not scored, {left[0]} first")
         return samples, notes
     inside = _inside(folder)
     if not files:
@@ -92,7 +101,7 @@ def look(folder: Path, categories: list[str]) -> tuple[list[Row], list[str]]:
         else:
             raise _fault("; ".join([f"{folder}: holds no images ({', '.join(sorted(SUFFIXES))})", *notes]))
     elif inside:
-        count = sum(map(len, inside.values()))
+        count = sum(_is_picture(path) for path in folder.rglob("*")) - len(_pictures(folder)[0])
         notes.append(
             f"{folder}: {counted(count, 'picture')} in folders inside it ({', '.join(list(inside)[:4])}) not scored"
         )
@@ -130,11 +139,16 @@ def short(text: str) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{count} {noun if count == 1 else plural}"
 
 
 def _fault(sentence: str) -> RecipeFault:
     return RecipeFault([f"--images {sentence}"], what="command line")
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.is_file() and not _is_sheet(path)
 
 
 def _is_sheet(path: Path) -> bool:
@@ -146,15 +160,27 @@ def _pictures(folder: Path) -> tuple[list[Path], list[str]]:
     seen = sorted((path for path in folder.iterdir() if path.name[0] != "."), key=lambda path: natural(path.name))
     pictures = [path for path in seen if path.suffix.lower() in SUFFIXES and path.is_file()]
     sheets = [path.name for path in pictures if _is_sheet(path)]
+    nowhere = [path.name for path in seen if path.suffix.lower() in SUFFIXES and not path.exists()]
     unread = [path.name for path in seen if path.suffix.lower() in OTHER_SUFFIXES]
+    pictures = [path for path in pictures if not _is_sheet(path)]
+    stems = {path.stem: path for path in pictures if path.suffix.lower() == ".png"}
+    twins = [path.name for path in pictures if stems.get(path.stem, path) != path]
+    every = {path.stem for path in pictures}
+    stages = [p.name for p in pictures if (m := STAGES.fullmatch(p.stem)) and (m[1] or m[2]) in every]
     notes = []
+    if twins:
+        notes.append(f"{folder}: {counted(len(twins), 'copy')} of PNG files not scored, {twins[0]} first")
+    if stages:
+        notes.append(f"{folder}: {counted(len(stages), 'unfinished stage')} of pictures not scored, {stages[0]} first")
+    if nowhere:
+        notes.append(f"{folder}: {counted(len(nowhere), 'link')} to no file not scored, {nowhere[0]} first")
     if sheets:
         notes.append(f"{folder}: {counted(len(sheets), 'sheet')} of several pictures not scored, {sheets[0]} first")
     if unread:
         notes.append(
             f"{folder}: {counted(len(unread), 'file')} of kinds that sdo does not read not scored, {unread[0]} first"
         )
-    return [path for path in pictures if not _is_sheet(path)], notes
+    return [path for path in pictures if path.name not in {*twins, *stages}], notes
 
 
 def _inside(folder: Path) -> dict[str, list[Path]]:
@@ -180,6 +206,7 @@ def _listed(metadata: Path, folder: Path) -> Iterator[Row]:
     seen: set[str] = set()
     for number, row in rows:
         name = row.get("file_name") if isinstance(row, dict) else None
+        name = PurePosixPath(name).as_posix() if isinstance(name, str) and name else name
         if not isinstance(name, str) or not name:
             raise RecipeFault([f"{metadata}:{number}: has no file_name"], what="image folder")
         if name in seen:
@@ -217,12 +244,19 @@ def _geneval_prompt(metadata: Path) -> str | None:
 def _geneval(folder: Path) -> list[Row]:
     """``00000/samples/0000.png …`` with the prompt in ``00000/metadata.jsonl``; or one such folder."""
     inside = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: natural(path.name))
-    found = []
+    found, without = [], []
     for place in (folder, *inside):
         prompt = _geneval_prompt(place / "metadata.jsonl")
         if prompt is not None:
             for path in _pictures(place / "samples")[0]:
                 found.append(Row(path.relative_to(folder).as_posix(), prompt.strip(), "GenEval's metadata.jsonl"))
+        elif (place / "samples").is_dir():
+            without.append(place)
+    if found and without:
+        raise _fault(
+            f"{folder}: {without[0].name}/ has samples/ and no metadata.jsonl that can be read with a prompt; "
+            "put it back, or take the folder away"
+        )
     return found
 
 

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import PurePosixPath
+from pathlib import PurePosixPath, PureWindowsPath
 
 from sdo_cli.evaluate.job import EvalPrompt
 
@@ -13,8 +13,11 @@ from sdo_cli.evaluate.job import EvalPrompt
 OWN = re.compile(r"(\d{5})_(\d{2})")
 # what programs put behind a name to tell pictures of one prompt apart
 COUNTED = re.compile(r"[ _-]+(?:seed|s)?\d+$")
-# what stands before a number and says what it counts
-LABEL = re.compile(r"(?:^|[^a-z])(prompt|p|seed|s)[^a-z0-9]*$")
+# what stands before a number and says what it counts; training's and sampling's own numbers count no prompts
+LABEL = re.compile(
+    r"(?:^|[^a-z])(?:(?P<prompt>prompt)|(?P<perhaps>p)|(?:seed|s|epochs?|ep|e|steps?|iter|iteration|ckpt|checkpoint|batch|"
+    r"cfg|scale|guidance|strength|rank|version|ver|v))[^a-z0-9]*$"
+)
 # a name that was cut is taken for the beginning of a prompt from this length on
 CUT = 20
 
@@ -28,6 +31,7 @@ class Pairing:
 
     places: list[int]
     how: str
+    numbers: list[int] | None = None
 
 
 def natural(name: str) -> list[tuple[int, str]]:
@@ -49,8 +53,12 @@ def pair(files: list[str], prompts: Sequence[EvalPrompt]) -> Pairing:
     names = [str(PurePosixPath(file).with_suffix("")) for file in files]
     if twice := next((name for name, after in pairwise(sorted(names)) if name == after), None):
         raise ValueError(f"two pictures are called {twice}")
+    if listed := _listed(files, prompts):
+        return listed
     stems = [PurePosixPath(file).stem for file in files]
-    found = [way for make in (_own, _named, _in_the_name) if (way := make(stems, prompts))]
+    columns = range(max(len(prompt.names) for prompt in prompts))
+    named = [_named(stems, prompts, column) for column in columns]
+    found = [way for way in (_own(stems, prompts), *named, _in_the_name(stems, prompts)) if way]
     why = ""
     try:
         found.append(_by_style(files, prompts) or _counted(stems, len(prompts)))
@@ -59,6 +67,8 @@ def pair(files: list[str], prompts: Sequence[EvalPrompt]) -> Pairing:
     if not found:
         raise ValueError(why)
     first = found[0]
+    if first.numbers is not None:
+        _agree_with_ids(files, first, prompts, columns)
     for other in found[1:]:
         for file, a, b in zip(files, first.places, other.places, strict=True):
             if prompts[a].text != prompts[b].text:
@@ -80,12 +90,60 @@ def _all(stems: list[str], place: Callable[[str], int | None], how: str) -> Pair
     return Pairing(places, how) if len(places) == len(stems) else None
 
 
-def _named(stems: list[str], prompts: Sequence[EvalPrompt]) -> Pairing | None:
-    """Pictures named as their prompts are: by the prompt's file (DPG-Bench) or an id in its table."""
+def _listed(files: list[str], prompts: Sequence[EvalPrompt]) -> Pairing | None:
+    """A table that names the picture of each prompt, wherever it lay then.
+
+    Raises:
+        ValueError: it names some of the pictures and not others, or one picture twice.
+    """
+    for key in (_path, lambda name: PurePosixPath(_path(name)).name):
+        places: dict[str, int] = {}
+        twice = set()
+        for index, prompt in enumerate(prompts):
+            if prompt.picture and prompts[places.setdefault(key(prompt.picture), index)].text != prompt.text:
+                twice.add(key(prompt.picture))
+        found = [places.get(key(file)) for file in files]
+        if None not in found:
+            break
+    if all(place is None for place in found):
+        # pictures of something else, as a caption's own photograph
+        return None
+    if missing := next((file for file, place in zip(files, found, strict=True) if place is None), None):
+        raise ValueError(f"the prompts name the picture of each, and {missing} is in none of their rows")
+    if two := next((file for file in files if key(file) in twice), None):
+        raise ValueError(f"two prompts name {two} as their picture")
+    return Pairing([place for place in found if place is not None], "the picture that each prompt's row names")
+
+
+def _path(name: str) -> str:
+    """Of either system, without suffix: pictures are saved again as another kind."""
+    return PureWindowsPath(name.strip()).with_suffix("").as_posix().casefold()
+
+
+def _ids(prompts: Sequence[EvalPrompt], column: int) -> dict[str, int] | None:
+    """Prompts by their id in one column; None where two share one."""
     names: dict[str, int] = {}
     for index, prompt in enumerate(prompts):
-        if prompt.name and names.setdefault(_number(prompt.name), index) != index:
+        name = prompt.names[column] if column < len(prompt.names) else ""
+        if name and names.setdefault(_number(name), index) != index:
             return None
+    return names
+
+
+def _agree_with_ids(files: list[str], way: Pairing, prompts: Sequence[EvalPrompt], columns: range) -> None:
+    """Numbers that count the set, and are at the same time the ids of other prompts, say nothing."""
+    for ids in (_ids(prompts, column) or {} for column in columns):
+        for file, place, number in zip(files, way.places, way.numbers or (), strict=True):
+            other = ids.get(str(number), place)
+            if prompts[other].text != prompts[place].text:
+                raise ValueError(
+                    f"{file} is prompt {place + 1} by {way.how}, and prompt {other + 1} by the ids of the prompts"
+                )
+
+
+def _named(stems: list[str], prompts: Sequence[EvalPrompt], column: int) -> Pairing | None:
+    """Pictures named as their prompts are: by the prompt's file (DPG-Bench) or an id in its table."""
+    names = _ids(prompts, column)
     if not names:
         return None
 
@@ -108,14 +166,19 @@ def _in_the_name(stems: list[str], prompts: Sequence[EvalPrompt]) -> Pairing | N
         if prompts[texts.setdefault(text, index)].text != prompt.text:
             alike.add(text)
 
+    cuts = set()
+
     def place(stem: str) -> int | None:
         whole, counted = bare(stem), bare(COUNTED.sub("", stem))
         hits = {texts[text] for text in (whole, counted) if text and text in texts}
         if not hits and len(counted) >= CUT:
             hits = {index for text, index in texts.items() if text.startswith(counted)}
+            cuts.add(len(COUNTED.sub("", stem)))
         return hits.pop() if len(hits) == 1 and not hits & {texts[text] for text in alike} else None
 
-    return _all(stems, place, "the prompt in their names")
+    found = _all(stems, place, "the prompt in their names")
+    # programs cut at one length (a blank at the end is lost); names of other lengths are whole, and of other prompts
+    return found if not cuts or max(cuts) - min(cuts) <= 1 else None
 
 
 def bare(text: str) -> str:
@@ -155,10 +218,14 @@ def _counted(stems: list[str], count: int) -> Pairing:
         )
     columns = list(zip(*([int(digits) for digits in part[1::2]] for part in parts), strict=True))
     labels = [LABEL.search(text.casefold()) for text in parts[0][0:-1:2]]
-    says = {k: label[1][0] for k, label in enumerate(labels) if label}
+    says = {k: label.lastgroup or "other" for k, label in enumerate(labels) if label}
     changing = [k for k, values in enumerate(columns) if len(set(values)) > 1]
-    varying = [k for k in changing if says.get(k) != "s"]
-    said = [k for k in varying if says.get(k) == "p"]
+    varying = [k for k in changing if says.get(k) != "other"]
+    said = [k for k in varying if says.get(k) == "prompt"]
+    # `p` may be the prompt or a picture's number
+    perhaps = [k for k in varying if says.get(k) == "perhaps" and _start(columns[k], count) is not None]
+    if not said and len(perhaps) == 1 and sum(_start(columns[k], count) is not None for k in varying) == 1:
+        said = perhaps
     fitting = [k for k in said or varying if _start(columns[k], count) is not None]
     if not fitting:
         numbers = sorted(set(columns[varying[0]])) if varying else []
@@ -184,7 +251,7 @@ def _counted(stems: list[str], count: int) -> Pairing:
         raise ValueError(f"names like {stems[0]} have {count} pictures for each of {count}, so either number may count")
     if len(changing) == 1 and not alone:
         raise ValueError(f"two names hold the same number, as {stems[0]} does")
-    return Pairing(pairings[0], f"the number in their names, from {_start(columns[k], count)}")
+    return Pairing(pairings[0], f"the number in their names, from {_start(columns[k], count)}", list(columns[k]))
 
 
 def _other(stems: list[str], parts: list[list[str]]) -> str:

@@ -17,7 +17,11 @@ from sdo_cli.installed import install_extra
 PROMPT_COLUMNS = ("prompt", "prompts", "caption", "text", "description")
 CATEGORY_COLUMNS = ("category", "categories", "tag", "style", "class")
 # columns a picture may be called by
-NAME_COLUMNS = ("id", "prompt_id", "image_id", "item_id", "name", "file_name", "filename", "key")
+NAME_COLUMNS = (
+    "id", "prompt_id", "image_id", "item_id", "image id", "name", "file_name", "filename", "image_name", "image", "img",
+    "file", "key", "number", "idx", "index",
+)  # fmt: skip
+PICTURE = re.compile(r"[^\n]*\.(?:png|jpe?g|jpe|jfif|webp|bmp|tiff?)", re.IGNORECASE)
 DELIMITERS = (",", ";", "\t", "|")
 SUFFIXES = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
@@ -28,13 +32,16 @@ class Prompt:
     text: what is drawn.
     category: empty where the source has none.
     extra: the other columns of the source.
-    name: of its own file in a folder of prompts, or its id; empty where the source has none.
+    names: by which its pictures may be called: its own file in a folder of prompts, or a place for each column of ids
+        and names, empty where the row has none.
+    picture: the file of its picture, where a column says so.
     """
 
     text: str
     category: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    name: str = field(default="", compare=False)
+    names: tuple[str, ...] = field(default=(), compare=False)
+    picture: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ def read_noted(path: Path, columns: Columns = Columns()) -> tuple[list[Prompt], 
 def together(parts: list[tuple[str, list[Prompt]]]) -> list[Prompt]:
     """Prompts of several files, by name, with the files' stems as their names or categories."""
     if all(len(prompts) == 1 and file.lower().endswith(".txt") for file, prompts in parts):
-        return [replace(prompts[0], name=PurePath(file).stem) for file, prompts in parts]
+        return [replace(prompts[0], names=(PurePath(file).stem,)) for file, prompts in parts]
     return [p if p.category else replace(p, category=PurePath(file).stem) for file, prompts in parts for p in prompts]
 
 
@@ -276,7 +283,8 @@ def _from_table(path: Path, rows: list[dict[str, Any]], columns: Columns, notes:
             f"{path} has no column of prompts among {', '.join(names)}; name one with {columns.prompt_key}"
         )
     categories = _choose(path, names, columns.category, CATEGORY_COLUMNS, columns.category_key)
-    called = next((name for word in NAME_COLUMNS for name in names if name.lower() == word != texts), None)
+    called = [name for word in NAME_COLUMNS for name in names if name.lower().strip() == word and name != texts]
+    pictured = next((name for name in names if name != texts and _names_pictures(rows, name)), None)
     # rows of JSON may call the same thing by two names
     usual = () if columns.prompt is not None else [n for w in PROMPT_COLUMNS for n in names if n.lower() == w]
     other: Counter[str] = Counter()
@@ -291,8 +299,9 @@ def _from_table(path: Path, rows: list[dict[str, Any]], columns: Columns, notes:
             other[key] += 1
         category = row.get(categories) if categories is not None else None
         extra = {name: value for name, value in row.items() if name not in (key, categories)}
-        name = "" if called is None or row.get(called) is None else _stem(str(row[called]))
-        yield Prompt(text.strip(), str(category).strip() if category is not None else "", extra, name)
+        own = tuple("" if row.get(column) is None else str(row[column]) for column in called if column != pictured)
+        picture = "" if pictured is None else str(row.get(pictured) or "").strip()
+        yield Prompt(text.strip(), str(category).strip() if category is not None else "", extra, own, picture)
     if without == len(rows) and rows:
         raise ValueError(
             f"{path}: column {texts} is empty in all {len(rows)} rows; name another with {columns.prompt_key}"
@@ -304,9 +313,10 @@ def _from_table(path: Path, rows: list[dict[str, Any]], columns: Columns, notes:
     )
 
 
-def _stem(name: str) -> str:
-    """Of a picture's file; an id with dots stays whole."""
-    return PurePath(name).stem if PurePath(name).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") else name
+def _names_pictures(rows: list[dict[str, Any]], column: str) -> bool:
+    """Whether every value of a column is a picture's file."""
+    values = [row[column] for row in rows if row.get(column) not in (None, "")]
+    return bool(values) and all(isinstance(value, str) and PICTURE.fullmatch(value.strip()) for value in values)
 
 
 def _choose(path: Path, names: list[str], asked: str | None, usual: tuple[str, ...], option: str) -> str | None:
