@@ -17,11 +17,13 @@ from sdo_cli.exporting.kohya import base_version, guess_family, kohya_metadata
 from sdo_cli.files import write_atomic
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import ModelSource, load_family
+from sdo_cli.models.lora_carried import weighted_dora
 from sdo_cli.models.lora_files import (
     Layers,
     adapter_settings,
     in_this_transformers,
     kohya_tensors,
+    peft_norms,
 )
 from sdo_cli.models.lora_read import read_diffusers
 from sdo_cli.models.lora_stack import is_plain
@@ -72,22 +74,60 @@ class ExportJob:
         return family
 
 
-def to_kohya(job: ExportJob, out: Path) -> None:
+# a share of the LoRA's effect
+SAID_FROM = 0.005
+
+
+def to_kohya(job: ExportJob, out: Path) -> str:
     """One ``.safetensors`` with kohya's names and true alphas."""
     from safetensors.torch import save_file
 
-    layers, dtype = read_diffusers(job.source), dtype_of(job.precision)
+    layers, lost = _rounded(read_diffusers(job.source), job)
     family = job.family_of(layers)
     said = job.base().prediction_type if job.model or job.manifest else None
     predicts = said or _config(job, "scheduler", "scheduler_config.json").get("prediction_type")
     # two in every published SDXL; another number only where a local model says so
     each = _config(job, "unet", "config.json").get("layers_per_block", 2)
     state = kohya_tensors(layers, family=family, layers_per_block=each)
-    state = {key: value.to(dtype).contiguous() if value.dim() else value for key, value in state.items()}
+    state = {key: value.contiguous() for key, value in state.items()}
     model = job.base().model if job.model or job.manifest else ""
     version = base_version(layers, family, v_prediction=predicts == "v_prediction")
     metadata = kohya_metadata(layers, version, model=model, title=out.stem)
     write_atomic(out, lambda path: save_file(state, path, metadata=metadata))
+    return lost
+
+
+def _rounded(layers: Layers, job: ExportJob) -> tuple[Layers, str]:
+    """The matrices in the precision asked for, and what is to be said of it.
+
+    Raises:
+        EnvironmentFault: numbers beyond its range.
+    """
+    dtype, gap, whole = dtype_of(job.precision), 0.0, 0.0
+    found: Layers = {}
+    for component, modules in layers.items():
+        for module, layer in modules.items():
+            now = replace(layer, down=layer.down.to(dtype), up=layer.up.to(dtype))
+            if not all(bool(torch.isfinite(half).all()) for half in (now.down, now.up)):
+                raise _too_large(f"{component}.{module}", job)
+            if dtype != torch.float32:
+                before = layer.up.double().flatten(1) @ layer.down.double().flatten(1)
+                gap += float((now.up.double().flatten(1) @ now.down.double().flatten(1) - before).square().sum())
+                whole += float(before.square().sum())
+            found.setdefault(component, {})[module] = now
+    share = (gap / whole) ** 0.5 if whole else 0.0
+    return found, _lost_said(share, job) if share > SAID_FROM else ""
+
+
+def _lost_said(share: float, job: ExportJob) -> str:
+    return f"{job.precision} rounds away {share:.1%} of what the LoRA adds; --precision no does not"
+
+
+def _too_large(what: str, job: ExportJob) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"{what} holds numbers that {'fp32' if job.precision == 'no' else job.precision} cannot hold",
+        remedy="use --precision no or bf16, or a smaller --lora-scale; nothing was written",
+    )
 
 
 def _config(job: ExportJob, part: str, name: str) -> dict[str, Any]:
@@ -98,12 +138,12 @@ def _config(job: ExportJob, part: str, name: str) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def to_peft(job: ExportJob, out: Path) -> None:
+def to_peft(job: ExportJob, out: Path) -> str:
     """A folder per component as ``peft.PeftModel.from_pretrained`` reads it."""
     from peft import LoraConfig
     from safetensors.torch import save_file
 
-    layers, dtype = read_diffusers(job.source), dtype_of(job.precision)
+    layers, lost = _rounded(read_diffusers(job.source), job)
     family = job.family_of(layers)
 
     def write(folder: Path) -> None:
@@ -111,20 +151,27 @@ def to_peft(job: ExportJob, out: Path) -> None:
             state = {}
             for module, layer in modules.items():
                 name = in_this_transformers(component, module, family=family)
-                state[f"base_model.model.{name}.lora_A.weight"] = layer.down.to(dtype).contiguous()
-                state[f"base_model.model.{name}.lora_B.weight"] = layer.up.to(dtype).contiguous()
+                state[f"base_model.model.{name}.lora_A.weight"] = layer.down.contiguous()
+                state[f"base_model.model.{name}.lora_B.weight"] = layer.up.contiguous()
+                if layer.magnitude is not None:
+                    state[f"base_model.model.{name}.lora_magnitude_vector"] = peft_norms(layer)
             place = folder / component
             place.mkdir(parents=True)
             save_file(state, place / "adapter_model.safetensors", metadata={"format": "pt"})
             LoraConfig(**adapter_settings(modules)).save_pretrained(place)
 
     _write_folder(out, write)
+    return lost
 
 
 def to_diffusers(job: ExportJob, out: Path) -> None:
     """``pytorch_lora_weights.safetensors`` with its metadata, from any LoRA diffusers can read."""
     if not is_plain(str(job.source)):
         raise EnvironmentFault(f"{job.source} is several LoRAs, or one at another weight", remedy="use --format merged")
+    if job.precision != "no":
+        raise EnvironmentFault(
+            f"--format diffusers is written in fp32, not {job.precision}", remedy="leave --precision out"
+        )
     family = _load(job, adapter="default")
     _write_folder(out, family.save_lora)
 
@@ -154,14 +201,19 @@ def to_checkpoint(job: ExportJob, out: Path) -> str:
 def _merge(job: ExportJob) -> tuple[Family, str]:
     """The base model with the LoRA added to its weights, and what is to be said of its rounding."""
     family = _load(job, adapter="lora")
+    if job.scale != 1 and any(module.lora_magnitude_vector for _, module in _adapted(family)):
+        raise weighted_dora(str(job.source), job.scale)
     base = {name: module.get_base_layer().weight.detach().clone() for name, module in _adapted(family)}
     family.pipeline.fuse_lora(lora_scale=job.scale)
     family.pipeline.unload_lora_weights()
     dtype = dtype_of(job.precision)
     lost = _lost(base, family, dtype)
+    for component, part in (("denoiser", family.denoiser), *family.text_encoders.items()):
+        for name, value in part.named_parameters():
+            if not bool(torch.isfinite(value.to(dtype)).all()):
+                raise _too_large(f"{component}.{name}", job)
     family.pipeline.to(dtype)
-    said = f"{job.precision} rounds away {lost:.1%} of what the LoRA adds; --precision no does not" if lost else ""
-    return family, said
+    return family, _lost_said(lost, job) if lost else ""
 
 
 def _adapted(family: Family) -> Iterator[tuple[str, Any]]:

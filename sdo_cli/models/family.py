@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sdo_cli.errors import EnvironmentFault, RecipeFault
-from sdo_cli.models.lora_carried import finish_loading
+from sdo_cli.models.lora_carried import finish_loading, refuse_weighted_dora, without_report
 from sdo_cli.models.lora_files import find_lora
 from sdo_cli.models.lora_read import as_diffusers
 from sdo_cli.models.lora_stack import is_plain, stack_of
@@ -317,16 +317,18 @@ class DiffusersFamily:
         stack = stack_of(path)
         names = [f"{adapter}_{number}" if number else adapter for number in range(len(stack))]
         for name, stacked in zip(names, stack, strict=True):
-            self._load_one(stacked.path, name)
+            self._load_one(stacked.path, name, weight=(1.0 if scale is None else scale) * stacked.scale)
         if scale is not None or not is_plain(path):
             self.pipeline.set_adapters(names, [(1.0 if scale is None else scale) * one.scale for one in stack])
         for part in (self.denoiser, *self._encoders().values()):
             part.eval().requires_grad_(False)
 
-    def _load_one(self, path: str, adapter: str) -> None:
+    def _load_one(self, path: str, adapter: str, *, weight: float) -> None:
         parts = {self.denoiser_name: self.denoiser, **self.text_encoders}
         with as_diffusers(find_lora(path), parts, family=self.name) as (where, layers):
-            self.pipeline.load_lora_weights(str(where), adapter_name=adapter, use_safetensors=True)
+            refuse_weighted_dora(layers, weight, path)
+            with without_report():
+                self.pipeline.load_lora_weights(str(where), adapter_name=adapter, use_safetensors=True)
         for name, modules in layers.items():
             finish_loading(parts[name], name, modules, adapter, Path(path))
 

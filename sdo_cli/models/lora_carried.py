@@ -1,14 +1,15 @@
 """Whether a model carries a LoRA as its file has it: every layer, every number, every strength."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from sdo_cli.errors import EnvironmentFault
-from sdo_cli.models.lora_files import LoraLayer, published
+from sdo_cli.models.lora_files import Layers, LoraLayer, published
 
 
 def finish_loading(part: nn.Module, component: str, layers: Mapping[str, LoraLayer], adapter: str, path: Path) -> None:
@@ -44,6 +45,36 @@ def finish_loading(part: nn.Module, component: str, layers: Mapping[str, LoraLay
             f"{wrong[0]} first",
             remedy="report it, with the file",
         )
+
+
+def refuse_weighted_dora(layers: Layers, scale: float, path: str) -> None:
+    """peft scales the matrices and leaves the norms, so at weight 0 the base would not come back.
+
+    Raises:
+        EnvironmentFault: DoRA at another weight than 1.
+    """
+    if scale != 1 and any(layer.magnitude is not None for modules in layers.values() for layer in modules.values()):
+        raise weighted_dora(path, scale)
+
+
+def weighted_dora(path: str, scale: float) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"{path} is DoRA, which has no weight but 1: it was asked for {scale:g}",
+        remedy="leave the weight out; a LoRA that is no DoRA can be weighted",
+    )
+
+
+@contextmanager
+def without_report() -> Iterator[None]:
+    """transformers lists DoRA's norms as unexpected; what it leaves out is put in and compared here."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _same(loaded: Tensor, wanted: Tensor) -> bool:

@@ -136,7 +136,11 @@ def _files_of(path: str) -> list[Path] | None:
         found = cached_file(on_hub)
         return None if found is None else [found]
     place = Path(lora_place(path)).expanduser()
-    return [source.file for source in sources_of(place)] if place.exists() else None
+    if not place.exists():
+        return None
+    # the strength of peft's is in a file of its own
+    settings = [source.file.with_name("adapter_config.json") for source in sources_of(place) if source.config]
+    return [*(source.file for source in sources_of(place)), *settings]
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -180,7 +184,8 @@ def alpha_of(config: Mapping[str, Any], module: str, *, rank: int) -> float:
     from peft.utils.other import get_pattern_key
 
     patterns = config.get("alpha_pattern") or {}
-    alpha = float(patterns.get(get_pattern_key(patterns, module), config.get("lora_alpha") or rank))
+    own = config.get("lora_alpha")
+    alpha = float(patterns.get(get_pattern_key(patterns, module), rank if own is None else own))
     # rank-stabilised LoRA divides by the square root of the rank
     return alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
 
@@ -204,6 +209,13 @@ def adapter_settings(layers: Mapping[str, LoraLayer]) -> dict[str, Any]:
     return config.to_dict() | {"target_modules": sorted(names.values())}
 
 
+def peft_norms(layer: LoraLayer) -> Tensor:
+    """DoRA's norms as peft has them: a convolution's in the shape of its outputs."""
+    assert layer.magnitude is not None
+    shape = (-1,) if layer.down.dim() == 2 else (1, -1, *[1] * (layer.down.dim() - 2))
+    return layer.magnitude.reshape(shape).contiguous()
+
+
 def write_diffusers(layers: Layers, path: Path) -> None:
     """Write one file that ``pipeline.load_lora_weights`` reads, alpha of every layer included."""
     from safetensors.torch import save_file
@@ -219,9 +231,7 @@ def write_diffusers(layers: Layers, path: Path) -> None:
             tensors[f"{component}.{module}.{down}.weight"] = layer.down.contiguous()
             tensors[f"{component}.{module}.{up}.weight"] = layer.up.contiguous()
             if layer.magnitude is not None:
-                # peft has a convolution's norms in the shape of its outputs
-                shape = (-1,) if layer.down.dim() == 2 else (1, -1, *[1] * (layer.down.dim() - 2))
-                tensors[f"{component}.{module}.lora_magnitude_vector"] = layer.magnitude.reshape(shape).contiguous()
+                tensors[f"{component}.{module}.lora_magnitude_vector"] = peft_norms(layer)
         settings |= {f"{component}.{key}": value for key, value in adapter_settings(modules).items()}
     metadata = {"format": "pt", METADATA_KEY: json.dumps(settings, indent=2, sort_keys=True)}
     save_file(tensors, path, metadata=metadata)

@@ -1,6 +1,7 @@
 """Any program's LoRA onto a model's layers: every pair of the file has its layer, or the file is refused."""
 
 import json
+import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -146,18 +147,22 @@ def read_diffusers(path: Path) -> Layers:
 
 
 def has_text_layers(path: Path) -> bool:
-    """Whether a LoRA changes a text encoder, by its names."""
-    for source in sources_of(path):
-        if (source.component or "").startswith("text_encoder"):
-            return True
-        if any(key.startswith(("text_encoder", "lora_te")) for key in read_tensors(source.file)[0]):
-            return True
-    return False
+    """Whether a LoRA changes a text encoder, by its names, whatever stands before them."""
+    return any(
+        (source.component or "").startswith("text_encoder")
+        or any(re.search(r"(?:^|\.)(?:text_encoder(?:_2)?\.|lora_te)", key) for key in read_tensors(source.file)[0])
+        for source in sources_of(path)
+    )
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raises EnvironmentFault for numbers that are not finite: they would make every picture black."""
+    """Raises EnvironmentFault for numbers that are not finite (black pictures) or no floats."""
     for key, tensor in tensors.items():
+        if tensor.dim() > 1 and not tensor.is_floating_point():
+            raise EnvironmentFault(
+                f"{path}: {key} holds numbers of {tensor.dtype}, which are no weights as they are",
+                remedy="give the LoRA in fp16, bf16 or fp32",
+            )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
             raise EnvironmentFault(
                 f"{path} is damaged: {key} holds numbers that are not finite",

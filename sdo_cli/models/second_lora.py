@@ -10,6 +10,7 @@ from torch import Tensor
 from sdo_cli.embedded import lora_place
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.models.base import Family
+from sdo_cli.models.lora_carried import weighted_dora
 from sdo_cli.models.lora_files import find_lora
 from sdo_cli.models.lora_read import has_text_layers
 from sdo_cli.models.lora_stack import is_plain
@@ -41,6 +42,8 @@ def load_second(family: Family, path: str, *, scale: float = 1.0) -> str:
             remedy="give one that was made for the denoiser alone",
         )
     family.load_lora(path, adapter=name)
+    if scale != 1 and any(layer.lora_magnitude_vector for layer in _layers(family.denoiser) if name in layer.scaling):
+        raise weighted_dora(path, scale)
     # loading froze all there is
     for parameter in trained:
         parameter.requires_grad_()

@@ -19,7 +19,7 @@ from sdo_cli.optimize.render import save_images
 from sdo_cli.optimize.report import steering_report
 from sdo_cli.optimize.steer import Best, Step, nothing_yet, steer
 from sdo_cli.optimize.variables import State
-from sdo_cli.optimize.variables_file import save_variables, whole_path
+from sdo_cli.optimize.variables_file import save_variables, whole_lora, whole_path
 from sdo_cli.plugins import loaded_plugins
 from sdo_cli.progress import Reporter
 from sdo_cli.provenance import command, machine, now, versions
@@ -91,8 +91,7 @@ def optimize(loaded: LoadedSteering, folder: Path, reporter: Reporter) -> list[d
 
 def _begin_folder(loaded: LoadedSteering, folder: Path, started: str) -> None:
     tree = loaded.resolved() | {"prompts": {"lines": loaded.prompts}}
-    for key in ("model", "vae", "lora"):
-        tree[key] = whole_path(tree[key])
+    tree |= {"model": whole_path(tree["model"]), "vae": whole_path(tree["vae"]), "lora": whole_lora(tree["lora"])}
     tree["images"] = [whole_path(name) for name in tree["images"]]
     for item in tree["objectives"]:
         kind, colon, place = item["name"].partition(":")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.files import write_atomic
+from sdo_cli.models.lora_stack import stack_of
 from sdo_cli.optimize.variables import State, sample_dim
 from sdo_cli.recipe.document import Document
 from sdo_cli.recipe.schema import PromptSource
@@ -53,7 +54,8 @@ def save_variables(path: Path, spec: Steering, prompts: list[str], encoded: list
         name: torch.cat([state.tensors()[name].detach().cpu() for state in states], sample_dim(name)).contiguous()
         for name in names
     }
-    settings = {**asdict(spec), **{key: whole_path(getattr(spec, key)) for key in ("model", "vae", "lora")}}
+    settings = {**asdict(spec), **{key: whole_path(getattr(spec, key)) for key in ("model", "vae")}}
+    settings["lora"] = whole_lora(spec.lora)
     words = {"prompts": prompts, "encoded": encoded}
     note = {"format": FORMAT, "settings": json.dumps(settings)}
     note |= {name: json.dumps(lines, ensure_ascii=False) for name, lines in words.items()}
@@ -63,6 +65,13 @@ def save_variables(path: Path, spec: Steering, prompts: list[str], encoded: list
 def whole_path(path: str | None) -> str | None:
     """A path that is found from any folder; names stay names."""
     return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
+
+
+def whole_lora(text: str | None) -> str | None:
+    """The same of every LoRA in ``a:0.8+b``."""
+    if text is None or Path(text).expanduser().exists():
+        return whole_path(text)
+    return "+".join(f"{whole_path(one.path)}{f':{one.scale:g}' * (one.scale != 1)}" for one in stack_of(text))
 
 
 def read_variables(path: Path) -> Saved:
