@@ -71,6 +71,7 @@ class Preprocess:
             bytes. The values here are the same; gradients pass the rounding as if it were not there. HPS resizes
             floats. (From Pillow 13 on, height comes first where it shrinks much more than width, which only
             ``squash`` does: there a value may be one byte off.)
+        crop: an odd rest: ``round``, as torchvision, or ``floor``, as transformers.
     """
 
     size: int
@@ -79,6 +80,7 @@ class Preprocess:
     interpolation: str = "bicubic"
     fit: str = "shortest"
     from_bytes: bool = True
+    crop: str = "round"
 
     def __call__(self, images: Tensor) -> Tensor:
         """``[B, 3, H, W]`` in [0, 1] to ``[B, 3, size, size]``, normalised; gradients flow."""
@@ -111,15 +113,15 @@ class Preprocess:
         scale = self.size / min(height, width)
         if scale == 1:
             return height, width
-        return (
-            self.size if height <= width else int(height * scale),
-            self.size if width <= height else int(width * scale),
-        )
+        # multiplied first, as both do: 224 · 110 / 55 is 448, 110 · (224 / 55) a hair less
+        long = int(self.size * max(height, width) / min(height, width))
+        return (self.size, long) if height <= width else (long, self.size)
 
     def _squared(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         if self.fit == "longest":
             down, right = self.size - height, self.size - width
             return F.pad(images, (right // 2, right - right // 2, down // 2, down - down // 2))
-        top, left = round((height - self.size) / 2), round((width - self.size) / 2)
+        middle = round if self.crop == "round" else int
+        top, left = middle((height - self.size) / 2), middle((width - self.size) / 2)
         return images[..., top : top + self.size, left : left + self.size]

@@ -1,10 +1,12 @@
 """What `sdo export` writes of unusual LoRAs, and what is no LoRA to weigh, hash or switch on."""
 
+import shutil
 from dataclasses import replace
 
+import entry
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from small_models import plain
 from test_lora_layouts import PEFT, SUFFIX, base, difference, dora, family_of, file_of, kohya, made, weights_of
@@ -146,3 +148,41 @@ def test_every_lora_of_a_stack_is_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert whole_lora("a.safetensors:0.5+b.safetensors") == f"{tmp_path}/a.safetensors:0.5+{tmp_path}/b.safetensors"
     assert whole_lora("a.safetensors") == f"{tmp_path}/a.safetensors" and whole_lora(None) is None
+
+
+def test_a_scale_belongs_to_merging(tmp_path):
+    done = entry.run(["export", str(tmp_path), "--format", "kohya", "--lora-scale", "0.5"])
+    assert done.returncode == 2 and "--lora-scale: is for --format merged and checkpoint; kohya keeps" in done.stderr
+
+
+def test_alphas_of_several_numbers_and_norms_of_columns_are_refused(family_of, base, tmp_path):
+    pairs, _ = made(base("sd15"), r"^unet\..*conv2$")
+    key, pair = next((k, p) for k, p in pairs.items() if base("sd15")[k].shape[0] == base("sd15")[k].shape[1])
+    state = {f"{kohya(*key)}.{SUFFIX[half]}": value for half, value in pair.items()}
+    columns = {f"{kohya(*key)}.dora_scale": torch.ones(1, len(pair["up"]), 1, 1)}
+    with pytest.raises(EnvironmentFault, match="norms, those of columns"):
+        family_of("sd15").load_lora(str(file_of(tmp_path, state | columns)))
+    with pytest.raises(EnvironmentFault, match="alpha holds 4 numbers, not one"):
+        family_of("sd15").load_lora(str(file_of(tmp_path, state | {f"{kohya(*key)}.alpha": torch.ones(4)})))
+
+
+def test_adapters_whose_training_changed_the_base_are_refused(family_of, small, tmp_path):
+    """Written by peft: PiSSA takes its matrices out of the weights, so on the unchanged base they count twice."""
+    unet = plain(small("sd15")).unet
+    settings = LoraConfig(r=2, target_modules=["to_q"], init_lora_weights="pissa")
+    get_peft_model(unet, settings).save_pretrained(tmp_path / "p")
+    with pytest.raises(EnvironmentFault, match=r"init_lora_weights pissa"):
+        family_of("sd15").load_lora(str(tmp_path / "p"))
+
+
+def test_folders_of_peft_are_read_whole_or_not(family_of, base, small, tmp_path):
+    pairs, _ = made(base("sd15"), SOME)
+    export(made_for(file_of(tmp_path, diffusers_state(pairs, 2.0)), small), "peft", tmp_path / "p")
+    shutil.copytree(tmp_path / "p" / "unet", tmp_path / "p" / "text_encoder_3")
+    with pytest.raises(EnvironmentFault, match="adapters of peft that are not read together: text_encoder_3, unet"):
+        family_of("sd15").load_lora(str(tmp_path / "p"))
+    (tmp_path / "p" / "text_encoder_3").rename(tmp_path / "p" / "text_encoder")
+    weights = tmp_path / "p" / "text_encoder" / "adapter_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(EnvironmentFault, match="not read together: text_encoder, unet"):
+        family_of("sd15").load_lora(str(tmp_path / "p"))

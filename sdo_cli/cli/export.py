@@ -40,6 +40,8 @@ def export(
         wrong.append(f"--family: {family!r} is not one of sd, sdxl, sd3")
     if not -1000 <= lora_scale <= 1000:
         wrong.append(f"--lora-scale: must be between -1000 and 1000, not {lora_scale}")
+    if lora_scale != 1 and form not in ("merged", "checkpoint"):
+        wrong.append(f"--lora-scale: is for --format merged and checkpoint; {form} keeps the LoRA's own strength")
     if out is not None and out.exists():
         wrong.append(f"--out {out}: exists already; give another name, nothing is overwritten")
     if wrong:

@@ -80,8 +80,15 @@ def sources_of(path: Path) -> list[Source]:
         raise EnvironmentFault(f"no LoRA at {path}", remedy="give the folder of a finished run, or a LoRA file")
     if (path / NAME).is_file():
         return [_source(path / NAME)]
-    if (path / _PEFT).is_file():
+    folders = sorted(place.parent.name for place in path.glob("*/adapter_config.json"))
+    if (path / _PEFT).is_file() and not folders:
         return [_source(path / _PEFT)]
+    if (path / _PEFT).is_file() or set(folders) - {name for name in COMPONENTS if (path / name / _PEFT).is_file()}:
+        raise EnvironmentFault(
+            f"{path} holds adapters of peft that are not read together: {', '.join(folders)}"
+            f"{' beside one of its own' * (path / _PEFT).is_file()}",
+            remedy=f"leave folders called {', '.join(COMPONENTS)} with an {_PEFT} in each, or give one of them",
+        )
     if parts := [name for name in COMPONENTS if (path / name / _PEFT).is_file()]:
         return [_source(path / name / _PEFT, name) for name in parts]
     files = sorted(path.glob("*.safetensors"))
@@ -99,7 +106,14 @@ def _source(file: Path, component: str | None = None) -> Source:
     config = file.parent / "adapter_config.json"
     if file.name != _PEFT or not config.is_file():
         return Source(file, component)
-    return Source(file, component, json.loads(config.read_text(encoding="utf-8")))
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    start = str(settings.get("init_lora_weights", True)).lower()
+    if start.startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
+        raise EnvironmentFault(
+            f"{file.parent} was trained beside a base model that peft changed at its start (init_lora_weights {start})",
+            remedy="convert it with peft: save_pretrained(…, path_initial_model_for_weight_conversion=…)",
+        )
+    return Source(file, component, settings)
 
 
 def find_lora(path: str) -> Path:

@@ -187,6 +187,16 @@ def pairs_of(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Pair]:
             adapters.add(piece.adapter)
         if piece.role in pairs[piece.name] and len(adapters) < 2:
             raise EnvironmentFault(f"{path} holds {piece.name} twice", remedy="give a file with one adapter")
+        if piece.role == "alpha" and tensor.numel() != 1:
+            raise EnvironmentFault(
+                f"{path} is damaged: {key} holds {tensor.numel()} numbers, not one", remedy="fetch the file again"
+            )
+        if key.endswith(".dora_scale") and tensor.dim() == 4 and tensor.shape[0] == 1 < tensor.shape[1]:
+            # peft has rows in this shape, LyCORIS columns
+            raise EnvironmentFault(
+                f"the DoRA of {piece.name} has {tuple(tensor.shape)} norms, those of columns",
+                remedy="give one trained with wd_on_output, sd-scripts' and peft's way",
+            )
         pairs[piece.name][piece.role] = tensor
     if len(adapters) > 1:
         raise EnvironmentFault(
