@@ -372,6 +372,16 @@ def test_tables_without_a_meaning_are_refused(tmp_path, name, text, said):
         read_prompt_set(str(tmp_path / name))
 
 
+def test_comments_of_text_files_are_counted_and_other_files_refused(tmp_path):
+    (tmp_path / "t.txt").write_text("# mine\na cat\n#1 dad mug\n\ufeff#cat #dog\n#\na dog\n")
+    found = read_prompt_set(str(tmp_path / "t.txt"))
+    assert [prompt.text for prompt in found.prompts] == ["a cat", "#1 dad mug", "#cat #dog", "a dog"]
+    assert found.notes == [f"{tmp_path / 't.txt'}: 2 lines after # are left out, the first is '# mine'"]
+    (tmp_path / "t.yaml").write_text("prompts:\n- a cat\n")
+    with pytest.raises(ValueError, match=r"t.yaml is no list of prompts; save it as one of .txt, .jsonl"):
+        read_prompt_set(str(tmp_path / "t.yaml"))
+
+
 def test_recipes_name_columns_by_their_key(tmp_path):
     (tmp_path / "t.csv").write_text("words,kind\na cat,x\n")
     with pytest.raises(ValueError, match=r"no column of prompts among words, kind; name one with column$"):

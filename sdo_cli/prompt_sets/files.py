@@ -22,6 +22,8 @@ NAME_COLUMNS = (
     "file", "key", "number", "idx", "index",
 )  # fmt: skip
 PICTURE = re.compile(r"[^\n]*\.(?:png|jpe?g|jpe|jfif|webp|bmp|tiff?)", re.IGNORECASE)
+# `#1 dad mug` and `#cat` are prompts
+COMMENT = re.compile(r"#(?:\s.*)?")
 DELIMITERS = (",", ";", "\t", "|")
 SUFFIXES = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
@@ -129,9 +131,15 @@ def _rows(path: Path, columns: Columns, notes: list[str]) -> Iterator[Prompt]:
         yield from _from_values(path, _json_list(path, text, columns, notes), columns, notes)
     elif columns.prompt is not None:
         raise ValueError(f"{path} is plain text, a prompt a line: it has no column {columns.prompt}")
+    elif path.suffix.lower() in (".yaml", ".yml", ".md", ".toml", ".html", ".xlsx", ".rtf", ".docx"):
+        raise ValueError(f"{path} is no list of prompts; save it as one of {', '.join(SUFFIXES)}")
     else:
-        lines = (line.strip() for line in lines_of(text))
-        yield from (Prompt(line) for line in lines if line and not line.startswith("#"))
+        # files that were put together keep their marks inside
+        lines = [line.strip().removeprefix("\ufeff") for line in lines_of(text)]
+        comments = [line for line in lines if COMMENT.fullmatch(line)]
+        if comments:
+            notes.append(f"{path}: {len(comments)} lines after # are left out, the first is {comments[0]!r}")
+        yield from (Prompt(line) for line in lines if line and line not in comments)
 
 
 def read_table(path: Path, columns: Columns = Columns()) -> list[dict[str, Any]]:
