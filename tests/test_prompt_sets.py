@@ -373,10 +373,10 @@ def test_tables_without_a_meaning_are_refused(tmp_path, name, text, said):
 
 
 def test_comments_of_text_files_are_counted_and_other_files_refused(tmp_path):
-    (tmp_path / "t.txt").write_text("# mine\na cat\n#1 dad mug\n\ufeff#cat #dog\n#\na dog\n")
+    (tmp_path / "t.txt").write_text("# mine\n\na cat\n#1 dad mug\n\ufeff#cat #dog\n#\na dog\n")
     found = read_prompt_set(str(tmp_path / "t.txt"))
     assert [prompt.text for prompt in found.prompts] == ["a cat", "#1 dad mug", "#cat #dog", "a dog"]
-    assert found.notes == [f"{tmp_path / 't.txt'}: 2 lines after # are left out, the first is '# mine'"]
+    assert found.notes == [f"{tmp_path / 't.txt'}: lines after # are left out among the prompts, '#' first of 1"]
     (tmp_path / "t.yaml").write_text("prompts:\n- a cat\n")
     with pytest.raises(ValueError, match=r"t.yaml is no list of prompts; save it as one of .txt, .jsonl"):
         read_prompt_set(str(tmp_path / "t.yaml"))

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import dropwhile
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
@@ -136,9 +137,11 @@ def _rows(path: Path, columns: Columns, notes: list[str]) -> Iterator[Prompt]:
     else:
         # files that were put together keep their marks inside
         lines = [line.strip().removeprefix("\ufeff") for line in lines_of(text)]
-        comments = [line for line in lines if COMMENT.fullmatch(line)]
-        if comments:
-            notes.append(f"{path}: {len(comments)} lines after # are left out, the first is {comments[0]!r}")
+        comments = {line for line in lines if COMMENT.fullmatch(line)}
+        # what a file begins with says what it is
+        later = [line for line in dropwhile(lambda line: not line or line in comments, lines) if line in comments]
+        if later:
+            notes.append(f"{path}: lines after # are left out among the prompts, {later[0]!r} first of {len(later)}")
         yield from (Prompt(line) for line in lines if line and line not in comments)
 
 
