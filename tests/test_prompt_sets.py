@@ -382,6 +382,17 @@ def test_comments_of_text_files_are_counted_and_other_files_refused(tmp_path):
         read_prompt_set(str(tmp_path / "t.yaml"))
 
 
+def test_quotation_marks_that_swallow_rows_are_refused(tmp_path):
+    rows = ['"a sign that says, animals', "a dog,animals", 'a man says "hi",people']
+    for text in ("\n".join(rows), "\n".join(rows[:2]), '"Stop" sign,animals'):
+        (tmp_path / "t.csv").write_text(f"prompt,category\n{text}\n")
+        with pytest.raises(ValueError, match=r"t.csv is no readable table: line \d: .*each of them doubled"):
+            read_prompt_set(str(tmp_path / "t.csv"))
+    (tmp_path / "t.csv").write_text('prompt,category\n"a sign ""OPEN""\nat night",x\na man says "hi",y\n')
+    found = [prompt.text for prompt in read_prompt_set(str(tmp_path / "t.csv")).prompts]
+    assert found == ['a sign "OPEN"\nat night', 'a man says "hi"']
+
+
 def test_recipes_name_columns_by_their_key(tmp_path):
     (tmp_path / "t.csv").write_text("words,kind\na cat,x\n")
     with pytest.raises(ValueError, match=r"no column of prompts among words, kind; name one with column$"):

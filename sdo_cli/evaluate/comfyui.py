@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from sdo_cli.evaluate.pairing import natural
+
 Node = dict[str, Any]
 Graph = dict[str, Node]
 
@@ -151,8 +153,16 @@ class _Walk:
         self.way.append(key)
         try:
             if "concat" in kind.lower() or kind == "JoinStrings":
-                between = next((str(inputs[name]) for name in DELIMITERS if isinstance(inputs.get(name), str)), "")
-                parts = [inputs[name] for name in sorted(inputs) if name.startswith(("text", "string"))]
+                between = next((inputs[name] for name in DELIMITERS if name in inputs), "")
+                parts = [inputs[name] for name in sorted(inputs, key=natural) if name.startswith(("text", "string"))]
+                more = any(inputs[name] for name in inputs if "prefix" in name.lower() or "suffix" in name.lower())
+                # a linked one, or one by its name (`comma`), is not known here
+                if (
+                    more
+                    or not isinstance(between, str)
+                    or any(letter.isalpha() for letter in between.replace("\\n", ""))
+                ):
+                    raise ValueError(f"its ComfyUI graph puts the prompt together in {kind} by rules sdo does not know")
                 words = [text for text in map(self.text, parts) if text]
                 return between.replace("\\n", "\n").join(words).strip()
             held = [name for name in inputs if name.lower() in VALUES]

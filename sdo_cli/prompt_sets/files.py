@@ -229,9 +229,14 @@ def _csv(path: Path, text: str, columns: Columns) -> list[dict[str, Any]]:
     if delimiter == "\t" and not _quotes(text):
         quoted = csv.QUOTE_NONE
     try:
-        table = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoted))
+        # strict: a mark that is never closed, or closed inside a cell, would swallow rows
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoted, strict=True)
+        table = list(reader)
     except csv.Error as fault:
-        raise ValueError(f"{path} is no readable table: {fault}") from None
+        raise ValueError(
+            f"{path} is no readable table: line {reader.line_num}: {fault}; a cell that holds quotation marks is "
+            'quoted, and each of them doubled, as in "a sign ""OPEN"""'
+        ) from None
     lines = [row for row in table if row]
     if not lines:
         return []
