@@ -148,9 +148,7 @@ def as_text(tree: dict[str, Any], folder: Path, *, report: bool) -> str:
             f"\nrecommended scale of {lora}: {found['scale']:g} (smallest that {found['by']} cannot tell from the best)"
         )
     base, count = tree["baseline"], tree["prompts"]["count"]
-    how = "prompt by prompt" if any(v["folder"] for v in tree["variants"].values()) else "same noise"
-    differences = f"differences to {base}, {how}; " if tree["differences"] else ""
-    lines.append(f"\n{count} prompts; {differences}brackets are 95 % intervals over prompts")
+    lines.append(f"\n{count} prompts; differences to {base}, same noise; brackets are 95 % intervals over prompts")
     lines.append(f"{folder}/{'report.html' if report else 'summary.json'}")
     return "\n".join(lines).lstrip("\n")
 

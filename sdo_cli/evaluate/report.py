@@ -12,7 +12,6 @@ from sdo_cli.evaluate.summary import (
     Measured,
     comparisons,
     recommended,
-    same_noise,
     scale_of,
     sweeps,
     values_of,
@@ -35,17 +34,16 @@ def evaluation_report(job: Job, measured: list[Measured], tree: Mapping[str, Any
     base, measures = measured[0], _measures(measured)
     pairs = {m.name: comparisons(base, m, job.prompts) for m in measured[1:]}
     blocks: list[content.Chart | content.Forest | content.Table] = [_means(job, measured, measures)]
-    blocks += _difference_blocks(base, pairs, job.prompts, noise=same_noise(*measured))
+    blocks += _difference_blocks(base, pairs, job.prompts)
     for lora, sweep in sweeps(measured).items():
         blocks += [_sweep_chart(lora, sweep, name, job) for name in measures if all(m.scores.get(name) for m in sweep)]
     if table := _reference_table(tree):
         blocks.append(table)
     count = len({item.prompt for item in base.items})
-    each = {sum(item.prompt == prompt for item in base.items) for prompt in {item.prompt for item in base.items}}
-    many = f"{min(each)} to {max(each)} images" if len(each) > 1 else f"{min(each)} image{'s' * (each != {1})}"
+    seeds = len(base.items) // max(1, count)
     return content.Report(
         title=f"Evaluation: {_named(measured)}",
-        subtitle=f"{count} prompts of {job.prompts.name}, {many} each",
+        subtitle=f"{count} prompts of {job.prompts.name}, {seeds} image{'s' * (seeds != 1)} each",
         verdict=_verdict(base, {name: pairs[name] for name in _said_first(measured)}, job.select_by)
         + _scale_sentences(measured, job),
         blocks=blocks,
@@ -69,9 +67,9 @@ def comparison_report(
     count = max((c.difference.n for found in pairs.values() for c in found.values()), default=0)
     return content.Report(
         title=f"Comparison: {' against '.join([', '.join(m.name for m in measured[1:]), base.name])}",
-        subtitle=f"{count} prompts of {prompts.name} that all have{', same seeds' * same_noise(*measured)}",
+        subtitle=f"{count} prompts of {prompts.name} that all have, same seeds",
         verdict=_verdict(base, pairs, select_by),
-        blocks=_difference_blocks(base, pairs, prompts, noise=same_noise(*measured)),
+        blocks=_difference_blocks(base, pairs, prompts),
         gallery=_gallery(measured, measures, prompts),
         settings=settings,
         machine=facts(),
@@ -139,7 +137,7 @@ def _means(job: Job, measured: list[Measured], measures: list[str]) -> content.T
 
 
 def _difference_blocks(
-    base: Measured, pairs: Mapping[str, Mapping[str, Comparison]], prompts: Prompts, *, noise: bool
+    base: Measured, pairs: Mapping[str, Mapping[str, Comparison]], prompts: Prompts
 ) -> list[content.Chart | content.Forest | content.Table]:
     if not pairs:
         return []
@@ -150,7 +148,7 @@ def _difference_blocks(
     ]
     head = ["images of", "measure", f"difference to {base.name}", "higher on", "prompts"]
     blocks: list[content.Chart | content.Forest | content.Table] = [
-        content.Table(f"Differences to {base.name}, same prompts{' and noise' * noise}", head, rows)
+        content.Table(f"Differences to {base.name}, same prompts and noise", head, rows)
     ]
     measures = list(dict.fromkeys(measure for found in pairs.values() for measure in found))
     for measure in measures:

@@ -1,10 +1,9 @@
 """Scores of images on disk, one reward at a time, each appended to ``scores.jsonl`` as it is known."""
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -205,28 +204,14 @@ def diversity_lines(variant: str, items: list[Item], embeddings: Tensor) -> list
     ]
 
 
-def _of_prompts(items: list[Item], rows: Tensor, prompts: set[int]) -> tuple[list[Item], Tensor]:
-    which = [k for k, item in enumerate(items) if item.prompt in prompts]
-    return [items[k] for k in which], rows[which]
-
-
 def distance_lines(
     variant: str, items: list[Item], embeddings: Tensor, base_items: list[Item], base: Tensor
 ) -> list[Score]:
-    """Per image 1 - cos to the base's image of the same prompt and seed.
-
-    Where a picture's seed is not known, by its number, and only for prompts with as many pictures on both sides.
-    """
-    if all(item.seed is not None for item in (*items, *base_items)):
-        key = attrgetter("prompt", "seed")
-    else:
-        key = attrgetter("prompt", "seed_index")
-        here, there = (Counter(item.prompt for item in some) for some in (items, base_items))
-        base_items, base = _of_prompts(base_items, base, {p for p in here if here[p] == there[p]})
-    place = {key(item): row for item, row in zip(base_items, base, strict=True)}
+    """Per image 1 - cos to the base's image of the same prompt and seed."""
+    place = {(item.prompt, item.seed_index): row for item, row in zip(base_items, base, strict=True)}
     lines = []
     for item, row in zip(items, embeddings, strict=True):
-        other = place.get(key(item))
+        other = place.get((item.prompt, item.seed_index))
         if other is not None:
             value = distances(row, other).item()
             lines.append(Score(variant, DISTANCE, item.prompt, item.seed_index, item.file, value))

@@ -64,18 +64,10 @@ def values_of(table: Table) -> Values:
     return np.array(list(by_prompt(table).values()), dtype=np.float64)
 
 
-def compare(a: Table, b: Table, measure: str, category_of: Mapping[int, str], *, same_noise: bool = True) -> Comparison:
-    """Paired by prompt and seed: what only one side has is left out.
-
-    Args:
-        same_noise: False for pictures made elsewhere, whose numbers are no seeds: means of each prompt are compared.
-    """
-    if same_noise:
-        both = sorted(set(a) & set(b), key=lambda key: (key[0], -1 if key[1] is None else key[1]))
-        gains = by_prompt({key: b[key] - a[key] for key in both})
-    else:
-        first, second = by_prompt(a), by_prompt(b)
-        gains = {prompt: second[prompt] - first[prompt] for prompt in first if prompt in second}
+def compare(a: Table, b: Table, measure: str, category_of: Mapping[int, str]) -> Comparison:
+    """Paired by prompt and seed: what only one side has is left out."""
+    both = sorted(set(a) & set(b), key=lambda key: (key[0], -1 if key[1] is None else key[1]))
+    gains = by_prompt({key: b[key] - a[key] for key in both})
     groups: dict[str, list[float]] = defaultdict(list)
     for prompt, gain in gains.items():
         if category := category_of.get(prompt, ""):
@@ -92,16 +84,11 @@ def compare(a: Table, b: Table, measure: str, category_of: Mapping[int, str], *,
     )
 
 
-def same_noise(*measured: Measured) -> bool:
-    """Whether pictures of one number began from the same noise: sdo drew all of them."""
-    return all(m.variant.folder is None for m in measured)
-
-
 def comparisons(a: Measured, b: Measured, prompts: Prompts) -> dict[str, Comparison]:
     """By measure, for those both have."""
     category_of = {index: prompt.category for index, prompt in enumerate(prompts.prompts)}
     return {
-        measure: compare(a.scores[measure], b.scores[measure], measure, category_of, same_noise=same_noise(a, b))
+        measure: compare(a.scores[measure], b.scores[measure], measure, category_of)
         for measure in b.scores
         if a.scores.get(measure) and b.scores[measure]
     }
