@@ -510,6 +510,110 @@ def test_folders_are_compared_when_they_hold_the_same_prompts(tmp_path):
         evaluate(replace(wanted, variants=changed), tmp_path / "e", Silent())
 
 
+def shades(folder, scores, *, seeds=True):
+    """Pictures as red as their score by prompt and seed, with a metadata.jsonl that may state the seeds."""
+    rows = []
+    for (prompt, seed), red in scores.items():
+        name = f"{prompt}-{seed}.png"
+        picture(folder / name, (red, 100, 50))
+        rows.append({"file_name": name, "prompt": f"a {prompt}"} | ({"seed": seed} if seeds else {}))
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+# one seed is much redder than the others, so that another pairing changes the sign
+RED = {("cat", 0): 250, ("cat", 1): 40, ("cat", 2): 80, ("dog", 0): 240, ("dog", 1): 30, ("dog", 2): 90}
+LATE = {key: red for key, red in RED.items() if key[1] > 0}
+MINE = """
+from rewards import reward
+
+
+@reward("mine", summary="how red", range=(0, 10))
+class Mine:
+    def score(self, images, prompts):
+        return images[:, 0].mean((1, 2)) * 1
+"""
+
+
+def shades_scored(tmp_path, *words):
+    plugin = tmp_path / "mine.py"
+    if not plugin.exists():
+        plugin.write_text(MINE)
+    found = sdo("eval", *words, "--rewards", "mine,clip-embedded", "--plugin", plugin, "--out", "e", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    return json.loads((tmp_path / "e" / "summary.json").read_text()), found.stdout
+
+
+def test_pictures_of_the_same_seed_are_pairs_whatever_their_number(tmp_path):
+    """The first seed is missing in one folder: what is left is the same file by file."""
+    one, two = shades(tmp_path / "one", RED), shades(tmp_path / "two", LATE)
+    tree, text = shades_scored(tmp_path, "--images", one, "--images", two)
+    row = tree["differences"]["two"]["mine"]
+    assert row["difference"]["mean"] == 0 and row["win_rate"]["mean"] == 0.5
+    means = [tree["variants"][name]["measures"]["mine"]["mean"] for name in ("one", "two")]
+    assert means[0] > means[1] + 0.2
+    assert tree["variants"]["two"]["measures"]["distance-from-base"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert tree["pairing"]["two"]["by"] == "seed" and tree["pairing"]["two"]["pairs"] == 4
+    said = "2 pictures without one of the same seed, not in differences"
+    assert said in text and "differences to one, same seeds; brackets" in text and "same noise" not in text
+    page = (tmp_path / "e" / "report.html").read_text()
+    assert said in page and "Differences to one, same seeds" in page
+    assert "2 prompts of one, 6 images of one, 4 images of two" in page
+
+
+def test_of_pictures_without_seeds_the_means_of_prompts_are_compared(tmp_path):
+    """Paired k-th with k-th, the difference would be that of other pictures than the means are of."""
+    one, two = shades(tmp_path / "one", RED, seeds=False), shades(tmp_path / "two", LATE, seeds=False)
+    tree, text = shades_scored(tmp_path, "--images", one, "--images", two)
+    means = [tree["variants"][name]["measures"]["mine"]["mean"] for name in ("one", "two")]
+    row = tree["differences"]["two"]["mine"]
+    assert row["difference"]["mean"] == pytest.approx(means[1] - means[0]) and row["win_rate"]["mean"] == 0
+    assert means[1] < means[0] and row["difference"]["n"] == 2
+    assert "distance-from-base" not in tree["variants"]["two"]["measures"]
+    assert "diversity" in tree["differences"]["two"]
+    assert "their noise is not known, so differences are of each prompt's means, and no distance" in text
+    assert "differences to one, prompt by prompt; brackets" in text and "same noise" not in text
+    assert "Differences to one, prompt by prompt" in (tmp_path / "e" / "report.html").read_text()
+
+
+def test_of_seeds_that_are_not_the_same_the_means_of_prompts_are_compared(tmp_path):
+    other = {(prompt, seed + 5 * (prompt == "dog")): red for (prompt, seed), red in LATE.items()}
+    one, two = shades(tmp_path / "one", RED), shades(tmp_path / "two", other)
+    tree, text = shades_scored(tmp_path, "--images", one, "--images", two)
+    means = [tree["variants"][name]["measures"]["mine"]["mean"] for name in ("one", "two")]
+    row = tree["differences"]["two"]["mine"]["difference"]
+    assert row["n"] == 2 and row["mean"] == pytest.approx(means[1] - means[0])
+    assert "not every prompt has a seed that both name once" in text
+
+
+def test_one_folder_alone_has_no_differences(tmp_path):
+    some = {key: red for key, red in RED.items() if key in (("cat", 0), ("cat", 1), ("dog", 2))}
+    tree, text = shades_scored(tmp_path, "--images", shades(tmp_path / "one", some))
+    assert tree["pairing"] == {} and "differences" not in text and "noise" not in text
+    assert "2 prompts of one, 3 images" in (tmp_path / "e" / "report.html").read_text()
+    assert "3 images each" not in (tmp_path / "e" / "report.html").read_text()
+
+
+def test_distances_of_an_older_evaluation_that_are_to_no_pair_are_not_told(tmp_path):
+    one, two = (shades(tmp_path / name, scores, seeds=False) for name, scores in (("one", RED), ("two", LATE)))
+    shades_scored(tmp_path, "--images", one, "--images", two)
+    with (tmp_path / "e" / "scores.jsonl").open("a") as stream:
+        line = {"variant": "two", "measure": "distance-from-base", "prompt": 0, "seed": 0, "image": "", "score": 0.5}
+        stream.write(json.dumps(line) + "\n")
+    tree, _ = shades_scored(tmp_path, "--images", one, "--images", two)
+    assert "distance-from-base" not in tree["variants"]["two"]["measures"]
+
+
+def test_a_baseline_that_comes_later_is_what_distances_are_to(tmp_path, model, lora):
+    half, whole = variants_of([str(lora)], [0.5, 1.0], base=False)
+    evaluate(job(model, half, whole), tmp_path / "e", Silent(), batch_size=4)
+    later = evaluate(job(model, Variant("base")), tmp_path / "e", Silent(), batch_size=4)
+    tuned, base = (load_file(tmp_path / "e" / "embeddings" / f"{name}.safetensors") for name in ("strong", "base"))
+    by_hand = [1 - float(tuned[file].double() @ base[file].double()) for file in base]
+    found = later["variants"]["strong"]["measures"]["distance-from-base"]["mean"]
+    assert found == pytest.approx(np.mean(by_hand))
+
+
 def test_an_unreadable_image_is_named(tmp_path):
     picture(tmp_path / "a" / "0.png", "red")
     (tmp_path / "a" / "0.png").write_bytes(b"\x89PNG not really")
@@ -650,7 +754,8 @@ def test_a_run_folder_brings_model_sampling_and_prompts(tmp_path, lora, model):
         "clip-embedded",
         "judge",
     ]
-    assert "higher on" in found.stdout and "e/report.html" in found.stdout and "2 prompts" in found.stdout
+    assert "higher on" in found.stdout and "e/report.html" in found.stdout
+    assert "2 prompts; differences to base, same noise; brackets" in found.stdout
     assert Path(tmp_path / "e" / "report.html").stat().st_size > 20_000
 
 

@@ -7,12 +7,24 @@ from typing import Any, NamedTuple
 
 from sdo_cli.errors import RecipeFault
 from sdo_cli.evaluate.folders import folder_hash, read_folder
-from sdo_cli.evaluate.job import EvalPrompt, Item, Job, Prompts, Variant, as_settings, as_variant, digest, items_of
+from sdo_cli.evaluate.job import (
+    EvalPrompt,
+    Item,
+    Job,
+    Prompts,
+    Variant,
+    as_settings,
+    as_variant,
+    digest,
+    items_of,
+    pairs_by_seed,
+)
 from sdo_cli.evaluate.score import EMBEDDED_MEASURES, ScoreFile
 from sdo_cli.evaluate.summary import Measured
 from sdo_cli.files import read_json
 from sdo_cli.prompt_sets.syntax import syntax_notes
 from sdo_cli.recipe.schema import RewardSpec
+from sdo_cli.scoring.embedded_measures import DISTANCE
 
 SETTINGS = "settings.json"
 
@@ -57,15 +69,17 @@ class Evaluation:
         """Every variant with the scores there are."""
         scores = ScoreFile(self.folder / "scores.jsonl")
         names = [*self.job.rewards, *(EMBEDDED_MEASURES if self.job.embedding else ())]
-        return [
-            Measured(
-                variant,
-                self.images(variant),
-                self.items[variant.name],
-                {name: table for name in names if (table := scores.of(variant.name, name))},
-            )
-            for variant in self.job.variants
-        ]
+        found = []
+        for variant in self.job.variants:
+            tables = {name: scores.of(variant.name, name) for name in names}
+            if DISTANCE in tables:
+                # lines of before pairs went by noise may be there, and those to what was the first variant then
+                first, items = self.job.variants[0], self.items[variant.name]
+                pairs = {} if variant is first else pairs_by_seed(self.items[first.name], items)
+                tables[DISTANCE] = {key: value for key, value in tables[DISTANCE].items() if key in pairs}
+            tables = {name: table for name, table in tables.items() if table}
+            found.append(Measured(variant, self.images(variant), self.items[variant.name], tables))
+        return found
 
 
 def job_tree(job: Job) -> dict[str, Any]:

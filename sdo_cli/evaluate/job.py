@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -174,6 +174,28 @@ def items_of(prompts: Prompts, settings: Settings) -> list[Item]:
         for i, p in enumerate(prompts.prompts)
         for j in range(settings.seeds)
     ]
+
+
+Place = tuple[int, int]
+
+
+def pairs_by_seed(base: Iterable[Item], items: Iterable[Item]) -> dict[Place, Place]:
+    """Places (prompt, seed_index) of ``items`` to those of the pictures of ``base`` with the same prompt and seed.
+
+    A place alone says nothing: where a folder lacks a picture, the numbers of those after it move up. Empty where a
+    picture of either states no seed, or two of one prompt state the same.
+    """
+    theirs, mine = _by_seed(base), _by_seed(items)
+    return {mine[key]: theirs[key] for key in mine if key in theirs}
+
+
+def _by_seed(items: Iterable[Item]) -> dict[tuple[int, int], Place]:
+    found = {}
+    for item in items:
+        if item.seed is None or (item.prompt, item.seed) in found:
+            return {}
+        found[item.prompt, item.seed] = (item.prompt, item.seed_index)
+    return found
 
 
 def digest(value: Any) -> str:

@@ -217,7 +217,8 @@ def _embedded_measures(evaluation: Evaluation) -> None:
         items, rows = evaluation.items[variant.name], _embeddings(evaluation, variant)
         scores.add(diversity_lines(variant.name, items, rows))
         if variant is not first:
-            scores.add(distance_lines(variant.name, items, rows, base_items, base))
+            # what was the first variant before may not be now
+            scores.add(distance_lines(variant.name, items, rows, base_items, base), anew=True)
 
 
 def _said(evaluation: Evaluation, scores: ScoreFile, name: str) -> str:
