@@ -166,6 +166,16 @@ def test_folders_made_elsewhere_are_not_paired_by_number(tmp_path, seeds, differ
     assert f"that all have, {said}" in (tmp_path / "c" / "report.html").read_text()
 
 
+@pytest.mark.parametrize("key, said", [("code", "other code of its plug-in"), ("model", "other local files")])
+def test_rewards_with_other_code_or_files_are_refused(tmp_path, gains, key, said):
+    a, b = made(tmp_path / "a", gains), made(tmp_path / "b", gains)
+    for folder, digest in ((a, "1"), (b, "2")):
+        tree = json.loads((folder / "settings.json").read_text())
+        write_json(folder / "settings.json", tree | {"sources": {"clip-score": {key: digest}}})
+    with pytest.raises(RecipeFault, match=f"clip-score with {said}"):
+        compare_folders([a / "base", b / "base"], tmp_path / "c")
+
+
 def test_bad_input_is_a_sentence(tmp_path, gains):
     a = made(tmp_path / "a", gains)
     done = sdo("compare", a / "tuned", tmp_path / "nowhere")

@@ -1,8 +1,10 @@
 """`sdo eval` through the real command and the library."""
 
 import csv
+import hashlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -33,7 +35,7 @@ from sdo_cli.finetune.lora import add_lora
 from sdo_cli.models.load import ModelSource, load_family
 from sdo_cli.progress import Silent
 from sdo_cli.recipe.schema import LoraSpec, RewardSpec
-from sdo_cli.scoring.rewards import build_reward, score_images
+from sdo_cli.scoring.rewards import build_reward, score_images, sources
 
 TEXTS = [
     ("a tiger on a teal background", "animals"),
@@ -297,6 +299,18 @@ def test_rewards_and_loras_can_be_added_later(tmp_path, lora, model):
             "guidance_scale is 2.0 there",
         ),
         ({"rewards": {"clip-score": RewardSpec("clip-score", options={"model": "x"})}}, "options of clip-score"),
+        (
+            {"prompts": replace(PROMPTS, prompts=[*PROMPTS.prompts[:2], EvalPrompt("a fox"), *PROMPTS.prompts[3:]])},
+            "5 prompts of five there, 5 prompts of five here (only there: a rose on a white background)",
+        ),
+        (
+            {"prompts": replace(PROMPTS, prompts=[EvalPrompt(TEXTS[0][0], "cats"), *PROMPTS.prompts[1:]])},
+            "(of a tiger on a teal background the category is animals there, cats here)",
+        ),
+        (
+            {"prompts": replace(PROMPTS, prompts=PROMPTS.prompts[::-1])},
+            "(prompt 0 is a tiger on a teal background there, a taxi",
+        ),
         ({"reward_precision": "bf16"}, "reward precision is no there, bf16 here"),
         ({"variants": [Variant("base"), Variant("strong", "x", 1.0, "other")]}, "its LoRA strong has changed"),
     ],
@@ -502,7 +516,7 @@ def test_folders_are_compared_when_they_hold_the_same_prompts(tmp_path):
     (tmp_path / "d").mkdir()
     picture(tmp_path / "d" / "x.png", "red")
     (tmp_path / "d" / "x.txt").write_text("words")
-    with pytest.raises(RecipeFault, match="has other prompts"):
+    with pytest.raises(RecipeFault, match=r"has other prompts than .*/c \(only there: other\); score"):
         folder_variants([tmp_path / "c", tmp_path / "d"], None)
     picture(tmp_path / "a" / "00000_00.png", "green")
     changed = folder_variants([tmp_path / "a", tmp_path / "b"], PROMPTS)[0]
@@ -592,6 +606,63 @@ def test_one_folder_alone_has_no_differences(tmp_path):
     assert tree["pairing"] == {} and "differences" not in text and "noise" not in text
     assert "2 prompts of one, 3 images" in (tmp_path / "e" / "report.html").read_text()
     assert "3 images each" not in (tmp_path / "e" / "report.html").read_text()
+
+
+def test_a_reward_whose_code_changed_is_not_scored_into_the_same_folder(tmp_path):
+    """Old and new scores would stand side by side as if of one measure."""
+    one, two = shades(tmp_path / "one", RED), shades(tmp_path / "two", RED)
+    shades_scored(tmp_path, "--images", one)
+    manifest = json.loads((tmp_path / "e" / "manifest.json").read_text())
+    digest = hashlib.sha256(MINE.encode()).hexdigest()
+    assert manifest["plugins"] == [{"path": str(tmp_path / "mine.py"), "sha256": digest, "package": ""}]
+    settings = json.loads((tmp_path / "e" / "settings.json").read_text())
+    assert settings["sources"] == {"mine": {"code": digest}, "clip-embedded": {}}
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "mine.py").rename(tmp_path / "moved" / "other.py")
+    both = ["eval", "--images", one, "--images", two, "--out", "e"]
+    same = sdo(*both, "--rewards", "mine,clip-embedded", "--plugin", "moved/other.py", cwd=tmp_path)
+    assert same.returncode == 0, "the same code in another place is the same reward"
+    before = content(tmp_path / "e")
+    (tmp_path / "mine.py").write_text(MINE.replace("* 1", "* 2"))
+    for words in (["mine,clip-embedded"], ["clip-embedded"]):
+        found = sdo(*both, "--rewards", *words, "--plugin", "mine.py", cwd=tmp_path)
+        assert found.returncode == 2 and "mine was scored before its plug-in's code changed" in found.stderr
+        assert "give another folder" in found.stderr
+    found = sdo(*both, "--rewards", "clip-embedded", cwd=tmp_path)
+    assert found.returncode == 2 and "mine there is of a plug-in that is not loaded here; give it with" in found.stderr
+    assert content(tmp_path / "e") == before
+
+
+def test_a_weight_file_that_changed_is_not_scored_into_the_same_folder(tmp_path):
+    options = make_small_reward("clip-score", tmp_path / "w")
+    words = [f"clip.{key}={value}" for key, value in options.items()]
+    words = ["eval", "--images", shades(tmp_path / "one", RED), "--rewards", "clip", "--option", *words, "--out", "e"]
+    for _ in range(2):
+        found = sdo(*words, "-q", "--no-report", cwd=tmp_path)
+        assert found.returncode == 0, found.stderr
+    (option,) = json.loads((tmp_path / "e" / "settings.json").read_text())["sources"]["clip-score"]
+    for path in (tmp_path / "w").rglob("*"):
+        os.utime(path, (1, 1))
+    found = sdo(*words, cwd=tmp_path)
+    assert found.returncode == 2 and f"clip-score was scored before what {option} names changed" in found.stderr
+
+
+def test_parts_of_a_mixture_have_sources_too(tmp_path):
+    (tmp_path / "head.pth").write_bytes(b"x")
+    parts = [{"name": "judge"}, {"name": "aesthetic-v2", "options": {"head": str(tmp_path / "head.pth")}}]
+    assert list(sources("mixture", {"parts": parts})) == ["parts.1.head"]
+    # a folder of that name would not be read
+    assert sources("clip-score", {"model": "embedded", "pretrained": str(tmp_path / "none")}) == {}
+
+
+def test_an_evaluation_of_before_there_were_sources_goes_on(tmp_path):
+    shades_scored(tmp_path, "--images", shades(tmp_path / "one", RED))
+    path = tmp_path / "e" / "settings.json"
+    tree = json.loads(path.read_text())
+    del tree["sources"]
+    path.write_text(json.dumps(tree))
+    shades_scored(tmp_path, "--images", tmp_path / "one")
+    assert "code" in json.loads(path.read_text())["sources"]["mine"]
 
 
 def test_distances_of_an_older_evaluation_that_are_to_no_pair_are_not_told(tmp_path):

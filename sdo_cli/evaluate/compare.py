@@ -83,6 +83,12 @@ def differences(sides: list[Side]) -> list[str]:
             a, b = first.job.rewards[name].options, side.job.rewards[name].options
             if dict(a) != dict(b):
                 found.append(f"{pair}: {name} with {dict(a)} and {dict(b)}")
+            elif name in first.job.sources and name in side.job.sources:
+                here, there = first.job.sources[name], side.job.sources[name]
+                if here.get("code") != there.get("code"):
+                    found.append(f"{pair}: {name} with other code of its plug-in")
+                elif dict(here) != dict(there):
+                    found.append(f"{pair}: {name} with other local files")
     return list(dict.fromkeys(found))
 
 

@@ -142,6 +142,8 @@ class Job:
         reward_precision: what they compute in.
         embedding: measure diversity and distance, for which the model of ``embedder`` embeds the images.
         select_by: the measure a LoRA scale is recommended by.
+        sources: by reward, digests of its code and local files; a reward that is missing was scored before there were
+            these.
     """
 
     prompts: Prompts
@@ -152,6 +154,7 @@ class Job:
     embedding: bool = True
     select_by: str = ""
     trained_on: list[str] = field(default_factory=list)
+    sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict, compare=False)
 
     @property
     def embedder(self) -> str | None:

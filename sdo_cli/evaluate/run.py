@@ -29,6 +29,7 @@ from sdo_cli.evaluate.summary import scores_csv, summary, summary_csv, values_of
 from sdo_cli.files import alone_in, read_json, write_json, write_text
 from sdo_cli.parallel.stopping import SafePoints, Stopping
 from sdo_cli.parallel.world import SINGLE, World
+from sdo_cli.plugins import loaded_plugins
 from sdo_cli.progress import Reporter
 from sdo_cli.provenance import command, machine, now, versions
 from sdo_cli.recipe.schema import PromptSource, Recipe, ValidationSpec
@@ -71,7 +72,8 @@ def evaluate(
 
     def record(status: str) -> None:
         if world.is_main:
-            tree = {"status": status, **started, "processes": world.size, "written": now()}
+            code = [asdict(plugin) for plugin in loaded_plugins()]
+            tree = {"status": status, **started, "plugins": code, "processes": world.size, "written": now()}
             write_json(folder / "manifest.json", tree)
 
     with _weights_of(job), ExitStack() as stack:
