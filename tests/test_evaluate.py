@@ -27,7 +27,9 @@ from sdo_cli.evaluate.draw import metadata_row
 from sdo_cli.evaluate.evaluation import Evaluation, folder_variants
 from sdo_cli.evaluate.folders import read_folder
 from sdo_cli.evaluate.job import EvalPrompt, Job, Prompts, Settings, Variant, items_of, variants_of
+from sdo_cli.evaluate.layouts import SUFFIXES
 from sdo_cli.evaluate.picture_text import prompt_inside
+from sdo_cli.evaluate.reference import reference_files
 from sdo_cli.evaluate.run import evaluate
 from sdo_cli.evaluate.score import ScoreFile, diversity_lines
 from sdo_cli.files import alone_in
@@ -888,6 +890,46 @@ def test_a_reference_set_through_the_evaluation(done, tmp_path):
     assert base["clip_fid"] < 1e-3 < tuned["clip_fid"] and base["clip_kid"] < tuned["clip_kid"]
     again = evaluate(wanted, tmp_path / "e", Silent())
     assert again["variants"]["strong"]["reference"] == tuned
+
+
+def test_a_reference_leaves_out_what_images_does_and_says_so(tmp_path):
+    """Sheets and thumbnails are no pictures of the set; folders inside are part of it."""
+    ref = tmp_path / "ref"
+    for name in ("a.png", "inside/b.JPG", ".thumbs/a.png", "inside/.c.png", "grid.png", "inside/xyz_grid-0001.png"):
+        picture(ref / name, "red")
+    for name in ("d.avif", "a.txt"):
+        (ref / name).write_bytes(b"x")
+    files, said = reference_files(ref)
+    assert [str(path.relative_to(ref)) for path in files] == ["a.png", "inside/b.JPG"]
+    assert said == (
+        f"--reference {ref}: 2 pictures used; left out: 2 sheets of several pictures, grid.png first; 2 pictures in "
+        "hidden files or folders, .thumbs/a.png first; 1 file of kinds that sdo does not read, d.avif first"
+    )
+    assert reference_files(ref / "inside" / "..")[0], "a folder above is not looked at"
+    (tmp_path / ".hidden").mkdir()
+    ref.rename(tmp_path / ".hidden" / "ref")
+    assert len(reference_files(tmp_path / ".hidden" / "ref")[0]) == 2, "where the folder lies does not matter"
+    picture(tmp_path / "jfif" / "a.jfif", "red", format="JPEG")
+    picture(tmp_path / "jfif" / "a.png", "red")
+    picture(tmp_path / "jfif" / "b.png", "red")
+    files, said = reference_files(tmp_path / "jfif")
+    # as --images has it: read, or left out with a line
+    assert len(files) == 2 + (".jfif" in SUFFIXES)
+    assert ("1 file of kinds that sdo does not read, a.jfif first" in said) == (".jfif" not in SUFFIXES)
+
+
+def test_what_a_reference_holds_is_said_before_anything_is_scored(renders, tmp_path):
+    picture(tmp_path / "ref" / "grid.png", "red")
+    words = ["eval", "--images", renders, "--rewards", "clip-embedded", "--fid-features", "clip", "--out", "e"]
+    found = sdo(*words, "--reference", tmp_path / "ref", cwd=tmp_path)
+    assert found.returncode == 2 and "0 pictures used; left out: 1 sheet of several pictures" in found.stderr
+    assert "it needs two or more" in found.stderr and not (tmp_path / "e").exists()
+    for name in "ab":
+        picture(tmp_path / "ref" / f"{name}.png", "blue")
+    found = sdo(*words, "--reference", tmp_path / "ref", cwd=tmp_path)
+    assert found.returncode == 0 and "2 pictures used; left out: 1 sheet of several" in found.stderr
+    tree = json.loads((tmp_path / "e" / "summary.json").read_text())
+    assert tree["variants"]["renders"]["reference"]["reference_images"] == 2
 
 
 def test_inceptions_real_architecture_reads_its_weight_file(tmp_path):
