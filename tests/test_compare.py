@@ -13,7 +13,7 @@ from sdo_cli.drawing.draw import DrawSettings
 from sdo_cli.errors import RecipeFault
 from sdo_cli.evaluate.compare import compare_folders
 from sdo_cli.evaluate.evaluation import Evaluation, job_tree
-from sdo_cli.evaluate.job import EvalPrompt, Job, Prompts, Settings, Variant, items_of
+from sdo_cli.evaluate.job import EvalPrompt, Item, Job, Prompts, Settings, Variant, items_of
 from sdo_cli.evaluate.run import write_tables
 from sdo_cli.evaluate.score import Score, ScoreFile
 from sdo_cli.evaluate.summary import Measured, compare, recommended, summary, sweeps
@@ -130,6 +130,49 @@ def test_rewards_with_other_options_are_refused(tmp_path, gains):
     tree["rewards"]["clip-score"] = {"model": "other"}
     write_json(b / "settings.json", tree)
     with pytest.raises(RecipeFault, match="clip-score with"):
+        compare_folders([a / "base", b / "base"], tmp_path / "c")
+
+
+def folder_evaluation(folder, scores, *, seeds):
+    """Of a folder made elsewhere, with made-up scores by prompt and seed; seeds are stated or not."""
+    (folder / "pictures").mkdir(parents=True)
+    items, count = [], {}
+    for prompt, seed in scores:
+        at = count[prompt] = count.get(prompt, -1) + 1
+        items.append(Item(f"{prompt}-{seed}.png", prompt, at, f"prompt {prompt}", "", seed if seeds else None))
+        Image.new("RGB", (8, 8)).save(folder / "pictures" / items[-1].file)
+    prompts = Prompts("two", "test", PROMPTS.prompts[:2])
+    variant = Variant(folder.name, folder=str(folder / "pictures"), items=tuple(items))
+    job = Job(prompts, None, [variant], {"judge": RewardSpec("judge")}, embedding=False, select_by="judge")
+    write_json(folder / "settings.json", job_tree(job))
+    values = list(scores.values())
+    lines = [Score(folder.name, "judge", i.prompt, i.seed_index, i.file, v) for i, v in zip(items, values, strict=True)]
+    ScoreFile(folder / "scores.jsonl").add(lines)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "seeds, difference, said", [(True, 0, "same seeds"), (False, (1.5 - 4 + 2 - 4) / 2, "prompt by prompt")]
+)
+def test_folders_made_elsewhere_are_not_paired_by_number(tmp_path, seeds, difference, said):
+    whole = {(0, 0): 9.0, (0, 1): 1.0, (0, 2): 2.0, (1, 0): 8.0, (1, 1): 1.0, (1, 2): 3.0}
+    late = {key: value for key, value in whole.items() if key[1] > 0}
+    a, b = (folder_evaluation(tmp_path / n, s, seeds=seeds) for n, s in (("a", whole), ("b", late)))
+    done = sdo("compare", a, b, "--out", tmp_path / "c")
+    assert done.returncode == 0, done.stderr
+    row = json.loads((tmp_path / "c" / "comparison.json").read_text())["results"]["b"]["judge"]
+    assert row["difference"]["mean"] == pytest.approx(difference)
+    assert f"differences {said}; brackets" in done.stdout
+    assert f"that all have, {said}" in (tmp_path / "c" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("key, said", [("code", "other code of its plug-in"), ("model", "other local files")])
+def test_rewards_with_other_code_or_files_are_refused(tmp_path, gains, key, said):
+    a, b = made(tmp_path / "a", gains), made(tmp_path / "b", gains)
+    for folder, digest in ((a, "1"), (b, "2")):
+        tree = json.loads((folder / "settings.json").read_text())
+        write_json(folder / "settings.json", tree | {"sources": {"clip-score": {key: digest}}})
+    with pytest.raises(RecipeFault, match=f"clip-score with {said}"):
         compare_folders([a / "base", b / "base"], tmp_path / "c")
 
 

@@ -1,8 +1,10 @@
 """`sdo eval` through the real command and the library."""
 
 import csv
+import hashlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -25,7 +27,9 @@ from sdo_cli.evaluate.draw import metadata_row
 from sdo_cli.evaluate.evaluation import Evaluation, folder_variants
 from sdo_cli.evaluate.folders import read_folder
 from sdo_cli.evaluate.job import EvalPrompt, Job, Prompts, Settings, Variant, items_of, variants_of
+from sdo_cli.evaluate.layouts import SUFFIXES
 from sdo_cli.evaluate.picture_text import prompt_inside
+from sdo_cli.evaluate.reference import reference_files
 from sdo_cli.evaluate.run import evaluate
 from sdo_cli.evaluate.score import ScoreFile, diversity_lines
 from sdo_cli.files import alone_in
@@ -33,7 +37,7 @@ from sdo_cli.finetune.lora import add_lora
 from sdo_cli.models.load import ModelSource, load_family
 from sdo_cli.progress import Silent
 from sdo_cli.recipe.schema import LoraSpec, RewardSpec
-from sdo_cli.scoring.rewards import build_reward, score_images
+from sdo_cli.scoring.rewards import build_reward, score_images, sources
 
 TEXTS = [
     ("a tiger on a teal background", "animals"),
@@ -297,6 +301,18 @@ def test_rewards_and_loras_can_be_added_later(tmp_path, lora, model):
             "guidance_scale is 2.0 there",
         ),
         ({"rewards": {"clip-score": RewardSpec("clip-score", options={"model": "x"})}}, "options of clip-score"),
+        (
+            {"prompts": replace(PROMPTS, prompts=[*PROMPTS.prompts[:2], EvalPrompt("a fox"), *PROMPTS.prompts[3:]])},
+            "5 prompts of five there, 5 prompts of five here (only there: a rose on a white background)",
+        ),
+        (
+            {"prompts": replace(PROMPTS, prompts=[EvalPrompt(TEXTS[0][0], "cats"), *PROMPTS.prompts[1:]])},
+            "(of a tiger on a teal background the category is animals there, cats here)",
+        ),
+        (
+            {"prompts": replace(PROMPTS, prompts=PROMPTS.prompts[::-1])},
+            "(prompt 0 is a tiger on a teal background there, a taxi",
+        ),
         ({"reward_precision": "bf16"}, "reward precision is no there, bf16 here"),
         ({"variants": [Variant("base"), Variant("strong", "x", 1.0, "other")]}, "its LoRA strong has changed"),
     ],
@@ -502,12 +518,173 @@ def test_folders_are_compared_when_they_hold_the_same_prompts(tmp_path):
     (tmp_path / "d").mkdir()
     picture(tmp_path / "d" / "x.png", "red")
     (tmp_path / "d" / "x.txt").write_text("words")
-    with pytest.raises(RecipeFault, match="has other prompts"):
+    with pytest.raises(RecipeFault, match=r"has other prompts than .*/c \(only there: other\); score"):
         folder_variants([tmp_path / "c", tmp_path / "d"], None)
     picture(tmp_path / "a" / "00000_00.png", "green")
     changed = folder_variants([tmp_path / "a", tmp_path / "b"], PROMPTS)[0]
     with pytest.raises(RecipeFault, match="its images a has changed"):
         evaluate(replace(wanted, variants=changed), tmp_path / "e", Silent())
+
+
+def shades(folder, scores, *, seeds=True):
+    """Pictures as red as their score by prompt and seed, with a metadata.jsonl that may state the seeds."""
+    rows = []
+    for (prompt, seed), red in scores.items():
+        name = f"{prompt}-{seed}.png"
+        picture(folder / name, (red, 100, 50))
+        rows.append({"file_name": name, "prompt": f"a {prompt}"} | ({"seed": seed} if seeds else {}))
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+# one seed is much redder than the others, so that another pairing changes the sign
+RED = {("cat", 0): 250, ("cat", 1): 40, ("cat", 2): 80, ("dog", 0): 240, ("dog", 1): 30, ("dog", 2): 90}
+LATE = {key: red for key, red in RED.items() if key[1] > 0}
+MINE = """
+from rewards import reward
+
+
+@reward("mine", summary="how red", range=(0, 10))
+class Mine:
+    def score(self, images, prompts):
+        return images[:, 0].mean((1, 2)) * 1
+"""
+
+
+def shades_scored(tmp_path, *words):
+    plugin = tmp_path / "mine.py"
+    if not plugin.exists():
+        plugin.write_text(MINE)
+    found = sdo("eval", *words, "--rewards", "mine,clip-embedded", "--plugin", plugin, "--out", "e", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    return json.loads((tmp_path / "e" / "summary.json").read_text()), found.stdout
+
+
+def test_pictures_of_the_same_seed_are_pairs_whatever_their_number(tmp_path):
+    """The first seed is missing in one folder: what is left is the same file by file."""
+    one, two = shades(tmp_path / "one", RED), shades(tmp_path / "two", LATE)
+    tree, text = shades_scored(tmp_path, "--images", one, "--images", two)
+    row = tree["differences"]["two"]["mine"]
+    assert row["difference"]["mean"] == 0 and row["win_rate"]["mean"] == 0.5
+    means = [tree["variants"][name]["measures"]["mine"]["mean"] for name in ("one", "two")]
+    assert means[0] > means[1] + 0.2
+    assert tree["variants"]["two"]["measures"]["distance-from-base"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert tree["pairing"]["two"]["by"] == "seed" and tree["pairing"]["two"]["pairs"] == 4
+    said = "2 pictures without one of the same seed, not in differences"
+    assert said in text and "differences to one, same seeds; brackets" in text and "same noise" not in text
+    page = (tmp_path / "e" / "report.html").read_text()
+    assert said in page and "Differences to one, same seeds" in page
+    assert "2 prompts of one, 6 images of one, 4 images of two" in page
+
+
+def test_of_pictures_without_seeds_the_means_of_prompts_are_compared(tmp_path):
+    """Paired k-th with k-th, the difference would be that of other pictures than the means are of."""
+    one, two = shades(tmp_path / "one", RED, seeds=False), shades(tmp_path / "two", LATE, seeds=False)
+    tree, text = shades_scored(tmp_path, "--images", one, "--images", two)
+    means = [tree["variants"][name]["measures"]["mine"]["mean"] for name in ("one", "two")]
+    row = tree["differences"]["two"]["mine"]
+    assert row["difference"]["mean"] == pytest.approx(means[1] - means[0]) and row["win_rate"]["mean"] == 0
+    assert means[1] < means[0] and row["difference"]["n"] == 2
+    assert "distance-from-base" not in tree["variants"]["two"]["measures"]
+    assert "diversity" in tree["differences"]["two"]
+    assert "their noise is not known, so differences are of each prompt's means, and no distance" in text
+    assert "differences to one, prompt by prompt; brackets" in text and "same noise" not in text
+    assert "Differences to one, prompt by prompt" in (tmp_path / "e" / "report.html").read_text()
+
+
+def test_of_seeds_that_are_not_the_same_the_means_of_prompts_are_compared(tmp_path):
+    other = {(prompt, seed + 5 * (prompt == "dog")): red for (prompt, seed), red in LATE.items()}
+    one, two = shades(tmp_path / "one", RED), shades(tmp_path / "two", other)
+    tree, text = shades_scored(tmp_path, "--images", one, "--images", two)
+    means = [tree["variants"][name]["measures"]["mine"]["mean"] for name in ("one", "two")]
+    row = tree["differences"]["two"]["mine"]["difference"]
+    assert row["n"] == 2 and row["mean"] == pytest.approx(means[1] - means[0])
+    assert "not every prompt has a seed that both name once" in text
+
+
+def test_one_folder_alone_has_no_differences(tmp_path):
+    some = {key: red for key, red in RED.items() if key in (("cat", 0), ("cat", 1), ("dog", 2))}
+    tree, text = shades_scored(tmp_path, "--images", shades(tmp_path / "one", some))
+    assert tree["pairing"] == {} and "differences" not in text and "noise" not in text
+    assert "2 prompts of one, 3 images" in (tmp_path / "e" / "report.html").read_text()
+    assert "3 images each" not in (tmp_path / "e" / "report.html").read_text()
+
+
+def test_a_reward_whose_code_changed_is_not_scored_into_the_same_folder(tmp_path):
+    """Old and new scores would stand side by side as if of one measure."""
+    one, two = shades(tmp_path / "one", RED), shades(tmp_path / "two", RED)
+    shades_scored(tmp_path, "--images", one)
+    manifest = json.loads((tmp_path / "e" / "manifest.json").read_text())
+    digest = hashlib.sha256(MINE.encode()).hexdigest()
+    assert manifest["plugins"] == [{"path": str(tmp_path / "mine.py"), "sha256": digest, "package": ""}]
+    settings = json.loads((tmp_path / "e" / "settings.json").read_text())
+    assert settings["sources"] == {"mine": {"code": digest}, "clip-embedded": {}}
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "mine.py").rename(tmp_path / "moved" / "other.py")
+    both = ["eval", "--images", one, "--images", two, "--out", "e"]
+    same = sdo(*both, "--rewards", "mine,clip-embedded", "--plugin", "moved/other.py", cwd=tmp_path)
+    assert same.returncode == 0, "the same code in another place is the same reward"
+    before = content(tmp_path / "e")
+    (tmp_path / "mine.py").write_text(MINE.replace("* 1", "* 2"))
+    for words in (["mine,clip-embedded"], ["clip-embedded"]):
+        found = sdo(*both, "--rewards", *words, "--plugin", "mine.py", cwd=tmp_path)
+        assert found.returncode == 2 and "mine was scored before its plug-in's code changed" in found.stderr
+        assert "give another folder" in found.stderr
+    found = sdo(*both, "--rewards", "clip-embedded", cwd=tmp_path)
+    assert found.returncode == 2 and "mine there is of a plug-in that is not loaded here; give it with" in found.stderr
+    assert content(tmp_path / "e") == before
+
+
+def test_a_weight_file_that_changed_is_not_scored_into_the_same_folder(tmp_path):
+    options = make_small_reward("clip-score", tmp_path / "w")
+    words = [f"clip.{key}={value}" for key, value in options.items()]
+    words = ["eval", "--images", shades(tmp_path / "one", RED), "--rewards", "clip", "--option", *words, "--out", "e"]
+    for _ in range(2):
+        found = sdo(*words, "-q", "--no-report", cwd=tmp_path)
+        assert found.returncode == 0, found.stderr
+    (option,) = json.loads((tmp_path / "e" / "settings.json").read_text())["sources"]["clip-score"]
+    for path in (tmp_path / "w").rglob("*"):
+        os.utime(path, (1, 1))
+    found = sdo(*words, cwd=tmp_path)
+    assert found.returncode == 2 and f"clip-score was scored before what {option} names changed" in found.stderr
+
+
+def test_parts_of_a_mixture_have_sources_too(tmp_path):
+    (tmp_path / "head.pth").write_bytes(b"x")
+    parts = [{"name": "judge"}, {"name": "aesthetic-v2", "options": {"head": str(tmp_path / "head.pth")}}]
+    assert list(sources("mixture", {"parts": parts})) == ["parts.1.head"]
+    # a folder of that name would not be read
+    assert sources("clip-score", {"model": "embedded", "pretrained": str(tmp_path / "none")}) == {}
+
+
+def test_an_evaluation_of_before_there_were_sources_goes_on(tmp_path):
+    shades_scored(tmp_path, "--images", shades(tmp_path / "one", RED))
+    path = tmp_path / "e" / "settings.json"
+    tree = json.loads(path.read_text())
+    del tree["sources"]
+    path.write_text(json.dumps(tree))
+    shades_scored(tmp_path, "--images", tmp_path / "one")
+    assert "code" in json.loads(path.read_text())["sources"]["mine"]
+
+
+def test_distances_of_an_older_evaluation_that_are_to_no_pair_are_not_told(tmp_path):
+    one, two = (shades(tmp_path / name, scores, seeds=False) for name, scores in (("one", RED), ("two", LATE)))
+    shades_scored(tmp_path, "--images", one, "--images", two)
+    with (tmp_path / "e" / "scores.jsonl").open("a") as stream:
+        line = {"variant": "two", "measure": "distance-from-base", "prompt": 0, "seed": 0, "image": "", "score": 0.5}
+        stream.write(json.dumps(line) + "\n")
+    tree, _ = shades_scored(tmp_path, "--images", one, "--images", two)
+    assert "distance-from-base" not in tree["variants"]["two"]["measures"]
+
+
+def test_a_baseline_that_comes_later_is_what_distances_are_to(tmp_path, model, lora):
+    half, whole = variants_of([str(lora)], [0.5, 1.0], base=False)
+    evaluate(job(model, half, whole), tmp_path / "e", Silent(), batch_size=4)
+    later = evaluate(job(model, Variant("base")), tmp_path / "e", Silent(), batch_size=4)
+    tuned, base = (load_file(tmp_path / "e" / "embeddings" / f"{name}.safetensors") for name in ("strong", "base"))
+    by_hand = [1 - float(tuned[file].double() @ base[file].double()) for file in base]
+    found = later["variants"]["strong"]["measures"]["distance-from-base"]["mean"]
+    assert found == pytest.approx(np.mean(by_hand))
 
 
 def test_an_unreadable_image_is_named(tmp_path):
@@ -650,7 +827,8 @@ def test_a_run_folder_brings_model_sampling_and_prompts(tmp_path, lora, model):
         "clip-embedded",
         "judge",
     ]
-    assert "higher on" in found.stdout and "e/report.html" in found.stdout and "2 prompts" in found.stdout
+    assert "higher on" in found.stdout and "e/report.html" in found.stdout
+    assert "2 prompts; differences to base, same noise; brackets" in found.stdout
     assert Path(tmp_path / "e" / "report.html").stat().st_size > 20_000
 
 
@@ -712,6 +890,46 @@ def test_a_reference_set_through_the_evaluation(done, tmp_path):
     assert base["clip_fid"] < 1e-3 < tuned["clip_fid"] and base["clip_kid"] < tuned["clip_kid"]
     again = evaluate(wanted, tmp_path / "e", Silent())
     assert again["variants"]["strong"]["reference"] == tuned
+
+
+def test_a_reference_leaves_out_what_images_does_and_says_so(tmp_path):
+    """Sheets and thumbnails are no pictures of the set; folders inside are part of it."""
+    ref = tmp_path / "ref"
+    for name in ("a.png", "inside/b.JPG", ".thumbs/a.png", "inside/.c.png", "grid.png", "inside/xyz_grid-0001.png"):
+        picture(ref / name, "red")
+    for name in ("d.avif", "a.txt"):
+        (ref / name).write_bytes(b"x")
+    files, said = reference_files(ref)
+    assert [str(path.relative_to(ref)) for path in files] == ["a.png", "inside/b.JPG"]
+    assert said == (
+        f"--reference {ref}: 2 pictures used; left out: 2 sheets of several pictures, grid.png first; 2 pictures in "
+        "hidden files or folders, .thumbs/a.png first; 1 file of kinds that sdo does not read, d.avif first"
+    )
+    assert reference_files(ref / "inside" / "..")[0], "a folder above is not looked at"
+    (tmp_path / ".hidden").mkdir()
+    ref.rename(tmp_path / ".hidden" / "ref")
+    assert len(reference_files(tmp_path / ".hidden" / "ref")[0]) == 2, "where the folder lies does not matter"
+    picture(tmp_path / "jfif" / "a.jfif", "red", format="JPEG")
+    picture(tmp_path / "jfif" / "a.png", "red")
+    picture(tmp_path / "jfif" / "b.png", "red")
+    files, said = reference_files(tmp_path / "jfif")
+    # as --images has it: read, or left out with a line
+    assert len(files) == 2 + (".jfif" in SUFFIXES)
+    assert ("1 file of kinds that sdo does not read, a.jfif first" in said) == (".jfif" not in SUFFIXES)
+
+
+def test_what_a_reference_holds_is_said_before_anything_is_scored(renders, tmp_path):
+    picture(tmp_path / "ref" / "grid.png", "red")
+    words = ["eval", "--images", renders, "--rewards", "clip-embedded", "--fid-features", "clip", "--out", "e"]
+    found = sdo(*words, "--reference", tmp_path / "ref", cwd=tmp_path)
+    assert found.returncode == 2 and "0 pictures used; left out: 1 sheet of several pictures" in found.stderr
+    assert "it needs two or more" in found.stderr and not (tmp_path / "e").exists()
+    for name in "ab":
+        picture(tmp_path / "ref" / f"{name}.png", "blue")
+    found = sdo(*words, "--reference", tmp_path / "ref", cwd=tmp_path)
+    assert found.returncode == 0 and "2 pictures used; left out: 1 sheet of several" in found.stderr
+    tree = json.loads((tmp_path / "e" / "summary.json").read_text())
+    assert tree["variants"]["renders"]["reference"]["reference_images"] == 2
 
 
 def test_inceptions_real_architecture_reads_its_weight_file(tmp_path):

@@ -26,7 +26,7 @@ def compare(
     report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
     as_json: ForMachines = False,
 ) -> None:
-    """Compare evaluations pair by pair: same prompts, same noise; differences are to the first."""
+    """Compare evaluations picture by picture where the noise is the same, else prompt by prompt, to the first."""
     if missing := [path for path in evaluations if not path.is_dir()]:
         raise RecipeFault([f"{path}: no such folder" for path in missing], what="command line")
     import rewards as table
@@ -39,6 +39,8 @@ def compare(
 
 
 def as_text(tree: dict[str, Any], folder: Path, *, report: bool) -> str:
+    from sdo_cli.evaluate.summary import ways
+
     lines = [f"differs: {problem}" for problem in tree["differences_of_settings"]]
     for name, found in tree["results"].items():
         lines.append(f"\n{name} against {tree['baseline']}")
@@ -53,9 +55,10 @@ def as_text(tree: dict[str, Any], folder: Path, *, report: bool) -> str:
         for kind in ("best", "worst"):
             shown = "; ".join(f"{row['difference']:+.3f} {row['prompt']}" for row in chosen[kind][:3])
             lines.append(f"  {kind}: {shown}")
-    lines.append(
-        f"\nbrackets are 95 % intervals over prompts\n{folder}/{'report.html' if report else 'comparison.json'}"
-    )
+    pairing = tree["pairing"]
+    lines += ["", *(row["note"] for row in pairing.values() if row["note"])]
+    lines.append(f"differences {ways(pairing)}; brackets are 95 % intervals over prompts")
+    lines.append(f"{folder}/{'report.html' if report else 'comparison.json'}")
     return "\n".join(lines).lstrip("\n")
 
 

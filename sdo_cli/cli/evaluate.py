@@ -122,6 +122,8 @@ def carry_out(
 
 def as_text(tree: dict[str, Any], folder: Path, *, report: bool) -> str:
     """A table per measure: every variant, and its difference to the first."""
+    from sdo_cli.evaluate.summary import ways
+
     lines = []
     names = list(dict.fromkeys(name for entry in tree["variants"].values() for name in entry["measures"]))
     width = max(len(name) for name in tree["variants"])
@@ -148,7 +150,10 @@ def as_text(tree: dict[str, Any], folder: Path, *, report: bool) -> str:
             f"\nrecommended scale of {lora}: {found['scale']:g} (smallest that {found['by']} cannot tell from the best)"
         )
     base, count = tree["baseline"], tree["prompts"]["count"]
-    lines.append(f"\n{count} prompts; differences to {base}, same noise; brackets are 95 % intervals over prompts")
+    last = [f"{count} prompt{'s' * (count != 1)}"]
+    if pairing := tree["pairing"]:
+        last += [f"differences to {base}, {ways(pairing)}", "brackets are 95 % intervals over prompts"]
+    lines += ["", *(row["note"] for row in pairing.values() if row["note"]), "; ".join(last)]
     lines.append(f"{folder}/{'report.html' if report else 'summary.json'}")
     return "\n".join(lines).lstrip("\n")
 

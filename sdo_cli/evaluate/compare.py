@@ -1,4 +1,4 @@
-"""Evaluations side by side, paired by prompt and seed; nothing is drawn or scored."""
+"""Evaluations side by side, paired by noise or else by prompt; nothing is drawn or scored."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -9,7 +9,7 @@ from sdo_cli.errors import RecipeFault
 from sdo_cli.evaluate.evaluation import Evaluation
 from sdo_cli.evaluate.job import Job, Prompts
 from sdo_cli.evaluate.report import comparison_report
-from sdo_cli.evaluate.summary import Comparison, Measured, comparisons
+from sdo_cli.evaluate.summary import Comparison, Measured, comparisons, pairing_row
 from sdo_cli.files import without_nan, write_json
 from sdo_cli.provenance import command, versions
 from sdo_cli.reports.page import write_report
@@ -83,6 +83,12 @@ def differences(sides: list[Side]) -> list[str]:
             a, b = first.job.rewards[name].options, side.job.rewards[name].options
             if dict(a) != dict(b):
                 found.append(f"{pair}: {name} with {dict(a)} and {dict(b)}")
+            elif name in first.job.sources and name in side.job.sources:
+                here, there = first.job.sources[name], side.job.sources[name]
+                if here.get("code") != there.get("code"):
+                    found.append(f"{pair}: {name} with other code of its plug-in")
+                elif dict(here) != dict(there):
+                    found.append(f"{pair}: {name} with other local files")
     return list(dict.fromkeys(found))
 
 
@@ -153,6 +159,7 @@ def compare_folders(
         "compared": {m.name: side.origin for m, side in zip(measured, sides, strict=True)},
         "differences_of_settings": problems,
         "measure": measure,
+        "pairing": {m.name: pairing_row(base, m) for m in measured[1:]},
         "versions": versions(),
         "results": {name: {m: _row(c, base, prompts) for m, c in found.items()} for name, found in pairs.items()},
     }

@@ -1,18 +1,33 @@
 """An evaluation folder: what it is, whether it may be continued, and what it holds so far."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import rewards
 from sdo_cli.errors import RecipeFault
 from sdo_cli.evaluate.folders import folder_hash, read_folder
-from sdo_cli.evaluate.job import EvalPrompt, Item, Job, Prompts, Variant, as_settings, as_variant, digest, items_of
+from sdo_cli.evaluate.job import (
+    EvalPrompt,
+    Item,
+    Job,
+    Prompts,
+    Variant,
+    as_settings,
+    as_variant,
+    digest,
+    items_of,
+    pairs_by_seed,
+)
+from sdo_cli.evaluate.layouts import short
 from sdo_cli.evaluate.score import EMBEDDED_MEASURES, ScoreFile
 from sdo_cli.evaluate.summary import Measured
 from sdo_cli.files import read_json
 from sdo_cli.prompt_sets.syntax import syntax_notes
 from sdo_cli.recipe.schema import RewardSpec
+from sdo_cli.scoring.embedded_measures import DISTANCE
+from sdo_cli.scoring.rewards import sources
 
 SETTINGS = "settings.json"
 
@@ -57,15 +72,17 @@ class Evaluation:
         """Every variant with the scores there are."""
         scores = ScoreFile(self.folder / "scores.jsonl")
         names = [*self.job.rewards, *(EMBEDDED_MEASURES if self.job.embedding else ())]
-        return [
-            Measured(
-                variant,
-                self.images(variant),
-                self.items[variant.name],
-                {name: table for name in names if (table := scores.of(variant.name, name))},
-            )
-            for variant in self.job.variants
-        ]
+        found = []
+        for variant in self.job.variants:
+            tables = {name: scores.of(variant.name, name) for name in names}
+            if DISTANCE in tables:
+                # lines of before pairs went by noise may be there, and those to what was the first variant then
+                first, items = self.job.variants[0], self.items[variant.name]
+                pairs = {} if variant is first else pairs_by_seed(self.items[first.name], items)
+                tables[DISTANCE] = {key: value for key, value in tables[DISTANCE].items() if key in pairs}
+            tables = {name: table for name, table in tables.items() if table}
+            found.append(Measured(variant, self.images(variant), self.items[variant.name], tables))
+        return found
 
 
 def job_tree(job: Job) -> dict[str, Any]:
@@ -73,10 +90,13 @@ def job_tree(job: Job) -> dict[str, Any]:
     measured = {"rewards": {name: spec.options for name, spec in job.rewards.items()}, "embedding": job.embedding}
     measured["reward_precision"] = job.reward_precision
     drawn = job.settings.tree() if job.settings else None
+    # files stay out: their times differ where they are copied
+    code = {name: found["code"] for name, found in job.sources.items() if "code" in found}
     return {
-        "hash": digest([drawn, job.prompts.fingerprint, measured]),
+        "hash": digest([drawn, job.prompts.fingerprint, measured | ({"code": code} if code else {})]),
         "settings": drawn,
         **measured,
+        "sources": {name: dict(found) for name, found in job.sources.items()},
         "select_by": job.select_by,
         "trained_on": job.trained_on,
         "variants": [asdict(variant) for variant in job.variants],
@@ -100,6 +120,7 @@ def job_from(tree: dict[str, Any]) -> Job:
         embedding=tree["embedding"],
         select_by=tree["select_by"],
         trained_on=tree["trained_on"],
+        sources=tree.get("sources", {}),
     )
 
 
@@ -115,20 +136,42 @@ def joined(job: Job, folder: Path) -> Job:
             raise RecipeFault(
                 [f"--out {folder}: is not empty and holds no evaluation; give another folder"], what="command line"
             )
-        return job
+        return replace(job, sources=_sources(job.rewards))
     before = job_from(read_json(path))
     problems = list(_clashes(before, job))
+    if not problems:
+        problems = list(_changed_rewards(before, job))
     if problems:
         lines = [f"--out {folder}: holds an evaluation with other settings: {problem}" for problem in problems]
         raise RecipeFault([*lines[:6], "give another folder, or the same settings to continue it"], what="command line")
     variants = {variant.name: variant for variant in (*before.variants, *job.variants)}
+    merged = before.rewards | job.rewards
     return replace(
         job,
+        sources=_sources(merged),
         variants=in_order(list(variants.values())),
-        rewards=before.rewards | job.rewards,
+        rewards=merged,
         embedding=before.embedding or job.embedding,
         trained_on=list(dict.fromkeys((*before.trained_on, *job.trained_on))),
     )
+
+
+def _sources(specs: Mapping[str, RewardSpec]) -> dict[str, dict[str, str]]:
+    return {name: sources(name, spec.options) for name, spec in specs.items()}
+
+
+def _changed_rewards(before: Job, job: Job) -> Iterable[str]:
+    """Scores of before and after such a change are not of one measure."""
+    for name, spec in before.rewards.items():
+        if not rewards.resolve(name):
+            yield f"{name} there is of a plug-in that is not loaded here; give it with --plugin"
+            continue
+        kept, now = before.sources.get(name), sources(name, job.rewards.get(name, spec).options)
+        if kept is None or kept == now:
+            continue
+        changed = [key for key in dict.fromkeys((*kept, *now)) if kept.get(key) != now.get(key)]
+        parts = ["its plug-in's code" if key == "code" else f"what {key} names" for key in changed]
+        yield f"{name} was scored before {' and '.join(parts)} changed"
 
 
 def in_order(variants: list[Variant]) -> list[Variant]:
@@ -151,7 +194,7 @@ def _clashes(before: Job, job: Job) -> Iterable[str]:
         yield from (f"{key} is {mine[key]!r} there, {theirs[key]!r} here" for key in changed)
     if before.prompts.fingerprint != job.prompts.fingerprint:
         counts = [f"{len(prompts.prompts)} prompts of {prompts.name}" for prompts in (before.prompts, job.prompts)]
-        yield f"{counts[0]} there, {counts[1]} here"
+        yield f"{counts[0]} there, {counts[1]} here{_first_other(before.prompts, job.prompts)}"
     if before.reward_precision != job.reward_precision:
         yield f"reward precision is {before.reward_precision} there, {job.reward_precision} here"
     known = {variant.name: variant for variant in before.variants}
@@ -163,6 +206,21 @@ def _clashes(before: Job, job: Job) -> Iterable[str]:
     for name, spec in job.rewards.items():
         if name in before.rewards and before.rewards[name].options != spec.options:
             yield f"options of {name} are {before.rewards[name].options} there, {dict(spec.options)} here"
+
+
+def _first_other(there: Prompts, here: Prompts) -> str:
+    """The first prompt that differs, to append: one that only one side has, else one at another place or category."""
+    sides = [[p.text for p in prompts.prompts] for prompts in (there, here)]
+    for mine, others, where in ((*sides, "there"), (*sides[::-1], "here")):
+        known = set(others)
+        if alone := next((text for text in mine if text not in known), None):
+            return f" (only {where}: {short(alone)})"
+    for number, (a, b) in enumerate(zip(there.prompts, here.prompts, strict=False)):
+        if a.text != b.text:
+            return f" (prompt {number} is {short(a.text)} there, {short(b.text)} here)"
+        if a.category != b.category:
+            return f" (of {short(a.text)} the category is {a.category or 'none'} there, {b.category or 'none'} here)"
+    return ""
 
 
 def _in_the_order_of(first: Prompts, own: Prompts, items: list[Item]) -> tuple[Prompts, list[Item]]:
@@ -204,8 +262,10 @@ def folder_variants(folders: list[Path], prompts: Prompts | None, limit: int | N
         if first is not None and prompts is None:
             own, items = _in_the_order_of(first, own, items)
         if first is not None and [p.text for p in own.prompts] != [p.text for p in first.prompts]:
+            other = _first_other(first, own)
             raise RecipeFault(
-                [f"--images {folder}: has other prompts than {folders[0]}; score them one by one"], what="command line"
+                [f"--images {folder}: has other prompts than {folders[0]}{other}; score them one by one"],
+                what="command line",
             )
         first = first or own
         name = folder.resolve().name

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,8 @@ class Job:
         reward_precision: what they compute in.
         embedding: measure diversity and distance, for which the model of ``embedder`` embeds the images.
         select_by: the measure a LoRA scale is recommended by.
+        sources: by reward, digests of its code and local files; a reward that is missing was scored before there were
+            these.
     """
 
     prompts: Prompts
@@ -154,6 +156,7 @@ class Job:
     embedding: bool = True
     select_by: str = ""
     trained_on: list[str] = field(default_factory=list)
+    sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict, compare=False)
 
     @property
     def embedder(self) -> str | None:
@@ -176,6 +179,28 @@ def items_of(prompts: Prompts, settings: Settings) -> list[Item]:
         for i, p in enumerate(prompts.prompts)
         for j in range(settings.seeds)
     ]
+
+
+Place = tuple[int, int]
+
+
+def pairs_by_seed(base: Iterable[Item], items: Iterable[Item]) -> dict[Place, Place]:
+    """Places (prompt, seed_index) of ``items`` to those of the pictures of ``base`` with the same prompt and seed.
+
+    A place alone says nothing: where a folder lacks a picture, the numbers of those after it move up. Empty where a
+    picture of either states no seed, or two of one prompt state the same.
+    """
+    theirs, mine = _by_seed(base), _by_seed(items)
+    return {mine[key]: theirs[key] for key in mine if key in theirs}
+
+
+def _by_seed(items: Iterable[Item]) -> dict[tuple[int, int], Place]:
+    found = {}
+    for item in items:
+        if item.seed is None or (item.prompt, item.seed) in found:
+            return {}
+        found[item.prompt, item.seed] = (item.prompt, item.seed_index)
+    return found
 
 
 def digest(value: Any) -> str:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sdo_cli.drawing.pictures import read_image
-from sdo_cli.errors import EnvironmentFault
+from sdo_cli.errors import EnvironmentFault, RecipeFault
+from sdo_cli.evaluate.layouts import OTHER_SUFFIXES, SUFFIXES, _is_sheet, counted
 from sdo_cli.hub import is_offline
 from sdo_cli.installed import install_extra
 
@@ -20,6 +21,38 @@ FEATURES = ("inception", "clip")
 # images in one of KID's random subsets, as published figures have it
 SUBSET = 1000
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
+
+
+# with names of JPEG that --images may or may not read
+UNREAD = (OTHER_SUFFIXES | {".jfif", ".jpe"}) - SUFFIXES
+
+
+def reference_files(folder: Path) -> tuple[list[Path], str]:
+    """Pictures of a folder and of those inside it, by the rules of ``--images``, and a sentence about them.
+
+    Raises:
+        RecipeFault: fewer than two.
+    """
+    every = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() in SUFFIXES | UNREAD)
+    hidden = {path for path in every if any(part[0] == "." for part in path.relative_to(folder).parts)}
+    seen = [path for path in every if path not in hidden]
+    pictures = [path for path in seen if path.suffix.lower() in SUFFIXES]
+    files = [path for path in pictures if not _is_sheet(path)]
+    left = [
+        f"{counted(len(paths), noun)} {what}, {paths[0].relative_to(folder)} first"
+        for paths, noun, what in (
+            ([path for path in pictures if _is_sheet(path)], "sheet", "of several pictures"),
+            (sorted(hidden), "picture", "in hidden files or folders"),
+            ([path for path in seen if path.suffix.lower() in UNREAD], "file", "of kinds that sdo does not read"),
+        )
+        if paths
+    ]
+    said = f"--reference {folder}: {counted(len(files), 'picture')} used"
+    if left:
+        said += f"; left out: {'; '.join(left)}"
+    if len(files) < 2:
+        raise RecipeFault([f"{said}; it needs two or more; put them there as PNG, JPEG or WebP"], what="command line")
+    return files, said
 
 
 class _Given(nn.Module):

@@ -1,20 +1,25 @@
 """What the report of an evaluation or a comparison says."""
 
 import shlex
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import rewards
-from sdo_cli.evaluate.job import Job, Prompts, Variant
+from sdo_cli.evaluate.job import Item, Job, Place, Prompts, Variant
 from sdo_cli.evaluate.summary import (
     Comparison,
     Measured,
+    Table,
     comparisons,
+    pairing,
+    pairing_row,
     recommended,
     scale_of,
     sweeps,
     values_of,
+    ways,
 )
 from sdo_cli.provenance import machine, versions
 from sdo_cli.reports import content
@@ -34,16 +39,15 @@ def evaluation_report(job: Job, measured: list[Measured], tree: Mapping[str, Any
     base, measures = measured[0], _measures(measured)
     pairs = {m.name: comparisons(base, m, job.prompts) for m in measured[1:]}
     blocks: list[content.Chart | content.Forest | content.Table] = [_means(job, measured, measures)]
-    blocks += _difference_blocks(base, pairs, job.prompts)
+    blocks += _difference_blocks(measured, pairs, job.prompts)
     for lora, sweep in sweeps(measured).items():
         blocks += [_sweep_chart(lora, sweep, name, job) for name in measures if all(m.scores.get(name) for m in sweep)]
     if table := _reference_table(tree):
         blocks.append(table)
     count = len({item.prompt for item in base.items})
-    seeds = len(base.items) // max(1, count)
     return content.Report(
         title=f"Evaluation: {_named(measured)}",
-        subtitle=f"{count} prompts of {job.prompts.name}, {seeds} image{'s' * (seeds != 1)} each",
+        subtitle=f"{_counted(count, 'prompt')} of {job.prompts.name}, {images_said(measured)}",
         verdict=_verdict(base, {name: pairs[name] for name in _said_first(measured)}, job.select_by)
         + _scale_sentences(measured, job),
         blocks=blocks,
@@ -67,9 +71,9 @@ def comparison_report(
     count = max((c.difference.n for found in pairs.values() for c in found.values()), default=0)
     return content.Report(
         title=f"Comparison: {' against '.join([', '.join(m.name for m in measured[1:]), base.name])}",
-        subtitle=f"{count} prompts of {prompts.name} that all have, same seeds",
+        subtitle=f"{count} prompts of {prompts.name} that all have, {_ways(measured)}",
         verdict=_verdict(base, pairs, select_by),
-        blocks=_difference_blocks(base, pairs, prompts),
+        blocks=_difference_blocks(measured, pairs, prompts),
         gallery=_gallery(measured, measures, prompts),
         settings=settings,
         machine=facts(),
@@ -80,6 +84,28 @@ def comparison_report(
 def _named(measured: list[Measured]) -> str:
     names = [m.name for m in measured]
     return ", ".join(names) if len(names) < 5 else f"{', '.join(names[:3])} and {len(names) - 3} more"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def images_said(measured: list[Measured]) -> str:
+    """``2 images each`` where it is so everywhere, else how many each variant has."""
+    each = {count for m in measured for count in Counter(item.prompt for item in m.items).values()}
+    prompts = {frozenset(item.prompt for item in m.items) for m in measured}
+    if len(each) == 1 and len(prompts) == 1:
+        return f"{_counted(each.pop(), 'image')} each"
+    counts = [(m.name, _counted(len(m.items), "image"), len({item.prompt for item in m.items})) for m in measured]
+    if len(counts) == 1:
+        return counts[0][1]
+    if len(prompts) == 1:
+        return ", ".join(f"{images} of {name}" for name, images, _ in counts)
+    return ", ".join(f"{images} of {name} ({_counted(count, 'prompt')})" for name, images, count in counts)
+
+
+def _ways(measured: list[Measured]) -> str:
+    return ways({m.name: pairing_row(measured[0], m) for m in measured[1:]})
 
 
 def _said_first(measured: list[Measured]) -> list[str]:
@@ -137,18 +163,22 @@ def _means(job: Job, measured: list[Measured], measures: list[str]) -> content.T
 
 
 def _difference_blocks(
-    base: Measured, pairs: Mapping[str, Mapping[str, Comparison]], prompts: Prompts
+    measured: list[Measured], pairs: Mapping[str, Mapping[str, Comparison]], prompts: Prompts
 ) -> list[content.Chart | content.Forest | content.Table]:
     if not pairs:
         return []
+    base = measured[0]
     rows = [
         [name, measure, signed(c.difference), percent(c.wins), str(c.difference.n)]
         for name, found in pairs.items()
         for measure, c in found.items()
     ]
     head = ["images of", "measure", f"difference to {base.name}", "higher on", "prompts"]
+    notes = [note for m in measured[1:] if (note := pairing(base, m).note)]
     blocks: list[content.Chart | content.Forest | content.Table] = [
-        content.Table(f"Differences to {base.name}, same prompts and noise", head, rows)
+        content.Table(
+            f"Differences to {base.name}, {_ways(measured)}", head, rows, note=" ".join(f"{n}." for n in notes)
+        )
     ]
     measures = list(dict.fromkeys(measure for found in pairs.values() for measure in found))
     for measure in measures:
@@ -264,19 +294,36 @@ def _repeat(folder: Path) -> str:
 
 
 def _gallery(measured: list[Measured], measures: list[str], prompts: Prompts) -> content.Gallery:
-    places = {m.name: {(item.prompt, item.seed_index): item for item in m.items} for m in measured}
-    cases = []
+    rows: dict[tuple[int, int, int], dict[str, Item]] = defaultdict(dict)
+    for m in measured:
+        pairs = pairing(measured[0], m).pairs
+        for item in m.items:
+            prompt, index = pairs.get(_place(item), _place(item))
+            # one without its pair stands alone, not beside what has its number
+            alone = bool(pairs) and _place(item) not in pairs and item.seed is not None
+            rows[prompt, int(alone), item.seed if alone and item.seed is not None else index][m.name] = item
+    cases, count = [], Counter[int]()
     # every image that any variant has, in the order of the set
-    for key in sorted(set().union(*places.values())):
-        item = next(table[key] for table in places.values() if key in table)
-        images = [m.folder / places[m.name][key].file if key in places[m.name] else None for m in measured]
+    for _, row in sorted(rows.items()):
+        item = next(iter(row.values()))
+        images = [m.folder / row[m.name].file if m.name in row else None for m in measured]
         scores = {
-            name: [m.scores.get(name, {}).get(key, m.scores.get(name, {}).get((key[0], None))) for m in measured]
+            name: [_score(m.scores.get(name, {}), row[m.name]) if m.name in row else None for m in measured]
             for name in measures
         }
         details = f"prompt {item.prompt}" + (f", seed {item.seed}" if item.seed is not None else "")
-        cases.append(content.Case(f"{key[0]:05d}_{key[1]:02d}", item.text, item.category, images, scores, details))
+        name = f"{item.prompt:05d}_{count[item.prompt]:02d}"
+        count[item.prompt] += 1
+        cases.append(content.Case(name, item.text, item.category, images, scores, details))
     return content.Gallery([m.name for m in measured], measures, cases)
+
+
+def _place(item: Item) -> Place:
+    return item.prompt, item.seed_index
+
+
+def _score(table: Table, item: Item) -> float | None:
+    return table.get(_place(item), table.get((item.prompt, None)))
 
 
 def _skipping(variant: Variant) -> str:

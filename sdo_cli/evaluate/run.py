@@ -11,12 +11,11 @@ from torch import Tensor
 
 from sdo_cli.device import described, dtype_of, pick_device
 from sdo_cli.drawing.pictures import read_image
-from sdo_cli.errors import RecipeFault, Stopped
+from sdo_cli.errors import Stopped
 from sdo_cli.evaluate.draw import draw_variant, missing_items
 from sdo_cli.evaluate.evaluation import SETTINGS, Evaluation, job_tree, joined
 from sdo_cli.evaluate.job import Job, Variant
-from sdo_cli.evaluate.layouts import SUFFIXES
-from sdo_cli.evaluate.reference import fid_kid, inception, inception_features, require_torchmetrics
+from sdo_cli.evaluate.reference import fid_kid, inception, inception_features, reference_files, require_torchmetrics
 from sdo_cli.evaluate.report import evaluation_report
 from sdo_cli.evaluate.score import (
     ScoreFile,
@@ -29,6 +28,7 @@ from sdo_cli.evaluate.summary import scores_csv, summary, summary_csv, values_of
 from sdo_cli.files import alone_in, read_json, write_json, write_text
 from sdo_cli.parallel.stopping import SafePoints, Stopping
 from sdo_cli.parallel.world import SINGLE, World
+from sdo_cli.plugins import loaded_plugins
 from sdo_cli.progress import Reporter
 from sdo_cli.provenance import command, machine, now, versions
 from sdo_cli.recipe.schema import PromptSource, Recipe, ValidationSpec
@@ -62,8 +62,11 @@ def evaluate(
     Raises:
         Stopped: there was a reason to; the same evaluation goes on.
     """
+    theirs: list[Path] = []
     if reference is not None:
         require_torchmetrics(features, inception_weights)
+        theirs, said = reference_files(reference)
+        reporter.note(said)
     job = world.share(lambda: joined(job, folder))
     reporter.note(overview(job, reference is not None, report))
     evaluation, points = Evaluation(job, folder), SafePoints(reporter, stopping or Stopping(world=world))
@@ -71,7 +74,8 @@ def evaluate(
 
     def record(status: str) -> None:
         if world.is_main:
-            tree = {"status": status, **started, "processes": world.size, "written": now()}
+            code = [asdict(plugin) for plugin in loaded_plugins()]
+            tree = {"status": status, **started, "plugins": code, "processes": world.size, "written": now()}
             write_json(folder / "manifest.json", tree)
 
     with _weights_of(job), ExitStack() as stack:
@@ -91,8 +95,8 @@ def evaluate(
                 if job.embedding:
                     _embedded_measures(evaluation)
                 distances = {}
-                if reference is not None:
-                    distances = to_reference(evaluation, reference, features, inception_weights, reporter)
+                if theirs:
+                    distances = to_reference(evaluation, theirs, features, inception_weights, reporter)
                 return write_tables(evaluation, distances, report=report)
 
             tree = world.share(conclude)
@@ -217,7 +221,8 @@ def _embedded_measures(evaluation: Evaluation) -> None:
         items, rows = evaluation.items[variant.name], _embeddings(evaluation, variant)
         scores.add(diversity_lines(variant.name, items, rows))
         if variant is not first:
-            scores.add(distance_lines(variant.name, items, rows, base_items, base))
+            # what was the first variant before may not be now
+            scores.add(distance_lines(variant.name, items, rows, base_items, base), anew=True)
 
 
 def _said(evaluation: Evaluation, scores: ScoreFile, name: str) -> str:
@@ -234,18 +239,13 @@ FEATURE_NAMES = {"clip-score": "clip", "clip-embedded": "clip_embedded"}
 
 def to_reference(
     evaluation: Evaluation,
-    reference: Path,
+    files: list[Path],
     features: str,
     weights: Path | None,
     reporter: Reporter,
 ) -> dict[str, dict[str, float]]:
-    """FID and KID of every variant to the images in ``reference``."""
+    """FID and KID of every variant to the images of a reference."""
     device, job = pick_device(), evaluation.job
-    files = sorted(path for path in reference.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if len(files) < 2:
-        raise RecipeFault(
-            [f"--reference {reference}: holds {len(files)} images; it needs two or more"], what="command line"
-        )
     reporter.phase(f"reference ({features})", len(job.variants) + 1)
     network: Any = None
     clip: Any = None

@@ -15,7 +15,7 @@ from torch import Tensor
 from rewards.base import Reward
 from sdo_cli.drawing.pictures import read_image
 from sdo_cli.errors import EnvironmentFault, TrainingFault
-from sdo_cli.evaluate.job import Item
+from sdo_cli.evaluate.job import Item, pairs_by_seed
 from sdo_cli.files import write_atomic
 from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.progress import Reporter
@@ -70,9 +70,14 @@ class ScoreFile:
     def has(self, variant: str, measure: str, prompt: int, seed: int | None) -> bool:
         return (prompt, seed) in self._known[variant, measure]
 
-    def add(self, scores: list[Score]) -> None:
-        """Append those that are not known yet, in one write."""
-        fresh = [s for s in scores if not self.has(s.variant, s.measure, s.prompt, s.seed)]
+    def add(self, scores: list[Score], *, anew: bool = False) -> None:
+        """Append those that are not known yet, in one write.
+
+        Args:
+            anew: also those that are known by another value; a later line counts.
+        """
+        known = {s: self._known[s.variant, s.measure].get((s.prompt, s.seed)) for s in scores}
+        fresh = [s for s in scores if known[s] is None or (anew and known[s] != s.score)]
         if not fresh:
             return
         if self.world.is_main:
@@ -207,12 +212,11 @@ def diversity_lines(variant: str, items: list[Item], embeddings: Tensor) -> list
 def distance_lines(
     variant: str, items: list[Item], embeddings: Tensor, base_items: list[Item], base: Tensor
 ) -> list[Score]:
-    """Per image 1 - cos to the base's image of the same prompt and seed."""
+    """Per image 1 - cos to the base's image of the same prompt and noise; none where there is no such image."""
     place = {(item.prompt, item.seed_index): row for item, row in zip(base_items, base, strict=True)}
-    lines = []
+    pairs, lines = pairs_by_seed(base_items, items), []
     for item, row in zip(items, embeddings, strict=True):
-        other = place.get((item.prompt, item.seed_index))
-        if other is not None:
-            value = distances(row, other).item()
+        if (at := pairs.get((item.prompt, item.seed_index))) is not None:
+            value = distances(row, place[at]).item()
             lines.append(Score(variant, DISTANCE, item.prompt, item.seed_index, item.file, value))
     return lines

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sdo_cli.evaluate.job import Item, Job, Prompts, Variant
+from sdo_cli.evaluate.job import Item, Job, Place, Prompts, Variant, pairs_by_seed
 from sdo_cli.files import without_nan
 from sdo_cli.scoring.statistics import Interval, Values, mean_interval, win_rate
 
@@ -52,6 +52,42 @@ class Comparison:
     gains: dict[int, float]
 
 
+@dataclass(frozen=True)
+class Pairing:
+    """How the pictures of B are held against those of A.
+
+    Attributes:
+        by: ``noise`` where sdo drew both from the same, ``seed`` where the pictures state the same seeds, ``prompt``
+            where only the means of each prompt can be compared.
+        pairs: places of B's pictures to those of A's; empty by ``prompt``.
+        note: what is left out, or why there are no pairs, as a sentence; empty where every picture has its pair.
+    """
+
+    by: str
+    pairs: dict[Place, Place]
+    note: str = ""
+
+    @property
+    def said(self) -> str:
+        return {"noise": "same noise", "seed": "same seeds", "prompt": "prompt by prompt"}[self.by]
+
+
+def pairing(a: Measured, b: Measured) -> Pairing:
+    """By noise seed where that leaves no prompt out that both have, else by prompt."""
+    pairs = pairs_by_seed(a.items, b.items)
+    both = {item.prompt for item in a.items} & {item.prompt for item in b.items}
+    if not pairs or both - {prompt for prompt, _ in pairs}:
+        if all(item.seed is not None for item in (*a.items, *b.items)):
+            why = "not every prompt has a seed that both name once, so differences are of each prompt's means"
+        else:
+            why = "their noise is not known, so differences are of each prompt's means, and no distance is measured"
+        return Pairing("prompt", {}, f"{b.name} and {a.name}: {why}")
+    left = len(a.items) + len(b.items) - 2 * len(pairs)
+    note = f"{b.name} and {a.name}: {left} picture{'s' * (left != 1)} without one of the same seed, not in differences"
+    drawn = a.variant.folder is None and b.variant.folder is None
+    return Pairing("noise" if drawn else "seed", pairs, note if left else "")
+
+
 def by_prompt(table: Table) -> dict[int, float]:
     """The mean over the seeds of each prompt."""
     found: dict[int, list[float]] = defaultdict(list)
@@ -64,10 +100,26 @@ def values_of(table: Table) -> Values:
     return np.array(list(by_prompt(table).values()), dtype=np.float64)
 
 
-def compare(a: Table, b: Table, measure: str, category_of: Mapping[int, str]) -> Comparison:
-    """Paired by prompt and seed: what only one side has is left out."""
-    both = sorted(set(a) & set(b), key=lambda key: (key[0], -1 if key[1] is None else key[1]))
-    gains = by_prompt({key: b[key] - a[key] for key in both})
+def compare(
+    a: Table,
+    b: Table,
+    measure: str,
+    category_of: Mapping[int, str],
+    pairs: Mapping[Place, Place] | None = None,
+) -> Comparison:
+    """What only one side has is left out.
+
+    Args:
+        pairs: places of b's pictures to those of a's, where they are not the same; empty where none are known to be
+            pairs: then the means of a prompt are held against each other.
+    """
+    if pairs is None:
+        gains = by_prompt({key: b[key] - a[key] for key in sorted(set(a) & set(b), key=_order)})
+    elif pairs and None not in {seed for _, seed in b}:
+        gains = by_prompt({key: b[key] - a[at] for key, at in pairs.items() if key in b and at in a})
+    else:
+        mine, theirs = by_prompt(a), by_prompt(b)
+        gains = {prompt: theirs[prompt] - mine[prompt] for prompt in mine if prompt in theirs}
     groups: dict[str, list[float]] = defaultdict(list)
     for prompt, gain in gains.items():
         if category := category_of.get(prompt, ""):
@@ -84,11 +136,16 @@ def compare(a: Table, b: Table, measure: str, category_of: Mapping[int, str]) ->
     )
 
 
+def _order(key: tuple[int, int | None]) -> tuple[int, int]:
+    return key[0], -1 if key[1] is None else key[1]
+
+
 def comparisons(a: Measured, b: Measured, prompts: Prompts) -> dict[str, Comparison]:
     """By measure, for those both have."""
     category_of = {index: prompt.category for index, prompt in enumerate(prompts.prompts)}
+    pairs = pairing(a, b).pairs
     return {
-        measure: compare(a.scores[measure], b.scores[measure], measure, category_of)
+        measure: compare(a.scores[measure], b.scores[measure], measure, category_of, pairs)
         for measure in b.scores
         if a.scores.get(measure) and b.scores[measure]
     }
@@ -137,6 +194,7 @@ def summary(job: Job, measured: list[Measured], reference: Mapping[str, Mapping[
             "categories": job.prompts.categories,
         },
         "variants": {},
+        "pairing": {m.name: pairing_row(base, m) for m in measured[1:]},
         "differences": {},
     }
     for m in measured:
@@ -166,6 +224,17 @@ def summary(job: Job, measured: list[Measured], reference: Mapping[str, Mapping[
     if chosen:
         tree["recommended_scale"] = chosen
     return without_nan(tree)
+
+
+def pairing_row(a: Measured, b: Measured) -> dict[str, Any]:
+    found = pairing(a, b)
+    return {"by": found.by, "said": found.said, "pairs": len(found.pairs), "note": found.note}
+
+
+def ways(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """How pictures are held against the first variant's: in one word where it is the same for all."""
+    said = list(dict.fromkeys(row["said"] for row in rows.values()))
+    return said[0] if len(said) == 1 else ", ".join(f"{name} {row['said']}" for name, row in rows.items())
 
 
 def scores_csv(measured: list[Measured], prompts: Prompts) -> str:

@@ -1,6 +1,10 @@
-"""Rewards by name, and scoring many images in batches."""
+"""Rewards by name, what they are made of, and scoring many images in batches."""
 
+import hashlib
+import json
+import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,6 +12,7 @@ from torch import Tensor
 
 import rewards
 from rewards.base import Reward
+from sdo_cli.plugins import loaded_plugins
 
 
 def build_reward(
@@ -18,6 +23,44 @@ def build_reward(
     if hasattr(reward, "to"):
         reward.to(device, dtype)
     return reward
+
+
+def sources(name: str, options: Mapping[str, Any]) -> dict[str, str]:
+    """What a known reward's scores hang on beside its options: SHA-256 of a plug-in's code under ``code``, and for each
+    option that names a local file or folder a digest of names, sizes and times, under the option.
+
+    Weights may have gigabytes, so they are not read for it.
+    """
+    found = {"code": code} if (code := _code(name)) else {}
+    for option, value in options.items():
+        if option == "parts" and isinstance(value, list):
+            for number, part in enumerate(value):
+                inner = sources(part["name"], part.get("options") or {})
+                found |= {f"parts.{number}.{key}": digest for key, digest in inner.items()}
+        elif isinstance(value, str) and value and not value.startswith("embedded"):
+            path = Path(value).expanduser()
+            if path.exists():
+                found[option] = _of_files(path)
+    return found
+
+
+def _code(name: str) -> str:
+    """Of the file that holds the class of a plug-in's reward; empty for those of the package."""
+    if not rewards.resolve(name) or (full := rewards.full_name(name)) not in rewards.FOREIGN:
+        return ""
+    file = getattr(sys.modules.get(rewards.FOREIGN[full].make.__module__), "__file__", None)
+    if file is None:
+        return ""
+    path = Path(file).resolve()
+    # as it was when it was run
+    known = {plugin.path: plugin.sha256 for plugin in loaded_plugins()}
+    return known.get(str(path)) or hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _of_files(path: Path) -> str:
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    stats = [(str(file.relative_to(path)), stat.st_size, stat.st_mtime_ns) for file in files if (stat := file.stat())]
+    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
 
 
 def reading_notes(built: Mapping[str, Reward], prompts: Iterable[str]) -> list[str]:
