@@ -5,6 +5,7 @@ the packages hpsv2x and image-reward, made by scripts/reference_rewards.py in an
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import open_clip
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
 from reference_inputs import CLIP_SMALL, PROMPTS, pictures, random_state
 from safetensors.torch import save_file
 from small_rewards import make_small_reward, small_hf_clip, write_open_clip
@@ -268,6 +270,40 @@ def test_every_evaluation_transform_of_open_clip(mode, interpolation):
     byte = 1 / 255 / min(settings["std"]) if mode == "squash" else 0.0
     for image in pictures()[:4]:
         assert (ours(to_tensor(image)[None])[0] - theirs(image)).abs().max() < byte + 1e-5
+
+
+# height and width: an odd margin (SDXL's 1216 x 832 cut to 224 among them), and long sides that land on whole pixels
+AWKWARD = [(1216, 832), (832, 1216), (55, 110), (110, 55), (300, 200), (230, 224), (224, 231), (91, 273), (105, 60)]
+
+
+def noise(size):
+    values = torch.randint(256, (*size, 3), generator=torch.Generator().manual_seed(sum(size)), dtype=torch.uint8)
+    return Image.fromarray(values.numpy())
+
+
+@pytest.mark.parametrize("side", [224, 336])
+def test_pickscores_pixels_are_transformers(tmp_path, side):
+    """Bytes, from transformers' processor of PIL images: the crop's place and every resampled value."""
+    reward = rewards.build("pickscore-v1", make_small_reward("pickscore-v1", tmp_path))
+    plain = replace(reward.preprocess, size=side, mean=(0.0,) * 3, std=(1.0,) * 3)
+    settings = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    processor = CLIPImageProcessorPil(**settings, do_rescale=False, do_normalize=False)
+    for size in AWKWARD:
+        image = noise(size)
+        theirs = torch.as_tensor(processor(image, return_tensors="pt").pixel_values[0]).long()
+        ours = (plain(to_tensor(image)[None])[0] * 255).round().long()
+        assert torch.equal(ours, theirs), size
+
+
+@pytest.mark.parametrize("mode", ["shortest", "longest"])
+def test_awkward_sizes_are_open_clips(mode):
+    settings = {"size": (56, 56), "mean": (0.0,) * 3, "std": (1.0,) * 3, "interpolation": "bicubic"}
+    settings |= {"resize_mode": mode}
+    theirs = image_transform_v2(PreprocessCfg(**settings), is_train=False)
+    ours = evaluation_transform(settings)
+    for size in [*AWKWARD, (175, 400), (58, 928), (103, 309)]:
+        image = noise(size)
+        assert (ours(to_tensor(image)[None])[0] - theirs(image)).abs().max() < 1e-6, size
 
 
 def test_transforms_that_are_not_square_are_refused():
