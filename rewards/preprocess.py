@@ -69,8 +69,8 @@ class Preprocess:
             ``size`` and black borders (HPS), or ``squash`` both sides to ``size`` (SigLIP).
         from_bytes: the reference resizes an 8-bit PIL image: width first, then height, each clipped and rounded to
             bytes. The values here are the same; gradients pass the rounding as if it were not there. HPS resizes
-            floats, and rounds the ``longest`` fit in its own way. (From Pillow 13 on, height comes first where it shrinks much more than width, which only
-            ``squash`` does: there a value may be one byte off.)
+            floats, and rounds the ``longest`` fit in its own way. (From Pillow 13 on, height comes first where it
+            shrinks much more than width, which only ``squash`` does: there a value may be one byte off.)
         floors_crop: an odd margin is cut as transformers does, the smaller part first; torchvision, which open_clip
             and ImageReward use, rounds half to even: one pixel apart for 832 x 1216.
     """
