@@ -43,7 +43,7 @@ class PickScore:
         self.net, self.tokenizer = net.eval().requires_grad_(False), tokenizer
         # rounded to half precision, a temperature of 100 would be 98.9
         self.log_scale = net.logit_scale.detach().clone()
-        self.preprocess = Preprocess(net.config.vision_config.image_size, crop="floor")
+        self.preprocess = Preprocess(net.config.vision_config.image_size, floors_crop=True)
         self._texts = KeptPrompts()
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "PickScore":

@@ -69,9 +69,10 @@ class Preprocess:
             ``size`` and black borders (HPS), or ``squash`` both sides to ``size`` (SigLIP).
         from_bytes: the reference resizes an 8-bit PIL image: width first, then height, each clipped and rounded to
             bytes. The values here are the same; gradients pass the rounding as if it were not there. HPS resizes
-            floats. (From Pillow 13 on, height comes first where it shrinks much more than width, which only
-            ``squash`` does: there a value may be one byte off.)
-        crop: an odd rest: ``round``, as torchvision, or ``floor``, as transformers.
+            floats, and rounds the ``longest`` fit in its own way. (From Pillow 13 on, height comes first where it
+            shrinks much more than width, which only ``squash`` does: there a value may be one byte off.)
+        floors_crop: an odd margin is cut as transformers does, the smaller part first; torchvision, which open_clip
+            and ImageReward use, rounds half to even: one pixel apart for 832 x 1216.
     """
 
     size: int
@@ -80,7 +81,7 @@ class Preprocess:
     interpolation: str = "bicubic"
     fit: str = "shortest"
     from_bytes: bool = True
-    crop: str = "round"
+    floors_crop: bool = False
 
     def __call__(self, images: Tensor) -> Tensor:
         """``[B, 3, H, W]`` in [0, 1] to ``[B, 3, size, size]``, normalised; gradients flow."""
@@ -108,20 +109,22 @@ class Preprocess:
         if self.fit == "squash":
             return self.size, self.size
         if self.fit == "longest":
-            scale = self.size / max(height, width)
-            return round(height * scale), round(width * scale)
-        scale = self.size / min(height, width)
-        if scale == 1:
-            return height, width
-        # multiplied first, as both do: 224 · 110 / 55 is 448, 110 · (224 / 55) a hair less
-        long = int(self.size * max(height, width) / min(height, width))
-        return (self.size, long) if height <= width else (long, self.size)
+            # in open_clip's and in HPS's order of dividing: 175 x 400 to 56 is 24 with one, 25 with the other
+            long = max(height, width)
+            sides = [
+                round(x / (long / self.size) if self.from_bytes else x * (self.size / long)) for x in (height, width)
+            ]
+            return sides[0], sides[1]
+        # multiplied first, as torchvision and transformers do: 55 x 110 to 224 is 448, not 447
+        short = min(height, width)
+        return int(self.size * height / short), int(self.size * width / short)
 
     def _squared(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         if self.fit == "longest":
             down, right = self.size - height, self.size - width
             return F.pad(images, (right // 2, right - right // 2, down // 2, down - down // 2))
-        middle = round if self.crop == "round" else int
-        top, left = middle((height - self.size) / 2), middle((width - self.size) / 2)
+        top, left = (
+            over // 2 if self.floors_crop else round(over / 2) for over in (height - self.size, width - self.size)
+        )
         return images[..., top : top + self.size, left : left + self.size]

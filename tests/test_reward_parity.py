@@ -5,6 +5,7 @@ the packages hpsv2x and image-reward, made by scripts/reference_rewards.py in an
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -273,6 +274,40 @@ def test_every_evaluation_transform_of_open_clip(mode, interpolation):
         assert (ours(to_tensor(image)[None])[0] - theirs(image)).abs().max() < byte + 1e-5
 
 
+# height and width: an odd margin (SDXL's 1216 x 832 cut to 224 among them), and long sides that land on whole pixels
+AWKWARD = [(1216, 832), (832, 1216), (55, 110), (110, 55), (300, 200), (230, 224), (224, 231), (91, 273), (105, 60)]
+
+
+def noise(size):
+    values = torch.randint(256, (*size, 3), generator=torch.Generator().manual_seed(sum(size)), dtype=torch.uint8)
+    return Image.fromarray(values.numpy())
+
+
+@pytest.mark.parametrize("side", [224, 336])
+def test_pickscores_pixels_are_transformers(tmp_path, side):
+    """Bytes, from transformers' processor of PIL images: the crop's place and every resampled value."""
+    reward = rewards.build("pickscore-v1", make_small_reward("pickscore-v1", tmp_path))
+    plain = replace(reward.preprocess, size=side, mean=(0.0,) * 3, std=(1.0,) * 3)
+    settings = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    processor = CLIPImageProcessorPil(**settings, do_rescale=False, do_normalize=False)
+    for size in AWKWARD:
+        image = noise(size)
+        theirs = torch.as_tensor(processor(image, return_tensors="pt").pixel_values[0]).long()
+        ours = (plain(to_tensor(image)[None])[0] * 255).round().long()
+        assert torch.equal(ours, theirs), size
+
+
+@pytest.mark.parametrize("mode", ["shortest", "longest"])
+def test_awkward_sizes_are_open_clips(mode):
+    settings = {"size": (56, 56), "mean": (0.0,) * 3, "std": (1.0,) * 3, "interpolation": "bicubic"}
+    settings |= {"resize_mode": mode}
+    theirs = image_transform_v2(PreprocessCfg(**settings), is_train=False)
+    ours = evaluation_transform(settings)
+    for size in [*AWKWARD, (175, 400), (58, 928), (103, 309)]:
+        image = noise(size)
+        assert (ours(to_tensor(image)[None])[0] - theirs(image)).abs().max() < 1e-6, size
+
+
 def test_transforms_that_are_not_square_are_refused():
     settings = {"size": (56, 112), "mean": (0.5,) * 3, "std": (0.5,) * 3}
     with pytest.raises(EnvironmentFault, match="not square"):
@@ -305,5 +340,5 @@ def test_pickscore_cuts_where_transformers_cuts(size):
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     wanted = CLIPImageProcessorPil()(Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
     images = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
-    found = Preprocess(224, crop="floor")(images)
+    found = Preprocess(224, floors_crop=True)(images)
     assert (found - wanted).abs().max() < 1e-5

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import dropwhile
+from itertools import pairwise
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
@@ -23,9 +23,14 @@ NAME_COLUMNS = (
     "file", "key", "number", "idx", "index",
 )  # fmt: skip
 PICTURE = re.compile(r"[^\n]*\.(?:png|jpe?g|jpe|jfif|webp|bmp|tiff?)", re.IGNORECASE)
-# `#1 dad mug` and `#cat` are prompts
-COMMENT = re.compile(r"#(?:\s.*)?")
 DELIMITERS = (",", ";", "\t", "|")
+# what an object of JSON says of itself, beside its prompts
+ABOUT = (
+    "author", "comment", "created", "date", "description", "id", "info", "lang", "language", "licence", "license",
+    "name", "note", "notes", "source", "title", "type", "url", "version", "$schema",
+)  # fmt: skip
+# a line of A1111's "Prompts from file"
+SCRIPT = re.compile(r"(?:^|\s)--(?:prompt|negative_prompt)\s|^--[a-z_]+\s")
 SUFFIXES = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 
@@ -122,6 +127,8 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 
 def _rows(path: Path, columns: Columns, notes: list[str]) -> Iterator[Prompt]:
     kind = path.suffix.lower()
+    if kind not in (*SUFFIXES, ""):
+        raise ValueError(f"{path}: sdo reads no prompts from {kind} files; save them as one of {', '.join(SUFFIXES)}")
     if kind in (".parquet", ".csv", ".tsv"):
         yield from _from_table(path, read_table(path, columns), columns, notes)
         return
@@ -135,14 +142,48 @@ def _rows(path: Path, columns: Columns, notes: list[str]) -> Iterator[Prompt]:
     elif path.suffix.lower() in (".yaml", ".yml", ".md", ".toml", ".html", ".xlsx", ".rtf", ".docx"):
         raise ValueError(f"{path} is no list of prompts; save it as one of {', '.join(SUFFIXES)}")
     else:
-        # files that were put together keep their marks inside
-        lines = [line.strip().removeprefix("\ufeff") for line in lines_of(text)]
-        comments = {line for line in lines if COMMENT.fullmatch(line)}
-        # what a file begins with says what it is
-        later = [line for line in dropwhile(lambda line: not line or line in comments, lines) if line in comments]
-        if later:
-            notes.append(f"{path}: lines after # are left out among the prompts, {later[0]!r} first of {len(later)}")
-        yield from (Prompt(line) for line in lines if line and line not in comments)
+        yield from _from_lines(path, [line.strip() for line in lines_of(text)], notes)
+
+
+def _from_lines(path: Path, lines: list[str], notes: list[str]) -> Iterator[Prompt]:
+    """A prompt a line; ``#`` alone or before a space begins a comment. Those above the first prompt are not counted."""
+    _only_prompts(path, lines)
+    texts = [line for line in lines if line and not re.match(r"#+(?:\s|$)", line)]
+    first = next((k for k, line in enumerate(lines) if texts and line == texts[0]), 0)
+    if inside := [line for line in lines[first:] if re.match(r"#+(?:\s|$)", line)]:
+        notes.append(
+            f"{path}: {len(inside)} lines among the prompts are comments, left out; the first: {inside[0][:60]}"
+        )
+    if tagged := [line for line in texts if line.startswith("#")]:
+        notes.append(
+            f"{path}: {len(tagged)} lines begin with # but no space and are prompts; the first: {tagged[0][:60]}"
+        )
+    yield from (Prompt(text) for text in texts)
+
+
+def _only_prompts(path: Path, lines: list[str]) -> None:
+    """Refuses what another program reads otherwise: tables, JSON and A1111's scripts saved as text."""
+    held = [line for line in lines if line]
+    for number, line in enumerate(lines, 1):
+        if "\ufeff" in line:
+            raise ValueError(
+                f"{path}:{number} holds a byte-order mark: two files were joined there; end the line before it"
+            )
+        if SCRIPT.search(line):
+            raise ValueError(f"{path}:{number} is a line with options for another program; write its prompt alone")
+    for mark in DELIMITERS:
+        cells = [cell.strip().strip('"').lower() for cell in held[0].split(mark)] if held else []
+        if len(cells) > 1 and set(cells) & set(PROMPT_COLUMNS) and all(mark in line for line in held):
+            raise ValueError(f"{path} begins like a table, {held[0][:60]}; call it .csv or .tsv")
+    if held and (_is_json(held[0]) or _is_json("\n".join(held))):
+        raise ValueError(f"{path} holds JSON; call it .json, or .jsonl where each line is an object")
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict | list)
+    except (json.JSONDecodeError, RecursionError):
+        return False
 
 
 def read_table(path: Path, columns: Columns = Columns()) -> list[dict[str, Any]]:
@@ -155,9 +196,9 @@ def read_table(path: Path, columns: Columns = Columns()) -> list[dict[str, Any]]
 
 
 def read_text(path: Path) -> str:
-    """UTF-8, with or without a byte-order mark; raises ValueError."""
+    """UTF-8, with or without a byte-order mark, also where files were joined; raises ValueError."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig").replace("\n\ufeff", "\n")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8") from None
     except OSError as fault:
@@ -185,26 +226,67 @@ def _json_list(path: Path, text: str, columns: Columns, notes: list[str]) -> lis
     except json.JSONDecodeError as fault:
         raise ValueError(f"{path}:{fault.lineno} is not JSON: {fault.msg}") from None
     if isinstance(tree, dict):
-        lists = {key: value for key, value in tree.items() if isinstance(value, list)}
-        usual = [key for key in lists if key.lower() in PROMPT_COLUMNS or key == columns.prompt]
-        # a table stored under one name
-        if len(lists) == 1:
-            return next(iter(lists.values()))
-        if usual:
-            return _by_column(path, lists, usual[0], notes)
-        # lists by category
-        return [{"prompt": text, "category": key} for key, texts in lists.items() for text in texts]
+        return _from_object(path, tree, columns, notes)
     if not isinstance(tree, list):
         raise ValueError(f"{path} is neither a list of prompts nor lists by category")
     return tree
+
+
+def _from_object(path: Path, tree: dict[str, Any], columns: Columns, notes: list[str]) -> list[Any]:
+    """Lists by column, a table under one name, one prompt with what belongs to it, or lists by category."""
+
+    def is_prompt(key: str) -> bool:
+        return key == columns.prompt or (columns.prompt is None and key.lower() in PROMPT_COLUMNS)
+
+    lists = {key: value for key, value in tree.items() if isinstance(value, list)}
+    tables = [key for key, rows in lists.items() if rows and all(isinstance(row, dict) for row in rows)]
+    usual = [key for key in lists if is_prompt(key)]
+    # a set may describe itself, which is no prompt
+    texts = [key for key, value in tree.items() if isinstance(value, str) and is_prompt(key)]
+    single = [key for key in texts if key == columns.prompt or key.lower() in ("prompt", "caption", "text")]
+    if len(usual) == 1 and usual[0] in tables:
+        tables = usual
+    elif usual and not single:
+        return lists[usual[0]] if len(lists) == 1 else _by_column(path, lists, usual[0], notes)
+    elif single and not usual and not tables:
+        _unread(path, list(lists), notes, f"beside {single[0]}")
+        return [tree]
+    if single or (texts and not tables and not lists):
+        raise ValueError(
+            f"{path}: which of {', '.join(dict.fromkeys([*texts, *lists]))} holds the prompts is not clear; make it a "
+            "list of objects with prompt and category"
+        )
+    if len(tables) == 1:
+        # a table stored under one name
+        _unread(path, [key for key in lists if key != tables[0]], notes, f"beside {tables[0]}")
+        return lists[tables[0]]
+    if tables and len(tables) == len(lists):
+        return [{"category": key, **row} for key, rows in lists.items() for row in rows]
+    return _by_category(path, tree, lists, notes)
+
+
+def _by_category(path: Path, tree: dict[str, Any], lists: dict[str, list[Any]], notes: list[str]) -> list[Any]:
+    """Texts under their categories; the one list there is has none."""
+    if odd := next((k for k, v in tree.items() if isinstance(v, str) and k.lower() not in ABOUT), None):
+        raise ValueError(f"{path}: {odd} is a text beside lists; make it a list of prompts, too, or leave it out")
+    negative = [key for key in lists if "negative" in key.lower()]
+    kept = {key: texts for key, texts in lists.items() if key not in negative}
+    _unread(path, negative, notes, "as prompts: it says what not to draw")
+    if len(kept) == 1:
+        return next(iter(kept.values()))
+    return [{"prompt": text, "category": key} for key, texts in kept.items() for text in texts]
+
+
+def _unread(path: Path, keys: list[str], notes: list[str], why: str) -> None:
+    if keys:
+        notes.append(f"{path}: {', '.join(keys)} is not read {why}")
 
 
 def _by_column(path: Path, lists: dict[str, list[Any]], key: str, notes: list[str]) -> list[dict[str, Any]]:
     """A list per column; those of another length, or of negative prompts, belong to no prompt."""
     others = [name for name in lists if name != key]
     kept = [name for name in others if len(lists[name]) == len(lists[key]) and "negative" not in name.lower()]
-    if left := [name for name in others if name not in kept]:
-        notes.append(f"{path}: {', '.join(left)} is not read beside {key}")
+    _unread(path, [name for name in others if name not in kept], notes, f"beside {key}")
     return [{key: text, **{name: lists[name][row] for name in kept}} for row, text in enumerate(lists[key])]
 
 
@@ -228,16 +310,7 @@ def _csv(path: Path, text: str, columns: Columns) -> list[dict[str, Any]]:
     # TSV files of the field quote nothing, and their prompts hold quotation marks
     if delimiter == "\t" and not _quotes(text):
         quoted = csv.QUOTE_NONE
-    try:
-        # strict: a mark that is never closed, or closed inside a cell, would swallow rows
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoted, strict=True)
-        table = list(reader)
-    except csv.Error as fault:
-        raise ValueError(
-            f"{path} is no readable table: line {reader.line_num}: {fault}; a cell that holds quotation marks is "
-            'quoted, and each of them doubled, as in "a sign ""OPEN"""'
-        ) from None
-    lines = [row for row in table if row]
+    lines = _cut(path, text, delimiter, quoted)
     if not lines:
         return []
     header = [name.strip() for name in lines[0]]
@@ -248,6 +321,53 @@ def _csv(path: Path, text: str, columns: Columns) -> list[dict[str, Any]]:
             hold = {",": "commas", ";": "semicolons", "\t": "tabs"}.get(delimiter, delimiter)
             raise ValueError(f"{path}: row {number} has more cells than the header; quote cells that hold {hold}")
     return [dict(zip(header, row + [None] * (len(header) - len(row)), strict=True)) for row in lines[1:]]
+
+
+def _cut(path: Path, text: str, delimiter: str, quoted: Literal[0, 3]) -> list[list[str]]:
+    """Rows of cells without empty ones; an unbalanced quotation mark would make one cell of many rows."""
+    # strict: a mark has to end its cell, and the last one its file
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoted, strict=True)
+    rows, begins, start = [], [], 1
+    try:
+        for row in reader:
+            if row:
+                rows.append(row)
+                begins.append(start)
+            start = reader.line_num + 1
+    except csv.Error as fault:
+        if "expected after" in str(fault) or "unexpected end" in str(fault):
+            raise ValueError(_unbalanced(path, start)) from None
+        raise ValueError(f"{path} is no readable table: {fault}") from None
+    last = Counter(row[-1].strip() for row in rows[1:] if not any("\n" in cell for cell in row))
+    for row, line in zip(rows, begins, strict=True):
+        if any("\n" in cell and _swallows(cell, k, len(rows[0]), delimiter, last) for k, cell in enumerate(row)):
+            raise ValueError(_unbalanced(path, line))
+    return rows
+
+
+def _unbalanced(path: Path, line: int) -> str:
+    return (
+        f"{path}:{line} begins a quoted cell that takes in more than its own, or goes on after its mark; close it, and "
+        'double marks inside it ("")'
+    )
+
+
+def _swallows(cell: str, before: int, width: int, delimiter: str, last: Mapping[str, int]) -> bool:
+    """Whether lines inside a cell look like whole rows: cut close, as no prose is, or ending in a known last cell."""
+    if width < 2:
+        return False
+    for k, line in enumerate(cell.split("\n")[:-1]):
+        cells = line.split(delimiter)
+        if len(cells) < 2 or len(cells) + (before if k == 0 else 0) != width:
+            continue
+        # 1,000 is a number
+        close = all(
+            after[:1].strip() and not (ahead[-1:].isdecimal() and after[:1].isdecimal())
+            for ahead, after in pairwise(cells)
+        )
+        if close or (cells[-1].strip() and cells[-1].strip() in last):
+            return True
+    return False
 
 
 def _delimiter(text: str, columns: Columns) -> str:
@@ -268,6 +388,11 @@ def _quotes(text: str) -> bool:
     if lines and all(re.fullmatch(r'"(?:[^"]|"")*"', cell) for cell in lines[0].split("\t")):
         return True
     plain = [line.split("\t") for line in lines]
+    # some quote what a file with commas would have to
+    whole = [re.fullmatch(r'"[^"]*"', cell) is not None for row in plain for cell in row]
+    comma = ["," in cell for row in plain for cell in row]
+    if any(comma) and whole == comma:
+        return True
     if any(re.fullmatch(r'"(?:[^"]|"")*""(?:[^"]|"")*"', cell) for row in plain for cell in row):
         return True
     if len({len(row) for row in plain}) <= 1:
