@@ -13,7 +13,7 @@ from sdo_cli.drawing.draw import DrawSettings
 from sdo_cli.errors import RecipeFault
 from sdo_cli.evaluate.compare import compare_folders
 from sdo_cli.evaluate.evaluation import Evaluation, job_tree
-from sdo_cli.evaluate.job import EvalPrompt, Item, Job, Prompts, Settings, Variant, items_of
+from sdo_cli.evaluate.job import EvalPrompt, Item, Job, Prompts, Settings, Variant, items_of, pairs_by_seed
 from sdo_cli.evaluate.run import write_tables
 from sdo_cli.evaluate.score import Score, ScoreFile
 from sdo_cli.evaluate.summary import Measured, compare, recommended, summary, sweeps
@@ -244,3 +244,12 @@ def test_only_pairs_count():
     b = {(0, 0): 2.0, (0, 1): 5.0, (2, 0): 9.0, (2, None): 4.0}
     found = compare(a, b, "r", {0: "x", 2: "x"})
     assert found.gains == {0: 2.0, 2: 3.0} and found.difference.mean == 2.5 and list(found.categories) == ["x"]
+
+
+def test_a_seed_that_two_pictures_of_a_prompt_state_pairs_nothing():
+    """Which of the two is the partner would be a guess."""
+    items = [Item(f"{k}.png", 0, k, "a", "", seed) for k, seed in enumerate((5, 6, 7))]
+    assert pairs_by_seed(items, items[1:]) == {(0, 1): (0, 1), (0, 2): (0, 2)}
+    twice = [replace(items[0], seed=6), *items[1:]]
+    assert pairs_by_seed(items, twice) == pairs_by_seed(twice, items) == {}
+    assert pairs_by_seed(items, [replace(items[0], seed=None), *items[1:]]) == {}

@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from small_rewards import make_small_reward
 
+from sdo_cli.cli.evaluate import as_text
 from sdo_cli.drawing.draw import DrawSettings
 from sdo_cli.drawing.pictures import read_image
 from sdo_cli.errors import EnvironmentFault, RecipeFault
@@ -30,6 +31,7 @@ from sdo_cli.evaluate.job import EvalPrompt, Job, Prompts, Settings, Variant, it
 from sdo_cli.evaluate.layouts import SUFFIXES
 from sdo_cli.evaluate.picture_text import prompt_inside
 from sdo_cli.evaluate.reference import reference_files
+from sdo_cli.evaluate.report import evaluation_report
 from sdo_cli.evaluate.run import evaluate
 from sdo_cli.evaluate.score import ScoreFile, diversity_lines
 from sdo_cli.files import alone_in
@@ -600,6 +602,36 @@ def test_of_seeds_that_are_not_the_same_the_means_of_prompts_are_compared(tmp_pa
     row = tree["differences"]["two"]["mine"]["difference"]
     assert row["n"] == 2 and row["mean"] == pytest.approx(means[1] - means[0])
     assert "not every prompt has a seed that both name once" in text
+
+
+def test_the_gallery_shows_pairs_side_by_side(tmp_path):
+    """What has no pair stands alone, not beside another seed of its number; the third folder's noise is not known."""
+    only = {("cat", 2): 80, ("cat", 1): 40, ("cat", 7): 10}
+    parts = [shades(tmp_path / "one", RED), shades(tmp_path / "two", only | {("dog", 2): 90})]
+    parts.append(shades(tmp_path / "three", LATE, seeds=False))
+    variants, prompts, _notes = folder_variants(parts, None)
+    wanted = Job(prompts, None, variants, {"colorfulness": RewardSpec("colorfulness")}, embedding=False)
+    tree = evaluate(wanted, tmp_path / "e", Silent(), report=False)
+    page = evaluation_report(wanted, Evaluation(wanted, tmp_path / "e").measured(), tree, tmp_path / "e")
+    shown = {case.key: [path and path.name for path in case.images[:2]] for case in page.gallery.cases}
+    assert shown == {
+        "00000_00": ["cat-0.png", None],
+        "00000_01": ["cat-1.png", "cat-1.png"],
+        "00000_02": ["cat-2.png", "cat-2.png"],
+        "00000_03": [None, "cat-7.png"],
+        "00001_00": ["dog-0.png", None],
+        "00001_01": ["dog-1.png", None],
+        "00001_02": ["dog-2.png", "dog-2.png"],
+    }
+    case = page.gallery.cases[3]
+    found = ScoreFile(tmp_path / "e" / "scores.jsonl").of("two", "colorfulness")
+    assert case.scores["colorfulness"] == [None, found[0, 2], None]
+    titles = [block.title for block in page.blocks]
+    assert "Differences to one, two same seeds, three prompt by prompt" in titles
+    assert "differences to one, two same seeds, three prompt by prompt; brackets" in as_text(
+        tree, tmp_path, report=False
+    )
+    assert page.subtitle == "2 prompts of one, 6 images of one, 4 images of two, 4 images of three"
 
 
 def test_one_folder_alone_has_no_differences(tmp_path):
