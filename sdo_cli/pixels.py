@@ -6,6 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
+# of an interrupted copy, which lays out the whole file first; a disk's block is 512 bytes or more
+ZEROS = 256
+END_OF_JPEG = b"\xff\xd9"
+MIN_IS_WHITE, PHOTOMETRIC = 0, 262
 # what Pillow raises for a file that is no picture, is cut off, or would be far too large
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
@@ -14,16 +18,19 @@ def as_shown(image: Image.Image) -> Image.Image:
     """8-bit RGB: turned by EXIF, transparent parts on white.
 
     Raises:
-        ValueError: several frames, or values without a known range or profile.
+        ValueError: several frames, values without a known range or profile, or a file whose end was never written.
     """
+    _whole(image)
     # a phone's JPEG holds a second view behind the picture
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
         raise ValueError(f"it holds {image.n_frames} frames or pages; save the one that is meant")  # type: ignore[attr-defined]
     # a PNG has no more than 16 bits
     sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+    # Pillow turns these round at 8 bits only
+    inverted = image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == MIN_IS_WHITE  # type: ignore[attr-defined]
     image = ImageOps.exif_transpose(image)
     if sixteen:
-        image = Image.fromarray((np.asarray(image, np.float64) / 65535 * 255).round().clip(0, 255).astype(np.uint8))
+        image = _sixteen(image, inverted)
     if image.mode in ("CMYK", "LAB"):
         image = _through_profile(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
@@ -32,6 +39,31 @@ def as_shown(image: Image.Image) -> Image.Image:
         clear = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
     return image.convert("RGB")
+
+
+def _sixteen(image: Image.Image, inverted: bool) -> Image.Image:
+    """Grey of 16 bits, rounded; one of its values may stand for nothing."""
+    values = np.asarray(image)
+    grey = (values.astype(np.float64) / 65535 * 255).round().clip(0, 255).astype(np.uint8)
+    grey = 255 - grey if inverted else grey
+    clear = image.info.get("transparency")
+    return Image.fromarray(grey if clear is None else np.where(values == clear, np.uint8(255), grey))
+
+
+def _whole(image: Image.Image) -> None:
+    """Raises ValueError where a compressed file ends in zeros; in BMP and TIFF those may be black."""
+    if image.format not in ("JPEG", "MPO", "WEBP") or not getattr(image, "filename", ""):
+        return
+    with Path(image.filename).open("rb") as stream:  # type: ignore[attr-defined]
+        stream.seek(0, io.SEEK_END)
+        stream.seek(max(stream.tell() - ZEROS, 0))
+        if any(stream.read()):
+            return
+        stream.seek(0)
+        held = stream.read().rstrip(b"\0")
+    # some cameras fill the file up behind the picture's end
+    if image.format == "WEBP" or not held.endswith(END_OF_JPEG):
+        raise ValueError("it ends in zeros, as a copy does that was interrupted")
 
 
 def _through_profile(image: Image.Image) -> Image.Image:
@@ -55,6 +87,8 @@ def transparent(path: Path) -> bool:
         with Image.open(path) as image:
             if not image.has_transparency_data:
                 return False
+            if image.mode.startswith("I;16"):
+                return bool((np.asarray(image) == image.info["transparency"]).any())
             alpha = np.asarray(image.convert("RGBA").getchannel("A"))
     except UNREADABLE:
         return False

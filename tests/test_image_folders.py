@@ -460,30 +460,6 @@ def test_pictures_that_a_metadata_file_does_not_list_are_counted(tmp_path):
         read_folder(tmp_path / "x", None)
 
 
-def joined(**inputs):
-    return graph("x", **{"6": node("CLIPTextEncode", text=["j", 0]), "j": node("Text Concatenate (JPS)", **inputs)})
-
-
-@pytest.mark.parametrize(
-    "inputs",
-    [
-        {"text1": "a cat", "text2": "on a mat", "delimiter": "comma"},
-        {"text1": "a cat", "text2": "on a mat", "delimiter": ["6", 0]},
-        {"text": "a cat", "prefix": "a photograph of"},
-    ],
-)
-def test_comfyui_s_joins_by_rules_of_their_own_are_refused(tmp_path, inputs):
-    png(tmp_path / "x" / "0.png", {"prompt": json.dumps(joined(**inputs))})
-    with pytest.raises(RecipeFault, match=r"puts the prompt together in Text Concatenate \(JPS\) by rules"):
-        read_folder(tmp_path / "x", None)
-
-
-def test_comfyui_s_parts_are_joined_in_their_order(tmp_path):
-    words = {f"text{n}": f"w{n}" for n in range(1, 12)}
-    png(tmp_path / "x" / "0.png", {"prompt": json.dumps(joined(delimiter=" ", **words))})
-    assert texts(tmp_path / "x") == {"0.png": " ".join(words.values())}
-
-
 # prompts given beside prompts stated
 
 

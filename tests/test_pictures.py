@@ -1,6 +1,8 @@
 """What a picture is when it is not 8-bit RGB: as a viewer shows it, or refused."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -117,3 +119,48 @@ def test_a_picture_too_large_to_be_one_is_a_sentence(tmp_path, monkeypatch):
     Image.fromarray(COLOUR).save(tmp_path / "b.png")
     with pytest.raises(EnvironmentFault, match=r"b.png is no readable image: .*pixels"):
         read_image(tmp_path / "b.png")
+
+
+def test_grey_of_16_bits_with_a_value_for_nothing(tmp_path):
+    wide = RAMP.astype(np.uint16) * 257
+    Image.fromarray(wide).save(tmp_path / "t.png", transparency=257 * 7)
+    # Pillow writes no such chunk for 16 bits
+    data = (tmp_path / "t.png").read_bytes()
+    if b"tRNS" not in data:
+        body = b"tRNS" + struct.pack(">H", 257 * 7)
+        chunk = struct.pack(">I", 2) + body + struct.pack(">I", zlib.crc32(body))
+        (tmp_path / "t.png").write_bytes(data[:33] + chunk + data[33:])
+    expected = np.repeat(np.where(RAMP == 7, 255, RAMP)[..., None], 3, -1)
+    assert np.array_equal(read(tmp_path / "t.png"), expected) and transparent(tmp_path / "t.png")
+
+
+def test_tiffs_whose_least_value_is_white(tmp_path):
+    Image.fromarray(RAMP.astype(np.uint16) * 257).save(tmp_path / "t.tif", tiffinfo={262: 0})
+    assert np.array_equal(read(tmp_path / "t.tif"), np.repeat(255 - RAMP[..., None], 3, -1))
+
+
+def test_colour_of_16_bits_is_its_high_byte_as_the_rewards_own_code_reads_it(tmp_path):
+    def chunk(name, body):
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    pixels = b"\0" + struct.pack(">3H", 0x01FE, 0x1234, 0xFFFF)
+    head = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+    parts = [chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(pixels)), chunk(b"IEND", b"")]
+    (tmp_path / "c.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    assert read(tmp_path / "c.png").tolist() == [[[1, 0x12, 255]]]
+
+
+@pytest.mark.parametrize("name", ["z.jpg", "z.webp"])
+def test_a_copy_that_was_interrupted_is_refused(tmp_path, name):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    read(tmp_path / name)
+    # the space is there, its last part was never written
+    (tmp_path / name).write_bytes(whole[:-512] + bytes(512))
+    with pytest.raises(EnvironmentFault, match="it ends in zeros, as a copy does that was interrupted"):
+        read_image(tmp_path / name)
+    if name == "z.jpg":
+        # filled up behind its end, it is whole
+        (tmp_path / name).write_bytes(whole + bytes(4096))
+        read(tmp_path / name)

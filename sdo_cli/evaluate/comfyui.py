@@ -1,9 +1,8 @@
 """The prompt of a picture by ComfyUI, from the graph it keeps inside: which text reached the sampler."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
-
-from sdo_cli.evaluate.pairing import natural
 
 Node = dict[str, Any]
 Graph = dict[str, Node]
@@ -34,6 +33,10 @@ LITERAL = (
 )
 VALUES = ("value", "text", "string", "prompt", "source")
 DELIMITERS = ("delimiter", "separator")
+# concatenations whose delimiter is the text itself; others name it (none, comma, "Comma + Space")
+JOINS = ("stringconcatenate", "joinstrings", "text concatenate", "cr text concatenate")
+# what they join, in order of letter or number
+PARTS = re.compile(r"(?:text|string|prompt)_?([a-z]|\d+)")
 
 
 def prompt_of_graph(graph: Any) -> str:
@@ -153,21 +156,27 @@ class _Walk:
         self.way.append(key)
         try:
             if "concat" in kind.lower() or kind == "JoinStrings":
-                between = next((inputs[name] for name in DELIMITERS if name in inputs), "")
-                parts = [inputs[name] for name in sorted(inputs, key=natural) if name.startswith(("text", "string"))]
-                more = any(inputs[name] for name in inputs if "prefix" in name.lower() or "suffix" in name.lower())
-                # a linked one, or one by its name (`comma`), is not known here
-                if (
-                    more
-                    or not isinstance(between, str)
-                    or any(letter.isalpha() for letter in between.replace("\\n", ""))
-                ):
-                    raise ValueError(f"its ComfyUI graph puts the prompt together in {kind} by rules sdo does not know")
-                words = [text for text in map(self.text, parts) if text]
-                return between.replace("\\n", "\n").join(words).strip()
+                return self._joined(kind, inputs)
             held = [name for name in inputs if name.lower() in VALUES]
             if kind.lower() in LITERAL and len(held) == 1:
                 return self.text(inputs[held[0]])
         finally:
             self.way.pop()
         raise ValueError(f"its ComfyUI graph takes the prompt from {kind}, whose text sdo does not know")
+
+    def _joined(self, kind: str, inputs: dict[str, Any]) -> str:
+        parts = [name for name in inputs if PARTS.fullmatch(name)]
+        between = [inputs[name] for name in DELIMITERS if name in inputs]
+        # a prefix, a switch, words for no delimiter: what comes out is up to the node
+        others = [name for name in inputs if name not in (*parts, *DELIMITERS, "clean_whitespace")]
+        if not parts or others or len(between) > 1 or any(not isinstance(mark, str) for mark in between):
+            raise self._unclear(kind)
+        mark = between[0].replace("\\n", "\n") if between else ""
+        if kind.lower() not in JOINS and (not between or re.search(r"[^\W_]", mark)):
+            raise self._unclear(kind)
+        parts.sort(key=lambda name: (len(PARTS.sub(r"\1", name)), name))
+        return mark.join(text for text in (self.text(inputs[name]) for name in parts) if text).strip()
+
+    @staticmethod
+    def _unclear(kind: str) -> ValueError:
+        return ValueError(f"its ComfyUI graph joins the prompt in {kind}, and which prompt is meant is not clear")

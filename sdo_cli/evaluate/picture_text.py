@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,19 @@ EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
 # the line of A1111 and its relatives after the prompts; what follows it is of extensions
 SETTINGS = re.compile(r"^Steps: \d+\s*([,|]|$)")
 NEGATIVE = "Negative prompt:"
+# the same where the line ends were lost
+ONE_LINE = re.compile(
+    r"(?<=[ \t,.])(?:Negative prompt:|Steps: \d+, (?:Sampler|Schedule type|CFG scale|Seed|Size|Model|Model hash): )"
+)
+# JSON, not the emphasis of {{words}}
+JSON_LIKE = re.compile(r"\s*\{\s*(?:\"|\}\s*$)")
+# Easy Diffusion's text beside a picture: a line for each
+EASY = re.compile(
+    r"^(Prompt|Negative Prompt|Seed|Stable Diffusion model|Clip Skip|ControlNet model|VAE model|Sampler|Width|Height"
+    r"|Steps|Guidance Scale|Prompt Strength|LoRA model|Hypernetwork model|Embedding models|Seamless Tiling"
+    r"|Use Face Correction|Use Upscaling): ?",
+    re.MULTILINE,
+)
 # LoRAs and hypernetworks are none of a picture's words
 EXTRA_NETWORK = re.compile(r"<(?:lora|lyco|hypernet|locon|loha):[^<>]*>", re.IGNORECASE)
 RAW_PROMPT = re.compile(r'(?:^|, )Raw prompt: ("(?:\\.|[^"\\])*"|[^,]*)')
@@ -68,11 +82,44 @@ def decoded(raw: str | bytes) -> str:
         body = raw[8:]
         if body.startswith((b"\xfe\xff", b"\xff\xfe")):
             return body.decode("utf-16", "replace").strip("\0 ")
-        # letters and digits have their zero byte first in big-endian order
-        order = "be" if body[0::2].count(0) >= body[1::2].count(0) else "le"
-        return body.decode(f"utf-16-{order}", "replace").strip("\0 ")
+        return _most_plausible(body).strip("\0 ")
     named = raw.startswith((b"ASCII\0\0\0", b"\0" * 8))
     return (raw[8:] if named else raw).decode("utf-8", "replace").strip("\0 ")
+
+
+def _most_plausible(body: bytes) -> str:
+    """UTF-16 in either order, as every program has its own, or the UTF-8 that some write in its place."""
+    zeros = body[0::2].count(0) >= body[1::2].count(0)
+    orders = ("utf-16-be", "utf-16-le") if zeros else ("utf-16-le", "utf-16-be")
+    found = []
+    for encoding in (*orders, "utf-8"):
+        whole = body[:-1] if encoding != "utf-8" and len(body) % 2 and body.endswith(b"\0") else body
+        try:
+            text = whole.decode(encoding).strip("\0")
+        except UnicodeDecodeError:
+            continue
+        # two letters of ASCII are one sign of Chinese, rarely the other way round
+        found.append((_odd(text) + 4 * (encoding == "utf-8"), text))
+    return min(found, key=lambda pair: pair[0])[1] if found else body.decode(orders[0], "replace")
+
+
+# written together in one language
+EAST = ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "IDEOGRAPHIC", "FULLWIDTH", "HALFWIDTH", "HANGUL", "LEFT", "RIGHT")
+
+
+def _odd(text: str) -> int:
+    """How little a text looks like writing: characters that are none, many scripts, signs from all over the table."""
+    cost, scripts, rows = 0, set(), set()
+    for sign in text:
+        kind = unicodedata.category(sign)
+        if kind in ("Cn", "Co", "Cs") or (kind == "Cc" and sign not in "\n\r\t"):
+            cost += 10
+        elif not sign.isascii():
+            cost += 1 if kind[0] in "LMNP" else 2
+            script = unicodedata.name(sign, "").partition(" ")[0]
+            scripts.add("CJK" if script in EAST else script)
+            rows.add(ord(sign) >> 8)
+    return cost + 3 * len(scripts) + len(rows)
 
 
 def prompt_of(notes: Mapping[str, str]) -> str:
@@ -88,23 +135,27 @@ def prompt_of(notes: Mapping[str, str]) -> str:
     if "Comment" in notes and (notes.get("Software") == "NovelAI" or "AI generated" in notes.get("Title", "")):
         return _novelai(_object(notes["Comment"]), notes.get("Description", ""))
     text = notes.get("prompt", "").strip()
-    return prompt_of_graph(_object(text)) if text.startswith("{") else text
+    return prompt_of_graph(_object(text)) if JSON_LIKE.match(text) else text
 
 
 def prompt_of_parameters(text: str) -> str:
-    """Of A1111's text, or the JSON that SwarmUI and Fooocus keep in its place.
+    """Of A1111's text, the JSON that SwarmUI and Fooocus keep in its place, or Easy Diffusion's lines.
 
     Raises:
         ValueError: neither.
     """
     text = text.strip()
-    if text.startswith("{"):
+    if JSON_LIKE.match(text):
         tree = _object(text)
         if "sui_image_params" in tree:
             return _plain(_words(_at(tree, "sui_image_params", "prompt")))
         return _plain(_words(tree.get("prompt", tree.get("Prompt"))))
+    if (easy := _easy(text)) is not None:
+        return _plain(easy)
     lines = text.split("\n")
     at = max((number for number, line in enumerate(lines) if SETTINGS.match(line)), default=None)
+    if at is None and (lost := ONE_LINE.search(text)):
+        return _plain(text[: lost.start()]).rstrip(" ,")
     if at is None and len(lines) > 1:
         raise ValueError("its text has no line of settings, so where the prompt ends is not known")
     if at is not None and (raw := RAW_PROMPT.search(lines[at])):
@@ -119,13 +170,24 @@ def _plain(text: str) -> str:
     return " ".join(EXTRA_NETWORK.sub("", text).split())
 
 
+def _easy(text: str) -> str | None:
+    """The prompt of Easy Diffusion's lines; None where they are not its."""
+    marks = list(EASY.finditer(text))
+    at = next((k for k, mark in enumerate(marks) if mark[1] == "Prompt"), None)
+    if at is None or marks[0].start() != 0 or len(marks) < 3:
+        return None
+    return text[marks[at].end() : marks[at + 1].start() if at + 1 < len(marks) else len(text)]
+
+
 def is_parameters(text: str) -> bool:
-    """Whether a text beside a picture is A1111's, with negative prompt and settings, or a program's JSON."""
-    if text.lstrip().startswith("{"):
+    """Whether a text beside a picture is A1111's, with negative prompt and settings, or another program's."""
+    if JSON_LIKE.match(text):
         try:
             return isinstance(json.loads(text), dict)
         except json.JSONDecodeError:
             return False
+    if _easy(text.strip()) is not None or ONE_LINE.search(text):
+        return True
     return any(SETTINGS.match(line) or line.startswith(NEGATIVE) for line in text.split("\n"))
 
 

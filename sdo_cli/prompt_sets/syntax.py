@@ -15,6 +15,12 @@ COMMANDS = {
     "AND": re.compile(r"(?=.*[a-z]).*\bAND\b", re.DOTALL),
     "changes like [red:blue:0.5]": re.compile(r"\[[^\[\]]*:[^\[\]]*:?\s*(?:\d+\.?\d*|\.\d+)\s*\]"),
     "networks like <lora:name:1>": re.compile(r"<(?:lora|lyco|hypernet|locon|loha):[^<>]*>", re.IGNORECASE),
+    "commands like <segment:face>": re.compile(
+        r"<(?!(?:lora|lyco|hypernet|locon|loha):)[a-z]\w*(?:\[[^\[\]<>]*\])?:[^<>]+>", re.IGNORECASE
+    ),
+    "wildcards like __animal__": re.compile(r"(?<!\w)__[\w*./-]+?__(?!\w)"),
+    "escaped brackets like \\(red\\)": re.compile(r"\\[()\[\]{}]"),
+    "mixtures like .blend(1, 1)": re.compile(r"\.(?:blend|and|swap)\("),
     "choices like {red|blue}": re.compile(r"\{[^{}]*\|[^{}]*\}"),
 }
 
