@@ -8,7 +8,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import open_clip
 import pytest
 import torch
@@ -24,7 +23,6 @@ from transformers import CLIPImageProcessorPil
 import rewards
 from rewards.aesthetic import predictor_head
 from rewards.clip_encoder import ClipEncoder, evaluation_transform
-from rewards.preprocess import Preprocess
 from sdo_cli.errors import EnvironmentFault
 
 SIGLIP_SMALL = {
@@ -332,13 +330,3 @@ def test_clip_score_with_towers_of_timm(tmp_path):
         read = theirs.encode_text(words(PROMPTS), normalize=True)
     same_embeddings(alone(lambda image, prompt: reward.encoder.images(image)), seen)
     same_scores(alone(reward.score), (seen * read).sum(-1))
-
-
-@pytest.mark.parametrize("size", [(832, 1216), (1216, 832), (1024, 683), (273, 91), (110, 55), (512, 512), (300, 225)])
-def test_pickscore_cuts_where_transformers_cuts(size):
-    """An odd rest goes to the other side than torchvision's; the long side is rounded down once."""
-    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    wanted = CLIPImageProcessorPil()(Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
-    images = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
-    found = Preprocess(224, floors_crop=True)(images)
-    assert (found - wanted).abs().max() < 1e-5

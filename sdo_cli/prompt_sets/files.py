@@ -139,8 +139,6 @@ def _rows(path: Path, columns: Columns, notes: list[str]) -> Iterator[Prompt]:
         yield from _from_values(path, _json_list(path, text, columns, notes), columns, notes)
     elif columns.prompt is not None:
         raise ValueError(f"{path} is plain text, a prompt a line: it has no column {columns.prompt}")
-    elif path.suffix.lower() in (".yaml", ".yml", ".md", ".toml", ".html", ".xlsx", ".rtf", ".docx"):
-        raise ValueError(f"{path} is no list of prompts; save it as one of {', '.join(SUFFIXES)}")
     else:
         yield from _from_lines(path, [line.strip() for line in lines_of(text)], notes)
 
