@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sdo_cli.finetune import loop
+from sdo_cli.finetune import job as job_draws
+from sdo_cli.finetune import loop, passes
 from sdo_cli.finetune.batches import PromptOrder
 from sdo_cli.finetune.prepare import prepare
 from sdo_cli.parallel import adding
@@ -27,7 +28,7 @@ def digest(tensor):
 def draws(world: World, out: Path, words: list[str]) -> None:
     """By number of the slice: noise, prompts, plan; and the gradient of the first step."""
     job, _ = prepare(load_recipe("quickstart", words), world)
-    seen, real_noise, real_run = [], loop.draw_noise, loop.run_plan
+    seen, real_noise, real_run = [], job_draws.draw_noise, passes.run_plan
 
     def draw_noise(family, settings, generators):
         noise = real_noise(family, settings, generators)
@@ -44,9 +45,9 @@ def draws(world: World, out: Path, words: list[str]) -> None:
     with torch.no_grad():
         for parameter in job.parameters:
             parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
-    loop.accumulate(job, PromptOrder(job.prompts, job.recipe.seed), 0)
+    passes.accumulate(job, PromptOrder(job.prompts, job.recipe.seed), 0)
     world.add_gradients(job.parameters)
-    slices = dict(zip(loop.slices_of(job), seen, strict=True))
+    slices = dict(zip(job_draws.slices_of(job), seen, strict=True))
     (out / f"draws-{world.rank}.json").write_text(json.dumps(slices))
     gradient = torch.cat([p.grad.flatten() for p in job.parameters])
     torch.save(gradient, out / f"gradient-{world.rank}.pt")

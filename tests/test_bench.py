@@ -24,7 +24,7 @@ from sdo_cli.bench.training import affordable_steps, compare_training
 from sdo_cli.bench.variants import STANDARD_RULES, load_variants, parse_variant
 from sdo_cli.errors import RecipeFault
 from sdo_cli.estimate.flops import count_flops
-from sdo_cli.finetune.loop import plan_step
+from sdo_cli.finetune.job import plan_step
 from sdo_cli.gradients.rules import RULES
 from sdo_cli.models.load import ModelSource, load_family
 from sdo_cli.progress import Silent
@@ -230,14 +230,14 @@ def test_a_rule_that_runs_out_of_memory_is_left_out(bench, monkeypatch):
             notes.append(text)
 
     tight = load_and_pick(bench, ("full:checkpointing=none", "sdo"))
-    gradient = type(tight).gradient
+    rollout = type(tight).rollout
 
-    def short_of_memory(self, variant, step, *, plan=None):
+    def short_of_memory(self, variant, number):
         if variant.rule == "full":
             raise torch.OutOfMemoryError
-        return gradient(self, variant, step, plan=plan)
+        return rollout(self, variant, number)
 
-    monkeypatch.setattr(type(tight), "gradient", short_of_memory)
+    monkeypatch.setattr(type(tight), "rollout", short_of_memory)
     table = measure_cost(tight, rounds=0, reporter=Noting())
     assert [v.name for v in table.variants] == [v.name for v in tight.jobs] == ["sdo"]
     assert notes == [

@@ -25,7 +25,7 @@ from sdo_cli.bench.variants import load_variants, parse_variant, plain_full
 from sdo_cli.drawing.pruned import made_for, wiring_of
 from sdo_cli.errors import RecipeFault
 from sdo_cli.estimate.flops import count_flops
-from sdo_cli.finetune.loop import plan_step
+from sdo_cli.finetune.job import plan_step
 from sdo_cli.finetune.prepare import prepare
 from sdo_cli.progress import Silent
 from sdo_cli.prune.baselines import every
@@ -151,6 +151,7 @@ def test_nearness_and_training_take_them(arms, bench):
         ("sdo:rollout.skip_plan=none.json", "no file none.json"),
         ("sdo:rollout.steps=3", "rollout.steps"),
         ("sdo:rollout.skip_plan={plan},rollout.drift_steps=2", "rollout.drift_steps: the bench counts every step"),
+        ("sdo:rollout.updates=2,rollout.max_change=0.1", "rollout.max_change: the bench counts beforehand"),
         ("refl:rollout.skip_plan={plan}", "exact is for rules that end at the final latent"),
     ],
 )
@@ -193,3 +194,18 @@ def test_through_the_command(arms, words, tmp_path, monkeypatch):
     assert rules[arms["whole"]]["memory"]["tensors"] > 0 and rules[arms["whole"]]["calls"]["no_grad"] == 2
     refused = entry.run(["bench", "--rule", arms["full, fewer"], "--part", "nearness", *words], cwd=tmp_path)
     assert refused.returncode == 2 and "--part nearness compares with full" in refused.stderr
+
+
+def test_updates_on_one_rollout_cost_what_is_counted(words):
+    """FLOPs of a rollout with all its updates, against the parts the table is made of; and the share of plain SDO."""
+    names = ["sdo", "sdo:rollout.updates=3", "sdo:rollout.updates=3,rollout.rescore=true"]
+    bench = open_workbench(load_variants("bench", words, names))
+    table = measure_cost(bench, rounds=1, reporter=Silent())
+    plain, three, again = table.variants.values()
+    for cost in table.variants.values():
+        assert cost.predicted_flops == pytest.approx(cost.flops, rel=1e-3)
+    assert three.calls == {"no_grad": plain.calls["no_grad"] / 3, "grad": plain.calls["grad"]}
+    assert again.calls["no_grad"] == pytest.approx(plain.calls["no_grad"] / 3 + 5 / 3)
+    live = table.part_flops["live call"]
+    assert three.flops == pytest.approx((plain.flops - live) / 3 + live, rel=1e-3)
+    assert three.mean_flops < again.mean_flops < plain.mean_flops

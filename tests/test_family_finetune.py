@@ -18,7 +18,9 @@ from small_models import KINDS, plain
 
 from sdo_cli.drawing.draw import Noise, draw_images, draw_noise, draw_settings, encode_pair, make_path
 from sdo_cli.finetune.batches import PromptOrder
-from sdo_cli.finetune.loop import Job, accumulate, train
+from sdo_cli.finetune.job import Job
+from sdo_cli.finetune.loop import train
+from sdo_cli.finetune.passes import accumulate
 from sdo_cli.finetune.prepare import prepare
 from sdo_cli.gradients.outcome import Scored, Terms
 from sdo_cli.gradients.plan import Mode, Plan, empty

@@ -15,7 +15,8 @@ from toy import Toy, grads, objective, toy_path
 from sdo_cli.doctor.workload import workload_of
 from sdo_cli.drawing.draw import draw_noise, encode_pair, make_path
 from sdo_cli.errors import EnvironmentFault, RecipeFault
-from sdo_cli.finetune.loop import plan_step, train
+from sdo_cli.finetune.job import plan_step
+from sdo_cli.finetune.loop import train
 from sdo_cli.finetune.lora import add_lora
 from sdo_cli.finetune.prepare import prepare
 from sdo_cli.finetune.sharding import check_shardable

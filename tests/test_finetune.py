@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from sdo_cli.drawing.draw import draw_noise, make_path
 from sdo_cli.errors import RecipeFault
 from sdo_cli.finetune.batches import PromptOrder
-from sdo_cli.finetune.loop import plan_step, train
+from sdo_cli.finetune.job import plan_step
+from sdo_cli.finetune.loop import train
 from sdo_cli.finetune.objective import RewardObjective, WeightedReward
 from sdo_cli.finetune.overview import parts_of
 from sdo_cli.finetune.prepare import only_measured, prepare

@@ -15,7 +15,7 @@ import torch
 from sdo_cli.bench import cost, memory
 from sdo_cli.bench.memory import measure_memory
 from sdo_cli.errors import PluginFault
-from sdo_cli.finetune.loop import plan_step
+from sdo_cli.finetune.job import plan_step
 from sdo_cli.finetune.prepare import prepare
 from sdo_cli.gradients.plan import Plan
 from sdo_cli.gradients.rules import RULES, gradient_rule, option_problem

@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from sdo_cli.drawing.pruned import made_for, wiring_of
 from sdo_cli.errors import RecipeFault
 from sdo_cli.finetune.batches import PromptOrder
-from sdo_cli.finetune.loop import accumulate, make_plan, plan_step, train
+from sdo_cli.finetune.job import make_plan, plan_step
+from sdo_cli.finetune.loop import train
+from sdo_cli.finetune.passes import accumulate
 from sdo_cli.finetune.prepare import prepare
 from sdo_cli.finetune.rollouts import flat_gradient
 from sdo_cli.prune.baselines import uniform

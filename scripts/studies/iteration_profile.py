@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from sdo_cli.finetune.loop import Job, train
+from sdo_cli.finetune.job import Job
+from sdo_cli.finetune.loop import train
 from sdo_cli.finetune.prepare import prepare
 from sdo_cli.recipe.load import load_recipe
 from sdo_cli.records.step import StepResult

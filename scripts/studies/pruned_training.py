@@ -20,7 +20,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from sdo_cli.finetune.loop import Job, train
+from sdo_cli.finetune.job import Job
+from sdo_cli.finetune.loop import train
 from sdo_cli.finetune.prepare import prepare
 from sdo_cli.finetune.validate import Validation
 from sdo_cli.progress import Silent

@@ -1,7 +1,7 @@
 """One set of loaded models that every variant runs on."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,9 +11,11 @@ from sdo_cli.bench.variants import Variant
 from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.estimate.flops import count_flops
 from sdo_cli.finetune.batches import PromptOrder
-from sdo_cli.finetune.loop import Job, accumulate, path_of
+from sdo_cli.finetune.job import Job, path_of
 from sdo_cli.finetune.lora import ADAPTER, add_lora
+from sdo_cli.finetune.passes import accumulate
 from sdo_cli.finetune.prepare import cheap_rollouts, check_plan, prepare
+from sdo_cli.finetune.replays import Replays
 from sdo_cli.finetune.validate import Validation
 from sdo_cli.gradients.outcome import Outcome
 from sdo_cli.gradients.plan import Plan
@@ -48,6 +50,14 @@ class Workbench:
         job = self.jobs[variant]
         set_block_checkpointing(job, variant)
         return accumulate(job, self.order, step, plan=plan)
+
+    def rollout(self, variant: Variant, number: int) -> Iterator[list[Outcome]]:
+        """The backward passes of all updates on rollout ``number``, one after the other."""
+        job, replays = self.jobs[variant], Replays(number)
+        set_block_checkpointing(job, variant)
+        for _ in range(job.recipe.rollout.updates):
+            yield accumulate(job, self.order, number, replays=replays)
+            replays.end_update(over=False)
 
     def leave_out(self, variant: Variant, reporter: Reporter) -> None:
         """A variant ran out of the GPU's memory: the others go on without it."""

@@ -12,7 +12,7 @@ from sdo_cli.bench.bench_job import Workbench
 from sdo_cli.bench.parts import Parts, counts, make_parts, total, without_recomputation
 from sdo_cli.bench.variants import Variant
 from sdo_cli.estimate.flops import count_flops
-from sdo_cli.finetune.loop import Job, plan_step
+from sdo_cli.finetune.job import Job, plan_step
 from sdo_cli.gradients.outcome import added
 from sdo_cli.progress import Reporter
 
@@ -150,6 +150,8 @@ def _one_round(bench: Workbench, table: CostTable, parts: Parts, variant: Varian
 def one_iteration(bench: Workbench, variant: Variant, cost: Cost, *, step: int, keep: bool = True) -> None:
     """Everything from noise to the optimizer's step (with learning rate 0, so that all variants see one adapter).
 
+    Of several updates on one rollout all are made, and their mean is noted.
+
     Args:
         keep: note seconds and calls in ``cost``; False for a warm-up.
     """
@@ -157,17 +159,20 @@ def one_iteration(bench: Workbench, variant: Variant, cost: Cost, *, step: int, 
     outcomes = []
 
     def iteration() -> None:
-        outcomes.extend(bench.gradient(variant, step))
-        torch.nn.utils.clip_grad_norm_(bench.parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for found in bench.rollout(variant, step):
+            outcomes.extend(found)
+            torch.nn.utils.clip_grad_norm_(bench.parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
     seconds = timed(iteration, bench.any_job.family.device)
     if not keep:
         return
-    cost.seconds.append(seconds)
-    cost.by_stage.append(added([outcome.seconds for outcome in outcomes]))
-    batch = bench.jobs[variant].global_batch
+    updates = bench.jobs[variant].recipe.rollout.updates
+    cost.seconds.append(seconds / updates)
+    stages = added([outcome.seconds for outcome in outcomes])
+    cost.by_stage.append({name: spent / updates for name, spent in stages.items()})
+    batch = bench.jobs[variant].global_batch * updates
     for kind in outcomes[0].calls:
         calls = sum(outcome.calls[kind] for outcome in outcomes) / batch
         seen = len(cost.seconds)
@@ -182,7 +187,7 @@ def _count(bench: Workbench, table: CostTable, variant: Variant) -> None:
     """FLOPs of one iteration, and the mean over many plans put together from the counted parts."""
     job, cost = bench.jobs[variant], table.variants[variant]
     plan = plan_step(job, 0)
-    cost.flops = count_flops(partial(bench.gradient, variant, 0, plan=plan))
+    cost.flops = count_flops(lambda: list(bench.rollout(variant, 0))) / job.recipe.rollout.updates
     bench.flat_gradient()
     cost.predicted_flops = total(counts(job, plan, cost.recomputed), table.part_flops)
     drawn = [_counts(job, variant, step) for step in range(PLANS)]

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from sdo_cli.bench.bench_job import Workbench
 from sdo_cli.drawing.draw import draw_noise, encode_pair, make_path
 from sdo_cli.estimate.units import call_shares
-from sdo_cli.finetune.loop import Job
+from sdo_cli.finetune.job import Job
 from sdo_cli.finetune.objective import RewardObjective
 from sdo_cli.gradients.counts import LIVE
 from sdo_cli.gradients.counts import counts as part_counts
@@ -79,12 +79,19 @@ def _live(bench: Workbench, path: Path, x: Tensor, t: Tensor, through: bool, che
 
 
 def counts(job: Job, plan: Plan, checkpointing: str) -> dict[str, float]:
-    """How often each part runs in one step of a job (see :mod:`sdo_cli.gradients.counts`).
+    """How often each part runs in one step of a job, in the mean of a plan's updates (see :mod:`.gradients.counts`).
 
     Calls that a skip plan leaves parts of out count as the share that is computed.
     """
-    skips = job.drawn_now.skips
-    of_step = partial(part_counts, slice_size=job.recipe.train_batch_size, regularised=bool(job.recipe.kl_weight))
+    skips, spec = job.drawn_now.skips, job.recipe.rollout
+    of_step = partial(
+        part_counts,
+        slice_size=job.recipe.train_batch_size,
+        regularised=bool(job.recipe.kl_weight),
+        updates=1 if plan.turn is None else spec.updates,
+        rescored=spec.rescore,
+        drawn_by_other=job.drawn_now.network is not None or (skips is not None and not skips.exact),
+    )
     if job.drawn_now.network is not None:
         return of_step(plan, checkpointing, rollout_share=job.drawn_now.share)
     if skips is None:

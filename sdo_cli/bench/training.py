@@ -12,7 +12,8 @@ from sdo_cli.bench.cost import CostTable
 from sdo_cli.bench.parts import counts, total
 from sdo_cli.bench.variants import Variant
 from sdo_cli.errors import RecipeFault
-from sdo_cli.finetune.loop import Job, plan_step, train
+from sdo_cli.finetune.job import Job, plan_step
+from sdo_cli.finetune.loop import train
 from sdo_cli.progress import Reporter
 from sdo_cli.scoring.statistics import Estimate, Gain, paired_gain
 
@@ -67,7 +68,7 @@ def affordable_steps(job: Job, variant: Variant, table: CostTable, budget: float
     """Optimizer steps whose counted FLOPs stay within ``budget``, and those FLOPs."""
     spent, steps, checkpointing = 0.0, 0, variant.checkpointing(job.recipe)
     while True:
-        plan = plan_step(job, steps)
+        plan = plan_step(job, steps // job.recipe.rollout.updates)
         cost = total(counts(job, plan, checkpointing), table.part_flops)
         if spent + cost > budget:
             return steps, spent

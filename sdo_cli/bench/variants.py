@@ -135,6 +135,9 @@ def load_variants(recipe: str, overrides: Iterable[str], names: Iterable[str]) -
             raise RecipeFault(fault.problems, what=f"recipe with --rule {variant.name}") from fault
         if loaded[variant].recipe.train != "lora":
             raise RecipeFault(["train: the bench gives every rule a fresh adapter; write lora"])
+        if loaded[variant].recipe.rollout.max_change:
+            text = "rollout.max_change: the bench counts beforehand how often is drawn, which this leaves open; write 0"
+            raise RecipeFault([text], what=f"recipe with --rule {variant.name}")
         if loaded[variant].recipe.rollout.drift_steps:
             text = "rollout.drift_steps: the bench counts every step alike, and a look at drift is two; write 0"
             raise RecipeFault([text], what=f"recipe with --rule {variant.name}")

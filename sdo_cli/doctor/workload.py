@@ -17,7 +17,7 @@ from sdo_cli.estimate.stages import LiveCalls, Workload
 from sdo_cli.estimate.units import call_shares
 from sdo_cli.gradients.counts import LIVE, counts, held_at_once
 from sdo_cli.gradients.plan import Plan
-from sdo_cli.gradients.rules import RULES, find_rule
+from sdo_cli.gradients.rules import RULES, find_rule, with_updates
 from sdo_cli.gradients.skipped import plan_among_computed
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import source_of
@@ -46,7 +46,17 @@ def workload_of(loaded: LoadedRecipe, *, on_cpu: bool) -> Workload:
     recompute = _checkpointing(recipe)
     size, regularised = recipe.train_batch_size, bool(recipe.kl_weight)
     drawn = [
-        counts(plan, recompute, slice_size=size, regularised=regularised, **_shares(family, recipe, plan, skipping))
+        counts(
+            plan,
+            recompute,
+            slice_size=size,
+            regularised=regularised,
+            updates=recipe.rollout.updates,
+            rescored=recipe.rollout.rescore,
+            drawn_by_other=recipe.rollout.lora is not None
+            or (skipping is not None and recipe.rollout.estimator == "whole"),
+            **_shares(family, recipe, plan, skipping),
+        )
         for plan in plans
     ]
     usual = {name: mean(count.get(name, 0.0) for count in drawn) for name in ("call", "score", *LIVE.values())}
@@ -87,10 +97,11 @@ def draw_plans(recipe: Recipe, family: Family, skipping: SkipPlan | None = None)
     settings = rollout_settings(recipe, skipping)
     skips = rollout_skips(recipe, skipping, family, settings)
     c, rule = coefficients_of(make_route(family, settings)), find_rule(spec.rule)
+    options = with_updates(spec.options, recipe.rollout.updates)
 
     def drawn(generator: torch.Generator) -> Plan:
         def shown(calls: int, c: Coefficients) -> Plan:
-            return rule(calls, batch, c, generator, **spec.options)
+            return rule(calls, batch, c, generator, **options)
 
         if skips is not None and skips.exact:
             return plan_among_computed(shown, c, skips.plan.sources)

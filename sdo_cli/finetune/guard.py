@@ -18,7 +18,7 @@ from rewards.base import Reward
 from sdo_cli.device import pick_device
 from sdo_cli.drawing.draw import draw_settings
 from sdo_cli.errors import TrainingFault
-from sdo_cli.finetune.loop import Job
+from sdo_cli.finetune.job import Job
 from sdo_cli.finetune.prepare import guard_prompts, not_trained, only_measured, reward_of
 from sdo_cli.finetune.validate import Validation
 from sdo_cli.progress import Reporter

@@ -7,30 +7,18 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sdo_cli.drawing.draw import DrawSettings, draw_noise, draw_settings, encode_pair, make_path, make_route
-from sdo_cli.drawing.prompts import PromptEmbeddings
-from sdo_cli.errors import PluginFault
 from sdo_cli.finetune.batches import PromptOrder
+from sdo_cli.finetune.job import Job, plan_step, slices_of
 from sdo_cli.finetune.lora import in_call_order
-from sdo_cli.finetune.objective import RewardObjective, WeightedReward
-from sdo_cli.finetune.rollouts import Rollouts, cosine, distance_of, flat_gradient
-from sdo_cli.gradients.outcome import Outcome, Terms, added
-from sdo_cli.gradients.plan import Plan
-from sdo_cli.gradients.rules import RULES, find_rule
-from sdo_cli.gradients.run import run_plan
-from sdo_cli.gradients.skipped import plan_among_computed
-from sdo_cli.gradients.three_stage import MicroBatches
-from sdo_cli.models.base import Family
+from sdo_cli.finetune.passes import accumulate
+from sdo_cli.finetune.replays import Replays
+from sdo_cli.finetune.rollouts import cosine, distance_of, flat_gradient
+from sdo_cli.gradients.outcome import Outcome, added
 from sdo_cli.optimizers.stepper import Step, Stepper
 from sdo_cli.optimizers.zero import ZeroAdamW
 from sdo_cli.parallel.shards import forget_gathered
-from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.recipe.schema import Recipe
-from sdo_cli.records.step import Drift, StepResult
-from sdo_cli.sampling.coefficients import Coefficients, coefficients_of
-from sdo_cli.sampling.guidance import Guided
-from sdo_cli.sampling.loop import Path
-from sdo_cli.seeding import keyed_generator
+from sdo_cli.records.step import Drift, Replay, StepResult
 
 
 @dataclass(frozen=True)
@@ -42,33 +30,7 @@ class Slice:
     rewards: dict[str, Tensor]
     penalties: Tensor | None
     calls: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything the loop works on, ready made."""
-
-    recipe: Recipe
-    family: Family
-    rewards: list[WeightedReward]
-    prompts: list[str]
-    parameters: list[nn.Parameter]
-    embed: PromptEmbeddings
-    world: World = SINGLE
-    rollouts: Rollouts | None = None
-
-    @property
-    def global_batch(self) -> int:
-        return self.recipe.global_batch(self.world.size)
-
-    @property
-    def draw_settings(self) -> DrawSettings:
-        return draw_settings(self.recipe)
-
-    @property
-    def drawn_now(self) -> Rollouts:
-        """How this step's samples are drawn."""
-        return self.rollouts if self.rollouts is not None and self.rollouts.on else Rollouts(self.draw_settings)
+    changes: Tensor | None = None
 
 
 def make_stepper(job: Job) -> Stepper:
@@ -83,6 +45,7 @@ def train(
     *,
     stepper: Stepper | None = None,
     start: int = 0,
+    replays: Replays | None = None,
     change_g: Callable[[Tensor, int], Tensor] | None = None,
 ) -> Iterator[StepResult]:
     """Run the recipe's steps, one result after each; after the last one the weights are those to keep.
@@ -90,17 +53,23 @@ def train(
     Args:
         stepper: a fresh one by default; restored from a checkpoint to go on.
         start: steps that were taken before.
-        change_g: for control experiments: replaces the gradient at the image side, given (g, step).
+        replays: which rollout the first of these steps goes on with; restored from a checkpoint to go on inside one.
+        change_g: for control experiments: replaces the gradient at the image side, given (g, rollout).
     """
     recipe, stepper = job.recipe, stepper or make_stepper(job)
-    order = PromptOrder(job.prompts, recipe.seed)
+    order, every = PromptOrder(job.prompts, recipe.seed), recipe.rollout.drift_steps
+    replays = replays or Replays.after(start, every)
     for step in range(start, recipe.max_train_steps):
-        drift = look_at_drift(job, order, step, stepper.scale)
+        drift = None
+        if replays.update == 0:
+            replays.begin(step, every)
+            drift = look_at_drift(job, order, replays.rollout, stepper.scale) if replays.due else None
         adding = job.world.adding(in_call_order(job.family, job.parameters))
         outcomes = accumulate(
             job,
             order,
-            step,
+            replays.rollout,
+            replays=replays,
             scale=stepper.scale,
             backward=stepper.backward,
             last_backward=adding.backward,
@@ -109,26 +78,63 @@ def train(
         # before anything else that all processes do together: buckets may be on their way
         adding.finish()
         slices, seconds = gather_slices(job, outcomes)
+        found = look_at_replay(job, order, replays, slices, stepper.scale)
         result = _summarise(step + 1, slices, seconds, stepper.step(step + 1, bad_reward(slices)))
-        yield replace(result, drift=drift, cheap_rollouts=job.rollouts is not None and job.rollouts.on)
+        replays.end_update(over=is_last(recipe, replays.update, found) or result.skipped)
+        cheap = job.rollouts is not None and job.rollouts.on
+        yield replace(result, drift=drift, cheap_rollouts=cheap, replay=found)
     stepper.finish()
 
 
+def is_last(recipe: Recipe, update: int, found: Replay | None) -> bool:
+    """Whether a rollout has no update after this one: they have all been made, or the network has changed too much."""
+    limit = recipe.rollout.max_change
+    return update + 1 >= recipe.rollout.updates or (found is not None and bool(limit) and found.change > limit)
+
+
+def look_at_replay(job: Job, order: PromptOrder, replays: Replays, slices: list[Slice], scale: float) -> Replay | None:
+    """How old the rollout is by this update; None where each has one.
+
+    When it is time, the cosine of the gradient that stands in the parameters to that of a fresh rollout with the same
+    noise, prompts and live calls is taken at the last update.
+    """
+    if job.recipe.rollout.updates == 1:
+        return None
+    changes = [part.changes for part in slices if part.changes is not None and len(part.changes)]
+    found = Replay(replays.update + 1, torch.cat(changes).mean().item() if changes else 0.0)
+    if not (replays.due and replays.update and is_last(job.recipe, replays.update, found)):
+        return found
+    kept, mine = [parameter.grad for parameter in job.parameters], flat_gradient(job.parameters)
+    _forget_gradients(job.parameters)
+    accumulate(
+        job, order, replays.rollout, plan=plan_step(job, replays.rollout).of_updates(replays.update), scale=scale
+    )
+    job.world.add_gradients(job.parameters)
+    fresh = flat_gradient(job.parameters)
+    for parameter, gradient in zip(job.parameters, kept, strict=True):
+        parameter.grad = gradient
+    return replace(found, cosine=cosine(mine, fresh))
+
+
+def _forget_gradients(parameters: list[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = None
+
+
 def look_at_drift(job: Job, order: PromptOrder, step: int, scale: float) -> Drift | None:
-    """When it is time: how far this step's cheap rollouts and their gradient are from full ones.
+    """How far this step's cheap rollouts and their gradient are from full ones; None where they are full.
 
     Beyond the recipe's limit cheap rollouts are over, and this step is drawn in full already.
     """
     spec, rollouts = job.recipe.rollout, job.rollouts
-    if rollouts is None or not rollouts.on or not spec.drift_steps or step % spec.drift_steps:
+    if rollouts is None or not rollouts.on:
         return None
 
     def tried(job: Job) -> tuple[list[Outcome], Tensor]:
         outcomes = accumulate(job, order, step, scale=scale)
         job.world.add_gradients(job.parameters)
         gradient = flat_gradient(job.parameters)
-        for parameter in job.parameters:
-            parameter.grad = None
+        _forget_gradients(job.parameters)
         return outcomes, gradient
 
     (short, mine), (full, theirs) = tried(job), tried(replace(job, rollouts=None))
@@ -145,126 +151,6 @@ def mean_loss(job: Job, outcomes: list[Outcome]) -> float:
     return torch.cat([part.losses for part in slices]).mean().item()
 
 
-def plan_step(job: Job, step: int) -> Plan:
-    """The plan of the whole global batch at one step."""
-    return make_plan(job, keyed_generator(job.recipe.seed, "plan", step))
-
-
-def make_plan(job: Job, generator: torch.Generator) -> Plan:
-    """What the recipe's rule draws for the global batch; the fault of a plug-in's rule is said to be the plug-in's.
-
-    Raises:
-        PluginFault: the rule of a plug-in failed or did not keep its contract.
-    """
-    spec, rollouts = job.recipe.gradient, job.drawn_now
-    c = coefficients_of(make_route(job.family, rollouts.settings))
-    rule, info = find_rule(spec.rule), RULES[spec.rule]
-
-    def drawn(calls: int, c: Coefficients) -> Plan:
-        return rule(calls, job.global_batch, c, generator, **spec.options)
-
-    def over_calls() -> Plan:
-        if rollouts.skips is not None and rollouts.skips.exact:
-            return plan_among_computed(drawn, c, rollouts.skips.plan.sources)
-        return drawn(c.calls, c)
-
-    if info.function is None:
-        return over_calls()
-    try:
-        plan = over_calls()
-    # it may raise anything
-    except Exception as fault:
-        text = f"the plug-in's rule {spec.rule} failed: {type(fault).__name__}: {fault}"
-        raise PluginFault(text, remedy="run it with --debug to see where") from fault
-    if not isinstance(plan, Plan) or plan.mode.shape != (c.calls, job.global_batch):
-        got = f"a plan of {tuple(plan.mode.shape)}" if isinstance(plan, Plan) else f"a {type(plan).__name__}"
-        text = f"the plug-in's rule {spec.rule} returned {got}, not a Plan of ({c.calls}, {job.global_batch})"
-        raise PluginFault(text, remedy="return Plan(mode, weight), both [calls, batch]; see docs/plugins.md")
-    if not plan.is_one_step_deep() and not info.chained:
-        text = f"the plug-in's rule {spec.rule} chains live calls and does not say so"
-        raise PluginFault(text, remedy="write chained=True in its @gradient_rule(…); see docs/plugins.md")
-    return plan
-
-
-def accumulate(
-    job: Job,
-    order: PromptOrder,
-    step: int,
-    *,
-    plan: Plan | None = None,
-    scale: float = 1.0,
-    backward: Callable[[Tensor], None] = Tensor.backward,
-    last_backward: Callable[[Tensor], None] | None = None,
-    change_g: Callable[[Tensor, int], Tensor] | None = None,
-) -> list[Outcome]:
-    """Gradients of this process's part of the global batch of one step, slice by slice, added into the parameters.
-
-    Args:
-        plan: instead of the one the recipe's rule draws for this step; the noise and prompts stay the step's.
-        scale: gradients come out multiplied with it (the loss scaler of fp16).
-        backward, last_backward: see :class:`Terms`.
-    """
-    plan = plan or plan_step(job, step)
-    terms, parts = Terms(job.global_batch, job.recipe.kl_weight, scale, backward), slices_of(job)
-    last = replace(terms, last_backward=last_backward)
-    return [
-        _pass(job, order, step, part=part, plan=plan, terms=last if part == parts[-1] else terms, change_g=change_g)
-        for part in parts
-    ]
-
-
-def slices_of(job: Job) -> range:
-    """Numbers of the slices of the global batch that this process computes."""
-    every = job.recipe.gradient_accumulation_steps * job.world.size
-    return range(job.world.rank, every, job.world.size)
-
-
-def _pass(
-    job: Job,
-    order: PromptOrder,
-    step: int,
-    *,
-    part: int,
-    plan: Plan,
-    terms: Terms,
-    change_g: Callable[[Tensor, int], Tensor] | None,
-) -> Outcome:
-    """Gradients of one slice of the global batch, accumulated into the parameters."""
-    recipe, size = job.recipe, job.recipe.train_batch_size
-    mine = range(part * size, (part + 1) * size)
-    prompts = [order.at(step * job.global_batch + sample) for sample in mine]
-    path = path_of(job, step, mine, prompts)
-    objective = RewardObjective(job.family, job.rewards, prompts)
-    spec = recipe.gradient
-    micro = MicroBatches(
-        spec.rollout_micro_batch or None, spec.score_micro_batch or None, spec.shortcut_micro_batch or None
-    )
-    change = None if change_g is None else lambda g: change_g(g, step)
-    return run_plan(
-        path,
-        plan.rows(slice(mine.start, mine.stop), in_step=job.world.in_step),
-        objective,
-        terms=terms,
-        micro=micro,
-        checkpointing=spec.checkpointing == "calls",
-        change_g=change,
-    )
-
-
-def path_of(job: Job, step: int, mine: range, prompts: list[str]) -> Path:
-    """How these samples of a step are drawn, and what their gradients are taken of."""
-    recipe, drawn = job.recipe, job.drawn_now
-    noise = draw_noise(job.family, drawn.settings, [keyed_generator(recipe.seed, "noise", step, s) for s in mine])
-    # what is trained keeps its guidance, whoever draws
-    live = replace(drawn.settings, guidance_scale=recipe.guidance_scale)
-    condition, negative = encode_pair(job.embed, live, prompts)
-    path = make_path(job.family, live, noise, condition, negative, recipe.gradient.negative_gradient, drawn.skips)
-    if drawn.network is None:
-        return path
-    condition, negative = encode_pair(job.embed, drawn.settings, prompts)
-    return replace(path, fast=Guided(drawn.network, condition, negative, drawn.settings.guidance))
-
-
 def gather_slices(job: Job, outcomes: list[Outcome]) -> tuple[list[Slice], dict[str, float]]:
     """Every process's slices in their order, and the seconds of the slowest by stage."""
     mine = [
@@ -274,6 +160,7 @@ def gather_slices(job: Job, outcomes: list[Outcome]) -> tuple[list[Slice], dict[
             {name: scores.cpu() for name, scores in outcome.rewards.items()},
             None if outcome.penalties is None else outcome.penalties.cpu(),
             outcome.calls,
+            outcome.changes,
         )
         for number, outcome in zip(slices_of(job), outcomes, strict=True)
     ]

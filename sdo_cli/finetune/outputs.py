@@ -10,7 +10,7 @@ from torch import Tensor
 from sdo_cli.drawing.pictures import read_image, save_grid, save_image
 from sdo_cli.files import read_json, write_json, write_text
 from sdo_cli.finetune.guard import Guard
-from sdo_cli.finetune.loop import Job
+from sdo_cli.finetune.job import Job
 from sdo_cli.finetune.prepare import fresh_family
 from sdo_cli.finetune.validate import Validation
 from sdo_cli.parallel.shards import whole

@@ -10,7 +10,7 @@ from sdo_cli.drawing.prompts import PromptEmbeddings
 from sdo_cli.drawing.rollouts import rollout_network, rollout_plan, rollout_settings, rollout_skips
 from sdo_cli.errors import RecipeFault
 from sdo_cli.finetune.batches import PromptOrder
-from sdo_cli.finetune.loop import Job, make_plan
+from sdo_cli.finetune.job import Job, make_plan
 from sdo_cli.finetune.lora import add_lora, train_everything, trainable
 from sdo_cli.finetune.objective import WeightedReward
 from sdo_cli.finetune.rollouts import Rollouts

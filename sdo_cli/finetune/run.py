@@ -14,9 +14,12 @@ from sdo_cli.errors import Stopped
 from sdo_cli.files import alone_in, append_json_line, without_nan, write_json, write_text
 from sdo_cli.finetune import outputs
 from sdo_cli.finetune.guard import Guard, make_guard
-from sdo_cli.finetune.loop import Job, make_stepper, train
+from sdo_cli.finetune.job import Job
+from sdo_cli.finetune.loop import make_stepper, train
 from sdo_cli.finetune.overview import overview
+from sdo_cli.finetune.passes import go_on
 from sdo_cli.finetune.prepare import prepare
+from sdo_cli.finetune.replays import Replays
 from sdo_cli.finetune.validate import Validation
 from sdo_cli.gradients.outcome import added
 from sdo_cli.optimizers.stepper import Stepper
@@ -50,6 +53,7 @@ class Run:
     reporter: SafePoints
     trackers: Trackers
     begin: Checkpoint | None
+    replays: Replays
 
     @property
     def is_main(self) -> bool:
@@ -103,8 +107,9 @@ def finetune(
         reporter.note(world.zero.described(world.size))
     with _folder_of_ours(folder, world):
         trackers = Trackers(loaded.recipe.trackers if world.is_main else [], folder, identity(loaded, world.size))
+        replays = Replays.after(begin.step if begin else 0, loaded.recipe.rollout.drift_steps)
         points = SafePoints(reporter, stopping or Stopping(world=world))
-        return _recorded(Run(loaded, job, validation, guard, folder, points, trackers, begin))
+        return _recorded(Run(loaded, job, validation, guard, folder, points, trackers, begin, replays))
 
 
 @contextmanager
@@ -180,8 +185,8 @@ def _go_back(run: Run, stepper: Stepper) -> list[StepResult]:
     rows = run.job.world.share(lambda: cut_lines(run.folder / METRICS, start))
     if run.begin is not None:
         state = restore(run.begin, stepper, rank=run.job.world.rank)
-        if run.guard is not None and state is not None:
-            run.guard.load_state(state)
+        if run.guard is not None and state["guard"] is not None:
+            run.guard.load_state(state["guard"])
             outputs.save_best(run.job, run.guard, run.folder)
     if run.is_main and run.guard is not None:
         lines = [json.dumps(without_nan(asdict(check))) + "\n" for check in run.guard.checks]
@@ -189,6 +194,8 @@ def _go_back(run: Run, stepper: Stepper) -> list[StepResult]:
     results = [step_result(row) for row in rows]
     if run.job.rollouts is not None and results:
         run.job.rollouts.on = results[-1].cheap_rollouts
+    if run.begin is not None and state["replays"] is not None:
+        go_on(run.job, run.replays, state["replays"])
     return results
 
 
@@ -216,7 +223,7 @@ def _train(run: Run, stepper: Stepper, results: list[StepResult], first_grid: Te
             stepper.finish()
             return start
     run.reporter.phase("training", last - start)
-    for result in train(job, stepper=stepper, start=start):
+    for result in train(job, stepper=stepper, start=start, replays=run.replays):
         results.append(result)
         _write_step(run, result)
         stop = False
@@ -251,6 +258,7 @@ def _write_step(run: Run, result: StepResult) -> None:
             "train/learning_rate": result.learning_rate,
             "train/penalty": result.penalty,
             **({f"rollout/{key}": value for key, value in asdict(result.drift).items()} if result.drift else {}),
+            **({f"replay/{key}": value for key, value in asdict(result.replay).items()} if result.replay else {}),
         },
         result.step,
     )
@@ -275,7 +283,8 @@ def _save(run: Run, stepper: Stepper, step: int) -> None:
     """A checkpoint; every process adds its random state, the first writes."""
     world, keep = run.job.world, run.job.recipe.checkpoints_total_limit
     state = run.guard.state() if run.guard is not None else None
-    save(run.folder, step, stepper, identity(run.loaded, world.size), keep=keep, guard=state, world=world)
+    kept, what = run.replays.state(world), identity(run.loaded, world.size)
+    save(run.folder, step, stepper, what, keep=keep, guard=state, replays=kept, world=world)
 
 
 def _check(run: Run, stepper: Stepper, step: int) -> bool:

@@ -43,3 +43,14 @@ def independent(calls: int, batch: int, k: int, generator: torch.Generator) -> T
     """K distinct calls per sample, every call equally likely, independent between samples. ``[K, B]``"""
     order = torch.rand(calls, batch, generator=generator, dtype=torch.float64).argsort(0)
     return order[:k]
+
+
+def dealt(rows: Tensor, updates: int, generator: torch.Generator) -> Tensor:
+    """To which of several updates each of a sample's calls goes, ``rows`` being ``[updates · K, B]``; as ``rows``.
+
+    Each call is as likely to come first as last, each update gets K of a sample's calls, as far from each other as
+    they can be, and those of the whole batch are spread over the way.
+    """
+    place = rows[0].argsort(stable=True).argsort()
+    first = torch.randint(updates, (1,), generator=generator)
+    return (torch.arange(len(rows))[:, None] + place[None] + first) % updates

@@ -21,12 +21,18 @@ def counts(
     regularised: bool = False,
     rollout_share: float = 1.0,
     live_share: float = 1.0,
+    updates: int = 1,
+    rescored: bool = False,
+    drawn_by_other: bool = False,
 ) -> dict[str, float]:
-    """How often each part runs in one step, slice by slice of its global batch.
+    """How often each part runs in one step, slice by slice of its global batch; of several updates, in their mean.
 
     Three stages run every call without a graph and the live ones again with one; one graph runs each call once.
 
     Args:
+        updates: that the plan's live calls are shared out among, on one rollout.
+        rescored: every update after the first scores again, and looks at all live calls so far.
+        drawn_by_other: the rollout is not of what is trained, whose outputs at the live calls are asked for as well.
         slice_size: samples of one pass.
         regularised: the step has a ``kl_weight``.
         rollout_share, live_share: of the network that rollouts, and live calls, compute under a skip plan.
@@ -35,9 +41,14 @@ def counts(
     for part in _slices(plan, slice_size):
         for name, number in _slice_counts(part, checkpointing).items():
             found[name] += number
-    found["call"] *= rollout_share
+    found["call"] *= rollout_share / updates
     for name in LIVE.values():
-        found[name] *= live_share
+        found[name] *= live_share / updates
+    if updates > 1:
+        live = sum(found[name] for name in LIVE.values())
+        found["call"] += drawn_by_other * live
+        found["call"] += rescored * live * (updates * (updates + 1) / 2 - 1) / updates
+        found["score"] *= 1.0 if rescored else 1 / updates
     # the regulariser asks the base network once for every live call
     if regularised:
         found["call"] += sum(found[name] for name in LIVE.values())

@@ -15,6 +15,7 @@ def flowbp_sparse(
     k: int = 4,
     late_bias: float = 1.0,
     rescale: float = 0.5,
+    updates: int = 1,
 ) -> Plan:
     """Distinct calls for the whole batch, inputs detached.
 
@@ -25,11 +26,16 @@ def flowbp_sparse(
             over the live calls alone, 1 gives it the size of the sum over all.
     """
     odds = (torch.arange(calls, dtype=torch.float64) + 1) ** late_bias
-    chosen = torch.multinomial(odds, min(k, calls), replacement=False, generator=generator)
+    every = torch.multinomial(odds, min(k * updates, calls), replacement=False, generator=generator)
+    if updates > 1:
+        # what is drawn first is likelier late: that must not decide which update it is for
+        every = every[torch.randperm(len(every), generator=generator)]
     size = torch.tensor(coefficients.w, dtype=torch.float64).abs()
-    live = size[chosen].sum().item()
-    # a last call may have no weight at all
-    factor = 1 + rescale * (size.sum().item() / live - 1) if live > 0 else 1.0
     mode, weight = empty(calls, batch)
-    mode[chosen], weight[chosen] = Mode.WEIGHTS, factor
-    return Plan(mode, weight)
+    turn = torch.zeros_like(mode)
+    for update, chosen in enumerate(every.chunk(updates)):
+        live = size[chosen].sum().item()
+        # a last call may have no weight at all
+        factor = 1 + rescale * (size.sum().item() / live - 1) if live > 0 else 1.0
+        mode[chosen], weight[chosen], turn[chosen] = Mode.WEIGHTS, factor, update
+    return Plan(mode, weight, turn=turn if updates > 1 else None)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdo_cli.gradients.live import Kept
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -32,6 +34,7 @@ class Terms:
     Attributes:
         divisor: the batch size when None.
         kl_weight: of the penalty mean (ε_θ - ε_base)², per sample the mean over its live calls (DRaFT+).
+        proximal: of the penalty mean (e - e of the rollout)², alike, at an update after a rollout's first.
         scale: what every backward pass is multiplied with, so that fp16 gradients do not vanish; parameters' gradients
             come out multiplied with it, everything else does not.
         backward: how what is made of the network is sent back; DeepSpeed wants it by its own hands.
@@ -40,6 +43,7 @@ class Terms:
 
     divisor: float | None = None
     kl_weight: float = 0.0
+    proximal: float = 0.0
     scale: float = 1.0
     backward: Callable[[Tensor], None] = Tensor.backward
     last_backward: Callable[[Tensor], None] | None = None
@@ -59,6 +63,8 @@ class Outcome:
         seconds: wall-clock by stage.
         calls: network calls ``{"no_grad": n, "grad": n}``, counted per sample.
         penalties: ``[B]`` of the regulariser, before ``kl_weight``; None when it is off.
+        changes: of the live calls' outputs since the rollout, relative, on the CPU; None at a rollout's first update.
+        kept: what later updates go on with; None when there are none.
     """
 
     x_N: Tensor
@@ -68,6 +74,8 @@ class Outcome:
     seconds: dict[str, float]
     calls: dict[str, int]
     penalties: Tensor | None = None
+    changes: Tensor | None = None
+    kept: Kept | None = None
 
 
 class Stopwatch:

@@ -27,6 +27,7 @@ class Plan:
     repeats: ``[n, B]`` seeds: for each row the last call is repeated on a re-noised ``sg(x_N)`` and the reward
         sees that x0-prediction too; all n + 1 are averaged (DRaFT-LV).
     as_epsilon: the linear path holds ε constant instead of the network's native output.
+    turn: ``[calls, B]``, which of several updates on one rollout each live call serves, from 0; None: there is one.
     whole: of a part, when all parts must make the same network calls: the plan it was cut from.
     """
 
@@ -35,6 +36,7 @@ class Plan:
     endpoint: Tensor | None = None
     repeats: Tensor | None = None
     as_epsilon: bool = False
+    turn: Tensor | None = None
     whole: "Plan | None" = None
 
     def __post_init__(self) -> None:
@@ -49,6 +51,8 @@ class Plan:
             raise ValueError(f"endpoint {tuple(self.endpoint.shape)} must be [B] = [{self.batch}]")
         if self.repeats is not None and self.repeats.shape[1:] != self.mode.shape[1:]:
             raise ValueError(f"repeats {tuple(self.repeats.shape)} must be [n, B] with B = {self.batch}")
+        if self.turn is not None and (self.turn.shape != self.mode.shape or self.repeats is not None):
+            raise ValueError(f"turn {tuple(self.turn.shape)} must be {tuple(self.mode.shape)}, without repeats")
         if bool(((self.ends < 0) | (self.ends > self.calls)).any()):
             raise ValueError(f"endpoint must be in 0 … {self.calls}, which means x_N")
         after = torch.arange(self.calls)[:, None] > self.ends[None]
@@ -106,7 +110,22 @@ class Plan:
             weight=self.weight[:, rows],
             endpoint=None if self.endpoint is None else self.endpoint[rows],
             repeats=None if self.repeats is None else self.repeats[:, rows],
+            turn=None if self.turn is None else self.turn[:, rows],
             whole=self if in_step else None,
+        )
+
+    def of_updates(self, first: int, last: int | None = None) -> "Plan":
+        """With the live calls of updates ``first`` to ``last`` alone (of ``first`` by default); the same rollout."""
+        if self.turn is None:
+            return self
+        mine = (self.turn >= first) & (self.turn <= (first if last is None else last))
+        return replace(
+            self,
+            mode=torch.where(mine, self.mode, Mode.FROZEN),
+            weight=torch.where(mine, self.weight, 0.0),
+            # the rollout ends where all updates want it to
+            turn=None,
+            whole=None if self.whole is None else self.whole.of_updates(first, last),
         )
 
     def is_one_step_deep(self, *, latents: bool = False) -> bool:

@@ -11,6 +11,8 @@ from sdo_cli.plugins import GRADIENT_RULES, installed_names, load_installed
 if TYPE_CHECKING:
     from sdo_cli.gradients.plan import Rule
 
+# what a rule is told beside its options
+UPDATES = "updates"
 # allowed words, or the type of the value
 Option = tuple[str, ...] | type
 Options = dict[str, Any]
@@ -24,6 +26,8 @@ class RuleInfo:
     problem: problem(options, calls) -> why these values cannot be carried out, or None.
     chained: live calls follow each other, so it needs one graph and takes no micro-batches.
     latents_only: has no gradient for weights.
+    replays: replays(options, calls) -> live calls of one update, and those there are to choose from, for a rule that
+        takes ``updates``: it shares its live calls out among several updates on one rollout. None: it cannot.
     function: a plug-in's rule.
     """
 
@@ -34,6 +38,7 @@ class RuleInfo:
     problem: Callable[[Options, int], str | None] | None = None
     chained: bool = False
     latents_only: bool = False
+    replays: Callable[[Options, int], tuple[int, int]] | None = None
     function: "Rule | None" = None
 
 
@@ -72,6 +77,11 @@ def _k_problem(options: Options, calls: int) -> str | None:
     return _between("k", options.get("k", 1), 1, calls)
 
 
+def _drtune_replays(options: Options, calls: int) -> tuple[int, int]:
+    late = min(calls, round(calls * options.get("early_stop", 0.4)))
+    return options.get("k", 3), calls - late + 1 if late else calls
+
+
 RULES: dict[str, RuleInfo] = {
     "sdo": RuleInfo(
         summary="one randomly chosen step per sample, the solver's linear path to the image",
@@ -94,6 +104,7 @@ RULES: dict[str, RuleInfo] = {
             "as_epsilon": bool,
         },
         problem=_sdo_problem,
+        replays=lambda options, calls: (options.get("steps_per_sample", 1), calls),
     ),
     "sdo-0": RuleInfo(
         summary="no network backward at all: the linear path alone (latents)",
@@ -143,6 +154,7 @@ RULES: dict[str, RuleInfo] = {
         problem=lambda options, calls: (
             _between("k", options.get("k", 3), 1, calls) or _between("early_stop", options.get("early_stop", 0.4), 0, 1)
         ),
+        replays=_drtune_replays,
     ),
     "flowbp-sparse": RuleInfo(
         summary="k random steps, later ones likelier, detached inputs",
@@ -154,6 +166,7 @@ RULES: dict[str, RuleInfo] = {
             or _between("late_bias", options.get("late_bias", 1.0), 0, 10)
             or _between("rescale", options.get("rescale", 0.5), 0, 1)
         ),
+        replays=lambda options, calls: (options.get("k", min(4, calls)), calls),
     ),
 }
 
@@ -175,6 +188,11 @@ def find_rule(name: str) -> "Rule":
     return info.function or getattr(import_module(info.module), name.replace("-", "_"))
 
 
+def with_updates(options: Options, updates: int) -> Options:
+    """What a rule is called with: of one update nothing is said, which every rule serves."""
+    return options if updates == 1 else {**options, UPDATES: updates}
+
+
 def gradient_rule(
     name: str,
     *,
@@ -186,7 +204,8 @@ def gradient_rule(
     """Decorator that makes a function a gradient rule recipes can name (docs/plugins.md).
 
     Its keyword-only parameters become the rule's options, checked by their annotation: int, float, bool or
-    ``Literal`` words.
+    ``Literal`` words. One called ``updates: int`` is no option: the rule then serves ``rollout.updates`` and returns
+    a plan whose ``turn`` says which live call is for which update.
 
     Raises:
         ValueError: the name is taken, or an option has another annotation.
@@ -196,7 +215,13 @@ def gradient_rule(
         if name in RULES:
             raise ValueError(f"there is a gradient rule {name!r} already; give yours another name")
         RULES[name] = RuleInfo(
-            summary, source, options=_options_of(name, function), problem=problem, chained=chained, function=function
+            summary,
+            source,
+            options=_options_of(name, function),
+            problem=problem,
+            chained=chained,
+            replays=_any_replays if UPDATES in inspect.signature(function).parameters else None,
+            function=function,
         )
         return function
 
@@ -206,7 +231,7 @@ def gradient_rule(
 def _options_of(name: str, function: "Rule") -> dict[str, Option]:
     hints, options = get_type_hints(function), dict[str, Option]()
     for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY or parameter.name == UPDATES:
             continue
         hint = hints.get(parameter.name)
         words = get_args(hint) if get_origin(hint) is Literal else None
@@ -214,6 +239,11 @@ def _options_of(name: str, function: "Rule") -> dict[str, Option]:
             raise ValueError(f"option {parameter.name} of rule {name!r} must be int, float, bool or Literal[…] words")
         options[parameter.name] = words or cast(type, hint)
     return options
+
+
+def _any_replays(options: Options, calls: int) -> tuple[int, int]:
+    """Of a plug-in's rule nothing is known beforehand."""
+    return 1, calls
 
 
 def option_problem(rule: str, options: Options, calls: int) -> str | None:

@@ -11,7 +11,7 @@ For a latent that is optimised, the first call follows its input: A_0 g + w_0 (�
 import torch
 from torch import Tensor
 
-from sdo_cli.gradients.choice import inclusion, independent, systematic
+from sdo_cli.gradients.choice import dealt, inclusion, independent, systematic
 from sdo_cli.gradients.plan import Mode, Plan, empty
 from sdo_cli.sampling.coefficients import Coefficients
 
@@ -27,8 +27,9 @@ def sdo(
     step: int | None = None,
     weights: str = "true/p",
     as_epsilon: bool = False,
+    updates: int = 1,
 ) -> Plan:
-    """One (or K) calls per sample, input detached.
+    """One (or K) calls per sample, input detached; of several updates on one rollout, other calls in each.
 
     Args:
         step_choice: which calls: ``stratified`` (over the batch each comes up as evenly as it can), ``uniform`` (drawn
@@ -41,6 +42,7 @@ def sdo(
             ``plain`` w_i alone, ``unit`` the mean of all |w_i| by 1/p_i, so that every call counts alike.
         as_epsilon: hold ε constant along the linear path instead of the network's native output (for v-networks).
     """
+    turns = None
     if as_epsilon:
         coefficients = coefficients.in_epsilon()
     if step_choice in ("first", "last", "fixed"):
@@ -53,22 +55,30 @@ def sdo(
     else:
         if not 1 <= steps_per_sample <= calls:
             raise ValueError(f"steps_per_sample must be in 1 … {calls}, not {steps_per_sample}")
+        if steps_per_sample * updates > calls:
+            raise ValueError(
+                f"updates must be at most {calls // steps_per_sample}, not {updates}: so many calls are there"
+            )
         odds = torch.ones(calls, dtype=torch.float64)
         if step_choice == "weight-proportional":
             odds = torch.tensor(coefficients.w, dtype=torch.float64).abs()
         elif step_choice == "late-biased":
             odds = torch.arange(1, calls + 1, dtype=torch.float64)
-        p = inclusion(odds, steps_per_sample)
+        # all updates' together; each of them has its share of the probability
+        p = inclusion(odds, steps_per_sample * updates)
         if step_choice == "uniform":
-            rows = independent(calls, batch, steps_per_sample, generator)
+            rows = independent(calls, batch, steps_per_sample * updates, generator)
         else:
-            rows = systematic(p, 1 if step_choice == "per-batch" else batch, generator).expand(-1, batch)
+            rows = systematic(p, 1 if step_choice == "per-batch" else batch, generator)
+        turns = dealt(rows, updates, generator).expand(-1, batch) if updates > 1 else None
+        p, rows = p / updates, rows.expand(-1, batch)
     mode, weight = empty(calls, batch)
     mode.scatter_(0, rows, Mode.WEIGHTS)
     # nothing live stands before the first call: its input may be followed, which serves latents
     mode[0, mode[0] > 0] = Mode.THROUGH
     factor = _factor(weights, p, coefficients)
-    return Plan(mode, torch.where(mode > 0, factor[:, None], weight), as_epsilon=as_epsilon)
+    turn = None if turns is None else torch.zeros_like(mode).scatter_(0, rows, turns)
+    return Plan(mode, torch.where(mode > 0, factor[:, None], weight), as_epsilon=as_epsilon, turn=turn)
 
 
 def _factor(weights: str, p: Tensor, coefficients: Coefficients) -> Tensor:

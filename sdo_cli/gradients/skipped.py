@@ -31,7 +31,8 @@ def plan_among_computed(
         found[computed] = values
         return found
 
-    return replace(plan, mode=over_all(plan.mode), weight=over_all(plan.weight))
+    turn = None if plan.turn is None else over_all(plan.turn)
+    return replace(plan, mode=over_all(plan.mode), weight=over_all(plan.weight), turn=turn)
 
 
 def check_skips(skips: Skips | None, plan: Plan, *, steered: bool) -> list[int] | None:

@@ -6,21 +6,24 @@
 
 The result equals one graph with the same live calls. Peak memory is the larger of (decoder + reward) and one
 network call, and does not grow with the number of steps.
+
+Where the plan shares its live calls out among several updates, stage 1 and 2 serve all of them; :mod:`.replay` makes
+the later ones.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from sdo_cli.gradients.linear import LinearPath, linear_path
+from sdo_cli.gradients.live import Kept, LiveCall, as_it_was, outputs_of, pieces_of, shares
 from sdo_cli.gradients.outcome import Objective, Outcome, Stopwatch, Terms, micro_batches, score_and_differentiate
 from sdo_cli.gradients.plan import Mode, Plan
 from sdo_cli.gradients.skipped import calls_made, check_skips
 from sdo_cli.sampling.loop import Denoise, Path, RunCall, denoise_path
-from sdo_cli.skipping.walking import Stored, Walk
+from sdo_cli.skipping.walking import Walk
 
 
 @dataclass(frozen=True)
@@ -30,22 +33,6 @@ class MicroBatches:
     rollout: int | None = None
     score: int | None = None
     shortcut: int | None = None
-
-
-@dataclass(frozen=True)
-class LiveCall:
-    """One (call, sample) that is re-run with a graph: the kept input, its timestep, and what g is multiplied with."""
-
-    x: Tensor
-    t: Tensor
-    row: int
-    factor: float
-    followed: bool
-    # of the regulariser: one over the sample's number of live calls
-    share: float
-    call: int = 0
-    # what it reads of earlier calls' units, where some were skipped
-    kept: Stored | None = None
 
 
 @dataclass(frozen=True)
@@ -73,21 +60,28 @@ def rollout(path: Path, plan: Plan, linear: LinearPath, *, micro: int | None = N
     """Stage 1."""
     kept, towards, finals = [], [], []
     wants_scales = path.steered is not None and path.steered.scale.requires_grad
-    live, followed, share = plan.live, plan.mode == Mode.THROUGH, 1 / plan.live.sum(0).clamp(min=1)
+    live, followed, share = plan.live, plan.mode == Mode.THROUGH, shares(plan)
     exact = path.skips is not None and path.skips.exact
     for mine in micro_batches(torch.arange(plan.batch), micro):
         rows, run = mine.to(path.x_0.device, non_blocking=True), path.begin()
 
         def call(i: int, x: Tensor, t: Tensor, rows: Tensor = rows, mine: Tensor = mine, run: RunCall = run) -> Tensor:
             parts = run(i, lambda: path.drawn(x, t, rows))
+            e = path.join(parts, t, rows)
             for j in live[i, mine].nonzero().flatten().tolist():
                 row = int(mine[j])
                 factor, follow = linear.factor[i, row].item(), bool(followed[i, row])
                 stored = run.kept(i, j, len(mine)) if exact and isinstance(run, Walk) else None
-                kept.append(LiveCall(x[j].clone(), t[j].clone(), row, factor, follow, share[row].item(), i, stored))
+                found = LiveCall(x[j].clone(), t[j].clone(), row, factor, follow, share[i, row].item(), i, stored)
+                if plan.turn is not None:
+                    # laid out as they are read back from a checkpoint
+                    found = replace(
+                        found, x=found.x.contiguous(), turn=int(plan.turn[i, row]), e=e[j].contiguous().clone()
+                    )
+                kept.append(found)
             if wants_scales and len(parts) == 2:
                 towards.append(Towards(t, rows, parts[1], linear.w[i, mine]))
-            return path.join(parts, t, rows)
+            return e
 
         endpoint = None if plan.endpoint is None else plan.endpoint[mine]
         finals.append(denoise_path(path, call, rows=rows, endpoint=endpoint, last=plan.last))
@@ -115,51 +109,37 @@ def _accumulate(leaf: Tensor, gradient: Tensor) -> None:
     leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
 
 
-def _pieces(path: Path, kept: list[LiveCall], size: int, most: int) -> list[list[LiveCall]]:
-    """The live calls in pieces of ``size``; as many as ``most`` of them would make, the rest one call times 0 each."""
-    pieces = [kept[start : start + size] for kept in _alike(path, kept) for start in range(0, len(kept), size)]
-    for _ in range(len(pieces), -(-most // size)):
-        x, t = path.route.levels[0].scale * path.x_0[0].detach(), path.route.begin()[1][0].to(path.x_0.device)
-        pieces.append([LiveCall(x, t, 0, 0.0, False, 0.0)])
-    return pieces
+@dataclass
+class Sent:
+    """What stage 3 finds out on its way.
+
+    Attributes:
+        penalties: of the regulariser, per sample ``[B]``; None when it is off.
+        changes: |e - e of the rollout| / |e of the rollout| of the live calls, at a later update.
+    """
+
+    penalties: Tensor | None = None
+    changes: list[Tensor] | None = None
 
 
-def _alike(path: Path, kept: list[LiveCall]) -> list[list[LiveCall]]:
-    """Live calls that can be run together: those that skip the same units."""
-    if path.skips is None or not path.skips.exact:
-        return [kept]
-    groups: dict[tuple[bool, ...], list[LiveCall]] = {}
-    for live in kept:
-        groups.setdefault(path.skips.alike(live.call), []).append(live)
-    return list(groups.values())
-
-
-def _as_it_was(path: Path, part: list[LiveCall]) -> AbstractContextManager[None]:
-    """The network as it was at these live calls, with the units skipped that were."""
-    stored = [live.kept for live in part if live.kept]
-    return path.skips.again(part[0].call, stored) if path.skips is not None and stored else nullcontext()
-
-
-def shortcut(path: Path, pieces: list[list[LiveCall]], g: Tensor, terms: Terms) -> Tensor | None:
+def shortcut(path: Path, pieces: list[list[LiveCall]], g: Tensor, terms: Terms, *, later: bool = False) -> Sent:
     """Stage 3: accumulate ``Σ factor · (∂e/∂θ)ᵀ g`` into the parameters' gradients, and into ``x_0.grad``.
 
-    Returns:
-        The regulariser's penalty per sample ``[B]``, None when it is off.
+    Args:
+        later: the weights have changed since the rollout: by how much is looked at, and held back where terms say so.
     """
     # scales have their whole gradient by then
     denoise = path.steered.held() if path.steered else path.denoise
-    penalties = torch.zeros(len(g), device=g.device) if terms.kl_weight else None
+    sent = Sent(torch.zeros(len(g), device=g.device) if terms.kl_weight else None, [] if later else None)
     for number, part in enumerate(pieces):
         backward = terms.closing if number == len(pieces) - 1 else terms.backward
         # with its backward pass: blocks that are recomputed skip the same units
-        with _as_it_was(path, part):
-            _send_back(path, denoise, part, g, terms=replace(terms, backward=backward), penalties=penalties)
-    return penalties
+        with as_it_was(path, part):
+            _send_back(path, denoise, part, g, terms=replace(terms, backward=backward), sent=sent)
+    return sent
 
 
-def _send_back(
-    path: Path, denoise: Denoise, part: list[LiveCall], g: Tensor, *, terms: Terms, penalties: Tensor | None
-) -> None:
+def _send_back(path: Path, denoise: Denoise, part: list[LiveCall], g: Tensor, *, terms: Terms, sent: Sent) -> None:
     """One piece of live calls."""
     wants_x0 = path.x_0.requires_grad
     rows = torch.tensor([live.row for live in part], device=g.device)
@@ -170,13 +150,21 @@ def _send_back(
     exact = torch.float64 if e.dtype == torch.float64 else torch.float32
     direction = factor.to(exact).view(-1, *[1] * (g.dim() - 1)) * g[rows].to(exact)
     total = (direction * e.to(exact)).sum()
-    if penalties is not None and path.base is not None:
+    share = torch.tensor([live.share for live in part], device=g.device, dtype=exact)
+    if sent.penalties is not None and path.base is not None:
         with torch.no_grad():
             base = path.base(x.detach(), t, rows)
         penalty = (e - base).to(exact).square().flatten(1).mean(1)
-        share = torch.tensor([live.share for live in part], device=g.device, dtype=exact)
-        penalties.index_add_(0, rows, (share * penalty).detach().to(penalties.dtype))
+        sent.penalties.index_add_(0, rows, (share * penalty).detach().to(sent.penalties.dtype))
         total = total + terms.kl_weight * (share * penalty).sum() / (terms.divisor or len(g))
+    then = [live.e for live in part if live.e is not None]
+    # a call that is only there to be in step has none
+    if sent.changes is not None and then:
+        before = torch.stack(then).to(exact)
+        gap = (e.to(exact) - before).flatten(1)
+        sent.changes.append((gap.detach().norm(dim=1) / before.flatten(1).norm(dim=1)).cpu())
+        if terms.proximal:
+            total = total + terms.proximal * (share * gap.square().mean(1)).sum() / (terms.divisor or len(g))
     if not total.requires_grad:
         # what is optimised stands outside the network
         return
@@ -220,6 +208,9 @@ def three_stage(
     linear = linear_path(path.route, plan, sources)
     with watch.stage("rollout"):
         rolled = rollout(path, plan, linear, micro=micro.rollout)
+        extra = 0
+        if plan.turn is not None and not path.draws_what_is_trained:
+            extra = outputs_of(path, rolled.live, micro.shortcut or plan.batch, plan.most_live)
     with watch.stage("score"):
         divisor = terms.divisor or plan.batch
         losses, g, rewards = score_and_differentiate(
@@ -229,7 +220,12 @@ def three_stage(
             g = change_g(g)
     with watch.stage("shortcut"):
         straight(path, linear, g, rolled.towards)
-        pieces = _pieces(path, rolled.live, micro.shortcut or plan.batch, plan.most_live)
-        penalties = shortcut(path, pieces, g, terms)
-    calls = {"no_grad": calls_made(path.skips, plan) * plan.batch, "grad": sum(len(part) for part in pieces)}
-    return Outcome(rolled.x_N, losses, rewards, g, watch.seconds, calls, penalties)
+        mine = [live for live in rolled.live if live.turn == 0]
+        pieces = pieces_of(path, mine, micro.shortcut or plan.batch, plan.of_updates(0).most_live)
+        sent = shortcut(path, pieces, g, terms)
+    made = calls_made(path.skips, plan) * plan.batch + extra
+    calls = {"no_grad": made, "grad": sum(len(part) for part in pieces)}
+    kept = (
+        None if plan.turn is None else Kept(plan, rolled.x_N.contiguous(), g.contiguous(), losses, rewards, rolled.live)
+    )
+    return Outcome(rolled.x_N, losses, rewards, g, watch.seconds, calls, sent.penalties, kept=kept)

@@ -4,9 +4,10 @@ Types, allowed words, defaults and ranges are read off the schema and the checks
 off their own tables.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
+from sdo_cli.recipe.meaning import Meaning
+from sdo_cli.recipe.rollout_meanings import ROLLOUT_MEANINGS
 from sdo_cli.recipe.schema import (
     GradientSpec,
     GuardSpec,
@@ -17,20 +18,6 @@ from sdo_cli.recipe.schema import (
     RolloutSpec,
     ValidationSpec,
 )
-
-
-@dataclass(frozen=True)
-class Meaning:
-    """Attributes:
-    line: one short sentence, for the table.
-    more: units, what 0 and each word mean, what goes with what.
-    example: lines of a recipe.
-    """
-
-    line: str
-    example: str
-    more: str = ""
-
 
 MEANINGS: dict[Any, dict[str, Meaning]] = {
     Recipe: {
@@ -505,69 +492,5 @@ MEANINGS: dict[Any, dict[str, Meaning]] = {
             "`--stop-on-overoptimisation` sets it.",
         ),
     },
-    RolloutSpec: {
-        "num_inference_steps": Meaning(
-            "Sampling steps of training's pictures.",
-            "rollout: {num_inference_steps: 10}",
-            "0: the recipe's own `num_inference_steps`.",
-        ),
-        "lora": Meaning(
-            "A few-step LoRA that draws training's pictures and is not trained.",
-            "rollout: {lora: lcm-lora-sdv1-5.safetensors, solver: lcm, num_inference_steps: 4}",
-            "It is switched on, beside the LoRA that is trained, where pictures are drawn, and off where gradients are"
-            " taken: the slow model learns from a fast one's pictures. A run folder, a LoRA file or a hub id, or"
-            " `embedded:student` for the embedded model. `solver` and the steps have to be named. For rules that take"
-            " one step at a time (docs/few-steps.md).",
-        ),
-        "lora_scale": Meaning(
-            "The weight of `lora`.",
-            "rollout: {lora: lcm.safetensors, lora_scale: 0.8, solver: lcm, num_inference_steps: 4}",
-            "1: as it was made.",
-        ),
-        "solver": Meaning(
-            "The sampler `lora` was made for.",
-            "rollout: {lora: lcm-lora-sdv1-5.safetensors, solver: lcm, num_inference_steps: 4}",
-            "`lcm` for LCM LoRAs, `tcd` for TCD and some of Hyper-SD, `euler` for Lightning, `ddim` for the others of"
-            " Hyper-SD. Needed with `lora`, because its file does not say.",
-        ),
-        "timesteps": Meaning(
-            "The noise levels of its steps, one by one.",
-            "rollout: {lora: lightning.safetensors, solver: euler, timesteps: [999, 749, 499, 249]}",
-            "As the recipe's own `timesteps`; with `lora` only.",
-        ),
-        "guidance_scale": Meaning(
-            "Guidance of the pictures that `lora` draws.",
-            "rollout: {lora: lcm.safetensors, solver: lcm, num_inference_steps: 4, guidance_scale: 1.5}",
-            "Not given: 1, without guidance, as most few-step LoRAs want. Calls with gradients keep the recipe's own"
-            " `guidance_scale`.",
-        ),
-        "eta": Meaning(
-            "Fresh noise of its solver, where that takes a share.",
-            "rollout: {lora: tcd.safetensors, solver: tcd, num_inference_steps: 4, eta: 0.3}",
-            "0 to 1, of `tcd` (its authors' gamma) and `ddim`; `lcm` always adds its own.",
-        ),
-        "skip_plan": Meaning(
-            "A plan of `sdo prune`: what training's pictures leave out of the network.",
-            "rollout: {skip_plan: prunes/dip-go-1/plan-0.80.json}",
-            "Looked up beside the recipe, then in the current folder. It was made for one model, solver and number of"
-            " steps (docs/pruning.md).",
-        ),
-        "estimator": Meaning(
-            "With a skip plan: whose gradients are taken.",
-            "rollout: {skip_plan: prunes/dip-go-1/plan-0.80.json, estimator: whole}",
-            "`exact`: those of the pruned sampler. `whole`: the whole network is run again at the calls with"
-            " gradients.",
-        ),
-        "drift_steps": Meaning(
-            "Every so many steps the same pictures are also drawn in full.",
-            "rollout: {num_inference_steps: 10, drift_steps: 20}",
-            "To see how far the cheap ones are off: final latents, gradients, loss. 0: never.",
-        ),
-        "max_drift": Meaning(
-            "Further off than this, training draws in full from then on.",
-            "rollout: {num_inference_steps: 10, drift_steps: 20, max_drift: 0.5}",
-            "A share: the root-mean-square difference of final latents, divided by their size; 0.1 is a tenth. 0: no"
-            " limit. Needs `drift_steps`.",
-        ),
-    },
+    RolloutSpec: ROLLOUT_MEANINGS,
 }

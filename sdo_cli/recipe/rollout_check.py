@@ -9,7 +9,7 @@ from sdo_cli.gradients.rules import RULES
 from sdo_cli.recipe.document import Key
 from sdo_cli.recipe.schema import Recipe, RolloutSpec
 from sdo_cli.recipe.typed import suggestion
-from sdo_cli.sampling.solvers import AUTO, MOST_STEPS, NOISY_SOLVERS, SOLVERS, STOCHASTIC
+from sdo_cli.sampling.solvers import AUTO, MOST_STEPS, NOISY_SOLVERS, SOLVERS, STOCHASTIC, calls_of
 
 Problem = Callable[[Key, str], Any]
 
@@ -30,12 +30,18 @@ def check_rollout(recipe: Recipe, beside: Path | None, problem: Problem) -> None
         or spec.lora is not None
         or spec.num_inference_steps not in (0, recipe.num_inference_steps)
     )
-    if spec.drift_steps and not shorter:
+    check_updates(recipe, problem)
+    if spec.drift_steps and not shorter and spec.updates == 1:
         problem(("rollout", "drift_steps"), "training draws in full: there is nothing to drift; give a skip_plan")
     if spec.max_drift and not spec.drift_steps:
         problem(("rollout", "max_drift"), "is looked at every drift_steps; write for example drift_steps: 20")
     takes_noise = recipe.eta > 0 or recipe.solver in NOISY_SOLVERS
-    if spec.lora is None and spec.drift_steps and (takes_noise or (ends_early(recipe) and spec.num_inference_steps)):
+    if (
+        spec.lora is None
+        and shorter
+        and spec.drift_steps
+        and (takes_noise or (ends_early(recipe) and spec.num_inference_steps))
+    ):
         why = "compares final latents of the same noise; with fresh noise, or a rule that ends early, there are none"
         problem(("rollout", "drift_steps"), why)
     if spec.skip_plan is None:
@@ -55,6 +61,44 @@ def check_rollout(recipe: Recipe, beside: Path | None, problem: Problem) -> None
     elif spec.estimator == "exact" and (ends_early(recipe) or recipe.gradient.options.get("as_epsilon")):
         why = "exact is for rules that end at the final latent, held in the network's output; write whole"
         problem(("rollout", "estimator"), why)
+
+
+def check_updates(recipe: Recipe, problem: Problem) -> None:
+    """Several updates per rollout, and the rules that can share their live calls out among them."""
+    spec, rule, options = recipe.rollout, recipe.gradient.rule, recipe.gradient.options
+    if spec.updates <= 1:
+        for name in ("max_change", "proximal", "rescore"):
+            if getattr(spec, name):
+                why = "is about updates after a rollout's first, and there is one; give rollout.updates too, 4 say"
+                problem(("rollout", name), why)
+        return
+    info = RULES.get(rule)
+    if info is None:
+        return
+    if info.replays is None:
+        why = f"is for rules whose steps stand alone, and {rule} " + (
+            "chains its steps" if info.chained else "is about one step only" if info.function is None else "takes none"
+        )
+        problem(("rollout", "updates"), f"{why}; use sdo, or write 1")
+        return
+    if options.get("step_choice") in ("first", "last", "fixed"):
+        why = f"shares steps out among updates, and step_choice {options['step_choice']} always takes the same one"
+        problem(("rollout", "updates"), f"{why}; choose another, or write 1")
+    elif rule == "sdo" and spec.rescore and options.get("weights", "true/p") != "true/p":
+        problem(
+            ("rollout", "rescore"), f"needs weights true/p, not {options['weights']}: they say where the path leads"
+        )
+    elif rule != "sdo" and spec.rescore:
+        problem(("rollout", "rescore"), f"needs to know how likely a step was, which {rule} does not say; use sdo")
+    try:
+        calls = calls_of(spec.solver or recipe.solver, training_steps(recipe))
+        each, there = info.replays(options, calls)
+    # what is wrong with them is said elsewhere
+    except (KeyError, TypeError, ValueError):
+        return
+    if each * spec.updates > there:
+        why = f"{spec.updates} updates of {each} live call{'s' * (each != 1)} a picture each, and there are {there}"
+        problem(("rollout", "updates"), f"{why}; write at most {max(1, there // max(1, each))}")
 
 
 def check_fast(recipe: Recipe, problem: Problem) -> None:

@@ -43,4 +43,5 @@ def _only_for_stages(recipe: Recipe) -> str:
     stages = ("rollout_micro_batch", "score_micro_batch", "shortcut_micro_batch")
     found = [f"gradient.{name}" for name in stages if getattr(recipe.gradient, name)]
     found += [f"rollout.{name}" for name in ("lora", "skip_plan") if getattr(recipe.rollout, name) is not None]
+    found += ["rollout.updates"] if recipe.rollout.updates > 1 else []
     return found[0] if found else ""

@@ -96,6 +96,10 @@ class RolloutSpec:
     estimator: Literal["exact", "whole"] = "exact"
     drift_steps: int = 0
     max_drift: float = 0.0
+    updates: int = 1
+    max_change: float = 0.0
+    proximal: float = 0.0
+    rescore: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,29 @@ class Drift:
 
 
 @dataclass(frozen=True)
+class Replay:
+    """One of several updates on a rollout.
+
+    Attributes:
+        update: from 1, which made the rollout.
+        change: of the network's outputs at the live calls since then, mean of |e - e then| / |e then|.
+        cosine: of the step's gradient to the one of a fresh rollout with the same noise, prompts and live calls, where
+            that was looked at.
+    """
+
+    update: int
+    change: float
+    cosine: float | None = None
+
+
+@dataclass(frozen=True)
 class StepResult:
     """One optimizer step. ``rewards`` are means over the global batch; ``calls`` count network calls per sample.
 
     ``penalty`` is the mean of (ε_θ - ε_base)² over the live calls when the recipe has a ``kl_weight``; ``skipped`` says
     that a reward or the gradient was not finite and nothing was changed. ``cheap_rollouts`` says that this step drew
-    otherwise than sampling does, ``drift`` how far from it, where that was looked at.
+    otherwise than sampling does, ``drift`` how far from it, where that was looked at. ``replay`` says which of several
+    updates on one rollout it was; at a later one loss and rewards are the rollout's, or those of ``rescore``.
     """
 
     step: int
@@ -40,6 +57,7 @@ class StepResult:
     skipped: bool = False
     drift: Drift | None = None
     cheap_rollouts: bool = False
+    replay: Replay | None = None
 
 
 def step_result(row: dict[str, Any]) -> StepResult:
@@ -52,4 +70,5 @@ def step_result(row: dict[str, Any]) -> StepResult:
         if row.get("drift")
         else None
     )
-    return StepResult(**{**row, **numbers, "rewards": rewards_, "drift": drift})
+    replay = Replay(**row["replay"]) if row.get("replay") else None
+    return StepResult(**{**row, **numbers, "rewards": rewards_, "drift": drift, "replay": replay})

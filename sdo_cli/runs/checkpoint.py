@@ -51,6 +51,7 @@ def save(
     *,
     keep: int,
     guard: dict[str, Any] | None = None,
+    replays: dict[str, Any] | None = None,
     world: World = SINGLE,
 ) -> Path:
     """Write ``checkpoint-<step>``; remove older ones beyond ``keep`` (0 keeps all), never the newest complete one.
@@ -67,7 +68,8 @@ def save(
         return target
     # whole ones, or what is put together later
     tensors: dict[str, Any] = {}
-    state = _split({"stepper": stepper.state(), "random": random_states, "guard": guard}, tensors, "")
+    parts = {"stepper": stepper.state(), "random": random_states, "guard": guard, "replays": replays}
+    state = _split(parts, tensors, "")
     copies = {}
     for name, tensor in tensors.items():
         # one after the other: no process holds all of them on its device
@@ -101,11 +103,11 @@ def newest(run_folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, damaged
 
 
-def restore(checkpoint: Checkpoint, stepper: Stepper, *, rank: int = 0) -> dict[str, Any] | None:
+def restore(checkpoint: Checkpoint, stepper: Stepper, *, rank: int = 0) -> dict[str, Any]:
     """Put everything back into the optimizer, its parameters and this process's random generators.
 
     Returns:
-        The state of the guard, None if there was none.
+        What others have to put back: ``guard`` and ``replays``, None each if there was none.
 
     Raises:
         CheckpointFault: made with other parameters.
@@ -120,8 +122,7 @@ def restore(checkpoint: Checkpoint, stepper: Stepper, *, rank: int = 0) -> dict[
         ) from fault
     if rank < len(state["random"]):
         _set_random_state(state["random"][rank])
-    guard: dict[str, Any] | None = state["guard"]
-    return guard
+    return {"guard": state["guard"], "replays": state.get("replays")}
 
 
 def read(folder: Path) -> Checkpoint:

@@ -73,6 +73,11 @@ class Path:
         return self.skips.begin() if self.skips else lambda i, compute: compute()
 
     @property
+    def draws_what_is_trained(self) -> bool:
+        """Whether a call that is run again with a graph is the very function that drew."""
+        return self.fast is None and (self.skips is None or self.skips.exact)
+
+    @property
     def coefficients(self) -> Coefficients:
         return coefficients_of(self.route)
 

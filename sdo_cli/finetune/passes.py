@@ -1,0 +1,105 @@
+"""Gradients of one step: slice by slice of the global batch, on a rollout of its own or on one that is kept."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from sdo_cli.finetune.batches import PromptOrder
+from sdo_cli.finetune.job import Job, path_of, plan_step, slice_plan, slices_of
+from sdo_cli.finetune.objective import RewardObjective
+from sdo_cli.finetune.replays import Replays
+from sdo_cli.gradients.outcome import Outcome, Terms
+from sdo_cli.gradients.plan import Plan
+from sdo_cli.gradients.replay import replay
+from sdo_cli.gradients.run import run_plan
+from sdo_cli.gradients.three_stage import MicroBatches
+
+
+def accumulate(
+    job: Job,
+    order: PromptOrder,
+    step: int,
+    *,
+    plan: Plan | None = None,
+    replays: Replays | None = None,
+    scale: float = 1.0,
+    backward: Callable[[Tensor], None] = Tensor.backward,
+    last_backward: Callable[[Tensor], None] | None = None,
+    change_g: Callable[[Tensor, int], Tensor] | None = None,
+) -> list[Outcome]:
+    """Gradients of this process's part of the global batch of one step, slice by slice, added into the parameters.
+
+    Args:
+        step: of several updates per rollout: the rollout's number.
+        plan: instead of the one the recipe's rule draws for this step; the noise and prompts stay the step's.
+        replays: where training is: what is kept for later updates is left there, and taken from there. Without it the
+            first update's gradients are made.
+        scale: gradients come out multiplied with it (the loss scaler of fp16).
+        backward, last_backward: see :class:`Terms`.
+    """
+    if plan is None and not (replays and replays.update):
+        plan = plan_step(job, step) if replays else plan_step(job, step).of_updates(0)
+    terms = Terms(job.global_batch, job.recipe.kl_weight, job.recipe.rollout.proximal, scale=scale, backward=backward)
+    last, parts = replace(terms, last_backward=last_backward), slices_of(job)
+    run = partial(_pass, job, order, step, plan=plan, replays=replays, change_g=change_g)
+    return [run(part=part, terms=last if part == parts[-1] else terms) for part in parts]
+
+
+def _pass(
+    job: Job,
+    order: PromptOrder,
+    step: int,
+    *,
+    part: int,
+    plan: Plan | None,
+    replays: Replays | None,
+    terms: Terms,
+    change_g: Callable[[Tensor, int], Tensor] | None,
+) -> Outcome:
+    """Gradients of one slice of the global batch, accumulated into the parameters.
+
+    Args:
+        plan: of a rollout; None to go on with the one that is kept.
+    """
+    recipe, size = job.recipe, job.recipe.train_batch_size
+    mine = range(part * size, (part + 1) * size)
+    prompts = [order.at(step * job.global_batch + sample) for sample in mine]
+    path = path_of(job, step, mine, prompts)
+    objective = RewardObjective(job.family, job.rewards, prompts)
+    spec = recipe.gradient
+    micro = MicroBatches(
+        spec.rollout_micro_batch or None, spec.score_micro_batch or None, spec.shortcut_micro_batch or None
+    )
+    if plan is None:
+        assert replays is not None
+        rescore = recipe.rollout.rescore
+        return replay(path, replays.slices[part], replays.update, objective, terms=terms, micro=micro, rescore=rescore)
+    change = None if change_g is None else lambda g: change_g(g, step)
+    outcome = run_plan(
+        path,
+        slice_plan(job, plan, part),
+        objective,
+        terms=terms,
+        micro=micro,
+        checkpointing=spec.checkpointing == "calls",
+        change_g=change,
+    )
+    if replays is not None and outcome.kept is not None:
+        replays.slices[part] = outcome.kept
+    return outcome
+
+
+def go_on(job: Job, replays: Replays, state: dict[str, Any]) -> None:
+    """Inside the rollout that a checkpoint was made in.
+
+    Args:
+        state: of the :class:`Replays` of then; ``job.rollouts`` are on or off as they were.
+    """
+    replays.load_state(state)
+    if replays.update:
+        plan = plan_step(job, replays.rollout)
+        plans = {part: slice_plan(job, plan, part) for part in slices_of(job)}
+        replays.take_slices(state, plans, job.family.device)
