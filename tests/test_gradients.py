@@ -44,6 +44,7 @@ VARIANTS = {
     "sdo-weight": ("sdo", {"step_choice": "weight-proportional", "steps_per_sample": 2}),
     "sdo-late": ("sdo", {"step_choice": "late-biased"}),
     "sdo-unit": ("sdo", {"weights": "unit"}),
+    "sdo-root": ("sdo", {"weights": "root"}),
     "sdo-plain": ("sdo", {"weights": "plain", "step_choice": "late-biased"}),
     "sdo-epsilon": ("sdo", {"as_epsilon": True, "steps_per_sample": 2}),
     "sdo-first": ("sdo", {"step_choice": "first"}),
@@ -631,6 +632,17 @@ def test_stratified_spreads_over_the_batch_and_per_batch_does_not():
     for seed in range(20):
         assert sdo(8, 8, None, generator(seed)).live.sum(1).tolist() == [1] * 8
         assert sorted(sdo(8, 8, None, generator(seed), step_choice="per-batch").live.sum(1).tolist())[-1] == 8
+
+
+def test_root_weights_are_between_true_and_unit_ones():
+    """Every call counts with the root of its solver weight, in the sizes of both others."""
+    _, path = toy_path("ddim", scale=2.0)
+    plans = [sdo(8, 4, path.coefficients, generator(), weights=word, steps_per_sample=8) for word in ("unit", "root")]
+    unit, root = (plan.weight[:, 0] for plan in plans)
+    w = torch.tensor(path.coefficients.w, dtype=torch.float64)
+    assert torch.allclose(root.square(), unit)
+    assert torch.allclose((root * w).abs(), (w.abs() * w.abs().mean()).sqrt())
+    assert torch.equal((root * w).sign(), w.sign())
 
 
 def test_unit_weights_make_every_step_count_alike():

@@ -2,10 +2,11 @@
 
     python scripts/embedded/train.py --work work            every stage in order, resumable
     python scripts/embedded/train.py --work work unet pack  some stages
-    python scripts/embedded/train.py --work work student    from the packed pipeline alone
+    python scripts/embedded/train.py --work work student tiny    from the packed pipeline alone
 
-All but `student` need the Debian package fonts-noto-color-emoji. Each stage keeps its state in the work folder and
-continues from there; delete the stage's file to start it anew. `pack` and `student` write into the package.
+All but `student` and `tiny` need the Debian package fonts-noto-color-emoji. Each stage keeps its state in the work
+folder and continues from there; delete the stage's file to start it anew. `pack`, `student` and `tiny` write into the
+package.
 """
 
 import argparse
@@ -22,11 +23,12 @@ from embedded import emoji_data as data  # noqa: E402
 from embedded.clip import train_aesthetic, train_clip  # noqa: E402
 from embedded.pack import averaged, pack  # noqa: E402
 from embedded.student import train_student  # noqa: E402
+from embedded.tiny import train_tiny  # noqa: E402
 from embedded.unet import TextToImage, train_tokenizer, train_unet  # noqa: E402
 from embedded.vae import build_vae, train_vae  # noqa: E402
 
-STEPS = {"vae": 2200, "unet": 2800, "clip": 500, "judge": 500, "aesthetic": 400, "student": 1000}
-STAGES = ("tokenizer", "vae", "unet", "clip", "judge", "aesthetic", "pack", "student")
+STEPS = {"vae": 2200, "unet": 2800, "clip": 500, "judge": 500, "aesthetic": 400, "student": 1000, "tiny": 1000}
+STAGES = ("tokenizer", "vae", "unet", "clip", "judge", "aesthetic", "pack", "student", "tiny")
 
 
 def load_vae(work: Path) -> torch.nn.Module:
@@ -46,7 +48,7 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     stages = options.stages or STAGES
     # the font is asked for only where pictures are drawn from it
-    glyphs = data.render_glyphs() if set(stages) - {"tokenizer", "pack", "student"} else torch.empty(0)
+    glyphs = data.render_glyphs() if set(stages) - {"tokenizer", "pack", "student", "tiny"} else torch.empty(0)
 
     def steps(stage: str) -> int:
         return options.steps or STEPS[stage]
@@ -58,6 +60,8 @@ def main() -> None:
             train_vae(glyphs, steps=steps(stage), work=work)
         elif stage == "student":
             train_student(steps=steps(stage), work=work)
+        elif stage == "tiny":
+            train_tiny(steps=steps(stage), work=work)
         else:
             tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
             vae = load_vae(work)

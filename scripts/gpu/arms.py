@@ -21,6 +21,9 @@ ARMS = {
     "SDO": "sdo",
     "full": "full",
     "SDO, pruned rollouts": "sdo:rollout.skip_plan={plan}",
+    "SDO, four updates a rollout": "sdo:rollout.updates=4",
+    "SDO, four updates a ten-call rollout": "sdo:rollout.updates=4,rollout.num_inference_steps={computed}",
+    "SDO, back through a small decoder": "sdo:decoder=tiny-jacobian,tiny_decoder={tiny}",
     "SDO, scored and sent back one by one": "sdo:score_micro_batch=1,shortcut_micro_batch=1",
     "DRaFT-1": "draft-k:k=1",
     "SDO, K = 2": "sdo:steps_per_sample=2",
@@ -112,9 +115,32 @@ def write_plan(cell: Cell, recipe: Path) -> Path:
     return path
 
 
+def write_tiny(cell: Cell, folder: Path) -> Path:
+    """A small decoder of TAESD's size, or of a small model's latents, with random weights."""
+    from diffusers import AutoencoderTiny
+
+    path = folder / f"tiny-{cell.kind}"
+    if not path.exists():
+        torch.manual_seed(0)
+        if cell.tiny:
+            stages = plain_family(source_of(load_recipe(str(write_recipe(cell, folder))).recipe), torch.float32)
+            widths, blocks = (8,) * stages.vae_factor.bit_length(), (1,) * stages.vae_factor.bit_length()
+            tiny = AutoencoderTiny(
+                encoder_block_out_channels=widths,
+                decoder_block_out_channels=widths,
+                num_encoder_blocks=blocks,
+                num_decoder_blocks=blocks,
+            )
+        else:
+            tiny = AutoencoderTiny()
+        tiny.save_pretrained(path)
+    return path
+
+
 def load_arms(cell: Cell, folder: Path, *, configs_only: bool = False) -> dict[str, tuple[Variant, LoadedRecipe]]:
     """Every arm of a cell by its name, with its checked recipe."""
     recipe = write_recipe(cell, folder, configs_only=configs_only)
     plan = write_plan(cell, recipe)
-    rules = [rule.format(plan=plan) for rule in ARMS.values()]
+    tiny = write_tiny(cell, folder)
+    rules = [rule.format(plan=plan, tiny=tiny, computed=max(4, cell.computed)) for rule in ARMS.values()]
     return dict(zip(ARMS, load_variants(str(recipe), (), rules).items(), strict=True))

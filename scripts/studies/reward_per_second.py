@@ -2,9 +2,10 @@
 
 python scripts/studies/reward_per_second.py OUT NAME SEED BUDGETS PROMPTS [recipe overrides …]
 
-BUDGETS are CPU seconds, 60,120,200 say. PROMPTS is `dev` (64 prompts taken out of the training prompts, two pictures
-each: what is chosen is chosen by them) or `held-out` (the quickstart's 256). OUT/NAME-sSEED.jsonl gets a line per
-budget; the adapter is kept beside it. `table OUT` prints all of them, seeds put together.
+BUDGETS are CPU seconds, 60,120,200 say. The learning rate is constant; with overrides max_train_steps, lr_scheduler, …
+training ends by itself, and a budget beyond that is its end. PROMPTS is `dev` (64 prompts taken out of the training
+prompts, two pictures each: what is chosen is chosen by them) or `held-out` (the quickstart's 256). OUT/NAME-sSEED.jsonl
+gets a line per budget; the adapter is kept beside it. `table OUT` prints all of them, seeds put together.
 """
 
 import json
@@ -51,12 +52,15 @@ def learn(out: Path, name: str, seed: int, budgets: list[float], prompts: str, o
     spent, wall, steps, rollouts, results, recent = 0.0, 0.0, 0, 0, train(job), []
     with (out / f"{name}-s{seed}.jsonl").open("w") as log:
         for budget in budgets:
-            while spent < budget:
+            while spent < budget and steps < job.recipe.max_train_steps:
                 cpu, start = used(), time.perf_counter()
                 result = next(results)
                 spent, wall, steps = spent + used() - cpu, wall + time.perf_counter() - start, steps + 1
                 rollouts += result.replay is None or result.replay.update == 1
                 recent = [*recent[-39:], result]
+            if steps == job.recipe.max_train_steps:
+                # puts the weights to keep in place
+                next(results, None)
             after = validation.measure(job.family, Silent())
             gains = {reward: paired_gain(before[reward], after[reward]).difference for reward in before}
             replays = [found.replay for found in recent if found.replay and found.replay.update > 1]

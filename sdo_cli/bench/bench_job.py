@@ -14,7 +14,7 @@ from sdo_cli.finetune.batches import PromptOrder
 from sdo_cli.finetune.job import Job, path_of
 from sdo_cli.finetune.lora import ADAPTER, add_lora
 from sdo_cli.finetune.passes import accumulate
-from sdo_cli.finetune.prepare import cheap_rollouts, check_plan, prepare
+from sdo_cli.finetune.prepare import cheap_rollouts, check_plan, prepare, small_decoder
 from sdo_cli.finetune.replays import Replays
 from sdo_cli.finetune.validate import Validation
 from sdo_cli.gradients.outcome import Outcome
@@ -103,7 +103,12 @@ def open_workbench(loaded: Mapping[Variant, LoadedRecipe]) -> Workbench:
 def _job_of(variant: Variant, loaded: LoadedRecipe, shared: Job) -> Job:
     """Rollouts are a variant's own."""
     try:
-        job = replace(shared, recipe=loaded.recipe, rollouts=cheap_rollouts(loaded, shared.family))
+        job = replace(
+            shared,
+            recipe=loaded.recipe,
+            rollouts=cheap_rollouts(loaded, shared.family),
+            decode=small_decoder(loaded.recipe, shared.family),
+        )
         check_plan(job)
         if job.rollouts is not None and job.rollouts.network is not None:
             job.rollouts.share = fast_share(job)

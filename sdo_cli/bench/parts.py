@@ -42,17 +42,18 @@ def make_parts(bench: Workbench) -> Parts:
     path = make_path(job.family, settings, noise, condition, negative, recipe.gradient.negative_gradient)
     level, t = path.route.levels[0], path.route.begin()[1][0].to(path.x_0.device).expand(len(rows))
     x = level.scale * path.x_0
-    objective = RewardObjective(job.family, job.rewards, prompts)
 
-    def score() -> None:
+    def score(of: Job) -> None:
         leaf = noise.initial.detach().requires_grad_()
+        objective = RewardObjective(of.family, of.rewards, prompts, of.decode)
         torch.autograd.grad(objective(leaf, path.rows).losses.sum(), leaf)
 
     @torch.no_grad()
     def call() -> None:
         path.denoise(x, t, path.rows)
 
-    run = {"call": call, "score": score}
+    run: dict[str, Callable[[], None]] = {"call": call}
+    run |= {score_name(other.recipe.decoder): partial(score, other) for other in bench.jobs.values()}
     for (through, checkpointing), name in LIVE.items():
         run[name] = _live(bench, path, x, t, through, checkpointing)
     return Parts(run)
@@ -78,11 +79,21 @@ def _live(bench: Workbench, path: Path, x: Tensor, t: Tensor, through: bool, che
     return live
 
 
+def score_name(decoder: str) -> str:
+    """The part that decodes and scores."""
+    return "score" if decoder == "full" else f"score, {decoder}"
+
+
 def counts(job: Job, plan: Plan, checkpointing: str) -> dict[str, float]:
     """How often each part runs in one step of a job, in the mean of a plan's updates (see :mod:`.gradients.counts`).
 
     Calls that a skip plan leaves parts of out count as the share that is computed.
     """
+    found = _counts(job, plan, checkpointing)
+    return {score_name(job.recipe.decoder) if name == "score" else name: number for name, number in found.items()}
+
+
+def _counts(job: Job, plan: Plan, checkpointing: str) -> dict[str, float]:
     skips, spec = job.drawn_now.skips, job.recipe.rollout
     of_step = partial(
         part_counts,

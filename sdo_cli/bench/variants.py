@@ -1,6 +1,6 @@
 """What is compared: gradient rules with options, written ``rule`` or ``rule:option=value,…``.
 
-An option that begins with ``rollout.`` is the recipe's: how training draws.
+An option that begins with ``rollout.`` is the recipe's: how training draws; so are ``decoder`` and ``tiny_decoder``.
 """
 
 from collections.abc import Iterable
@@ -32,6 +32,7 @@ STANDARD_RULES = (
     "sdo:step_choice=late-biased",
 )
 ROLLOUT = "rollout."
+DECODERS = ("decoder", "tiny_decoder")
 QUICK_RULES = ("full:checkpointing=blocks", "draft-k:k=1", "refl", "drtune", "sdo", "sdo:steps_per_sample=2")
 
 
@@ -59,8 +60,8 @@ class Variant:
 
     @property
     def own_rollouts(self) -> bool:
-        """Whether it draws otherwise than the recipe that all variants share."""
-        return any(word.startswith(ROLLOUT) for word in self.options)
+        """Whether it draws, or decodes, otherwise than the recipe that all variants share."""
+        return any(_is_recipes(word.partition("=")[0]) for word in self.options)
 
     @property
     def options(self) -> list[str]:
@@ -101,9 +102,13 @@ def parse_variant(text: str) -> Variant:
 
 def _place(option: str) -> str:
     """Where a variant's option stands in the recipe."""
-    if option.startswith(ROLLOUT):
+    if _is_recipes(option):
         return option
     return f"gradient.{option}" if _only_cost(option) else f"gradient.options.{option}"
+
+
+def _is_recipes(option: str) -> bool:
+    return option.startswith(ROLLOUT) or option in DECODERS
 
 
 def _only_cost(option: str) -> bool:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 WEIGHTS = Path(__file__).parent / "weights"
-FOLDERS = ("emoji", "clip", "judge", "aesthetic")
+FOLDERS = ("emoji", "clip", "judge", "aesthetic", "tiny")
 # adapters of the embedded model, taken where a LoRA is asked for
 LORAS = ("student",)
 

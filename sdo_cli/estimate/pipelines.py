@@ -137,6 +137,18 @@ def _other_vae(vae: str, own: Any) -> Any:
         return AutoencoderKL.from_config(config)
 
 
+def meta_tiny(source: str, family: Family) -> Any:
+    """A small decoder without weights; one that is not on this machine is taken to be built like TAESD."""
+    from diffusers import AutoencoderTiny
+
+    folder = Path(source).expanduser()
+    found = folder / "config.json" if folder.is_dir() else cached_file(WeightFile(source, "config.json", 0, ""))
+    channels = family.vae.config.latent_channels
+    config = AutoencoderTiny.load_config(found.parent) if found and found.is_file() else {"latent_channels": channels}
+    with META:
+        return AutoencoderTiny.from_config(config).to(family.vae.dtype)
+
+
 def _third_encoder(source: ModelSource, own: Any) -> Any:
     """SD 3's T5, which shipped configs do not have; a single file has none either."""
     from transformers import T5Config, T5EncoderModel

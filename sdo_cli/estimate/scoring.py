@@ -11,11 +11,13 @@ from torch import Tensor
 from rewards.base import Reward
 from sdo_cli.device import dtype_of
 from sdo_cli.estimate.cost import META, Cost, count
-from sdo_cli.estimate.pipelines import meta_family, plain_family
+from sdo_cli.estimate.pipelines import bytes_of, meta_family, meta_tiny, plain_family
 from sdo_cli.estimate.towers import meta_reward
 from sdo_cli.estimate.work import NOTHING
 from sdo_cli.models.base import Family
+from sdo_cli.models.catalog import tiny_source
 from sdo_cli.models.load import ModelSource, source_of
+from sdo_cli.models.tiny_decoder import TinyDecoder
 from sdo_cli.recipe.schema import Recipe
 
 # of sdo_cli/scoring: images scored at a time when they are only measured
@@ -47,6 +49,8 @@ class ScoreSetup:
     reward_checkpointing: bool
     height: int | None
     width: int | None
+    decoder: str = "full"
+    tiny: str | None = None
 
     @classmethod
     def of(cls, recipe: Recipe, rewards: tuple[RewardSetup, ...]) -> "ScoreSetup":
@@ -60,6 +64,8 @@ class ScoreSetup:
             reward_checkpointing=recipe.reward_checkpointing,
             height=recipe.height,
             width=recipe.width,
+            decoder=recipe.decoder,
+            tiny=recipe.tiny_decoder,
         )
 
 
@@ -71,6 +77,22 @@ def _decoder(setup: ScoreSetup) -> Family:
     if setup.vae_checkpointing:
         family.checkpoint_vae()
     return family
+
+
+@lru_cache(maxsize=2)
+def _small_decoder(setup: ScoreSetup) -> TinyDecoder | None:
+    """Of configs alone; one that is not on this machine is taken to be built like TAESD."""
+    if setup.decoder == "full":
+        return None
+    family = _decoder(setup)
+    tiny = meta_tiny(tiny_source(setup.tiny or "embedded:tiny"), family)
+    return TinyDecoder(family, tiny, setup.tiny or "", only_jacobian=setup.decoder == "tiny-jacobian", compare=False)
+
+
+def small_decoder_bytes(setup: ScoreSetup) -> int:
+    """Weights of the small decoder; 0 where there is none."""
+    found = _small_decoder(setup)
+    return bytes_of(found.tiny) if found is not None else 0
 
 
 def _reward(setup: RewardSetup, precision: str, *, recompute: bool = False) -> Reward:
@@ -109,9 +131,11 @@ def score_cost(setup: ScoreSetup, rows: int) -> Cost:
     for reward in rewards:
         _read(reward, prompts, image_size(setup))
 
+    decode = _small_decoder(setup) or family.decode
+
     def score() -> Tensor:
         leaf = latents.detach().requires_grad_()
-        images = family.decode(leaf)
+        images = decode(leaf)
         losses = images.new_zeros(rows)
         for reward in rewards:
             losses = losses - reward.score(images, prompts).float()

@@ -23,6 +23,7 @@ from sdo_cli.estimate.scoring import (
     measure_cost,
     reward_bytes,
     score_cost,
+    small_decoder_bytes,
 )
 from sdo_cli.estimate.speed import Speed
 from sdo_cli.estimate.work import NOTHING, Work, moving
@@ -172,7 +173,7 @@ class _Run:
         """What training keeps on the device: weights, optimizer state, running mean."""
         rewards = (*self.work.rewards, *self.work.measured)
         total = sum(reward_bytes(reward, self.recipe.reward_precision) for reward in rewards)
-        total += self.weights.vae + self.weights.denoiser
+        total += self.weights.vae + self.weights.denoiser + small_decoder_bytes(self.score)
         if self.half_copy:
             # autocast keeps fp32 weights and makes the half ones at every call
             total += self.trained_bytes - self.weights.denoiser

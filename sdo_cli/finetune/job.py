@@ -1,9 +1,10 @@
 """What training works on, and what is drawn for each step: plans, noise, prompts."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sdo_cli.drawing.draw import DrawSettings, draw_noise, draw_settings, encode_pair, make_path, make_route
 from sdo_cli.drawing.prompts import PromptEmbeddings
@@ -34,6 +35,7 @@ class Job:
     embed: PromptEmbeddings
     world: World = SINGLE
     rollouts: Rollouts | None = None
+    decode: Callable[[Tensor], Tensor] | None = None
 
     @property
     def global_batch(self) -> int:

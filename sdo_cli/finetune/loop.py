@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sdo_cli.finetune.batches import PromptOrder
 from sdo_cli.finetune.job import Job, plan_step, slices_of
 from sdo_cli.finetune.lora import in_call_order
+from sdo_cli.finetune.objective import RewardObjective
 from sdo_cli.finetune.passes import accumulate
 from sdo_cli.finetune.replays import Replays
 from sdo_cli.finetune.rollouts import cosine, distance_of, flat_gradient
@@ -78,11 +79,12 @@ def train(
         # before anything else that all processes do together: buckets may be on their way
         adding.finish()
         slices, seconds = gather_slices(job, outcomes)
+        gap = look_at_decoder(job, order, replays, outcomes)
         found = look_at_replay(job, order, replays, slices, stepper.scale)
         result = _summarise(step + 1, slices, seconds, stepper.step(step + 1, bad_reward(slices)))
         replays.end_update(over=is_last(recipe, replays.update, found) or result.skipped)
         cheap = job.rollouts is not None and job.rollouts.on
-        yield replace(result, drift=drift, cheap_rollouts=cheap, replay=found)
+        yield replace(result, drift=drift, cheap_rollouts=cheap, replay=found, decoder_gap=gap)
     stepper.finish()
 
 
@@ -114,6 +116,21 @@ def look_at_replay(job: Job, order: PromptOrder, replays: Replays, slices: list[
     for parameter, gradient in zip(job.parameters, kept, strict=True):
         parameter.grad = gradient
     return replace(found, cosine=cosine(mine, fresh))
+
+
+@torch.no_grad()
+def look_at_decoder(job: Job, order: PromptOrder, replays: Replays, outcomes: list[Outcome]) -> dict[str, float] | None:
+    """When it is time: by how much this rollout's rewards are higher through the model's own decoder, by name."""
+    if job.recipe.decoder != "tiny" or not replays.due or replays.update:
+        return None
+    size, gaps = job.recipe.train_batch_size, list[dict[str, float]]()
+    for part, outcome in zip(slices_of(job), outcomes, strict=True):
+        for row in range(size):
+            prompt = order.at(replays.rollout * job.global_batch + part * size + row)
+            own = RewardObjective(job.family, job.rewards, [prompt])(outcome.x_N[row : row + 1], torch.zeros(1).long())
+            gaps.append({name: float(score - outcome.rewards[name][row]) for name, score in own.rewards.items()})
+    every = [gap for part in job.world.gather(gaps) for gap in part]
+    return {name: sum(gap[name] for gap in every) / len(every) for name in every[0]}
 
 
 def _forget_gradients(parameters: list[nn.Parameter]) -> None:

@@ -35,14 +35,19 @@ class WeightedReward:
 
 @dataclass(frozen=True)
 class RewardObjective:
-    """Loss per sample ``Σ weight · loss(reward)`` of the decoded images, each image on its own."""
+    """Loss per sample ``Σ weight · loss(reward)`` of the decoded images, each image on its own.
+
+    Attributes:
+        decode: in place of the model's own decoder.
+    """
 
     family: Family
     rewards: list[WeightedReward]
     prompts: list[str]
+    decode: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, x_N: Tensor, rows: Tensor) -> Scored:
-        images = self.family.decode(x_N)
+        images = (self.decode or self.family.decode)(x_N)
         prompts = [self.prompts[row] for row in rows.tolist()]
         losses = images.new_zeros(len(images))
         seen: dict[str, Tensor] = {}

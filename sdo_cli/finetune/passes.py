@@ -68,7 +68,7 @@ def _pass(
     mine = range(part * size, (part + 1) * size)
     prompts = [order.at(step * job.global_batch + sample) for sample in mine]
     path = path_of(job, step, mine, prompts)
-    objective = RewardObjective(job.family, job.rewards, prompts)
+    objective = RewardObjective(job.family, job.rewards, prompts, job.decode)
     spec = recipe.gradient
     micro = MicroBatches(
         spec.rollout_micro_batch or None, spec.score_micro_batch or None, spec.shortcut_micro_batch or None

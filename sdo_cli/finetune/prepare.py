@@ -20,6 +20,7 @@ from sdo_cli.gradients.rules import RULES
 from sdo_cli.models.base import Family
 from sdo_cli.models.compiling import compile_modules
 from sdo_cli.models.load import load_family, source_of
+from sdo_cli.models.tiny_decoder import TinyDecoder, load_tiny_decoder
 from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
@@ -66,7 +67,8 @@ def _load_all(loaded: LoadedRecipe, world: World, whole_file: bool) -> tuple[Job
     # looked up after the move: only then are they the tensors the optimizer has to hold
     rollouts = cheap_rollouts(loaded, family)
     _save_time(family, recipe, rollouts)
-    job = Job(recipe, family, trained, prompts, trainable(family), embed, world, rollouts)
+    decode = small_decoder(recipe, family)
+    job = Job(recipe, family, trained, prompts, trainable(family), embed, world, rollouts, decode)
     check_plan(job)
     world.make_same(job.parameters)
     return job, _prepare_validation(job, held_out)
@@ -75,6 +77,14 @@ def _load_all(loaded: LoadedRecipe, world: World, whole_file: bool) -> tuple[Job
 def _drawn(prompts: list[str], recipe: Recipe, world: World) -> list[str]:
     """Those that training comes to: of a file of thousands often a few."""
     return PromptOrder(prompts, recipe.seed).first(recipe.max_train_steps * recipe.global_batch(world.size))
+
+
+def small_decoder(recipe: Recipe, family: Family) -> TinyDecoder | None:
+    """What decodes, or what gradients go through, in place of the model's own decoder; None for that."""
+    if recipe.decoder == "full":
+        return None
+    name = recipe.tiny_decoder or "embedded:tiny"
+    return load_tiny_decoder(name, family, only_jacobian=recipe.decoder == "tiny-jacobian")
 
 
 def cheap_rollouts(loaded: LoadedRecipe, family: Family) -> Rollouts | None:

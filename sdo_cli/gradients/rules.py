@@ -64,8 +64,8 @@ def _sdo_problem(options: Options, calls: int) -> str | None:
         return text
     if single and k != 1:
         return f"step_choice {choice} takes one step per sample, not {k}"
-    if single and options.get("weights") == "unit":
-        return f"weights unit makes steps count alike; step_choice {choice} always takes the same one"
+    if single and options.get("weights") in ("unit", "root"):
+        return f"weights {options['weights']} evens steps out; step_choice {choice} always takes the same one"
     return None
 
 
@@ -100,7 +100,7 @@ RULES: dict[str, RuleInfo] = {
             ),
             "steps_per_sample": int,
             "step": int,
-            "weights": ("true/p", "plain", "unit"),
+            "weights": ("true/p", "plain", "unit", "root"),
             "as_epsilon": bool,
         },
         problem=_sdo_problem,

@@ -39,7 +39,8 @@ def sdo(
         steps_per_sample: K, how many distinct calls of each sample; all of them is the full sum.
         step: the call of step_choice ``fixed``, 0 the noisiest.
         weights: what a call's gradient is multiplied with: ``true/p`` the solver's weight w_i by 1/p_i (unbiased),
-            ``plain`` w_i alone, ``unit`` the mean of all |w_i| by 1/p_i, so that every call counts alike.
+            ``plain`` w_i alone, ``unit`` the mean of all |w_i| by 1/p_i, so that every call counts alike; ``root`` the
+            middle of ``true/p`` and ``unit``: the root of |w_i| times that mean, with the sign of w_i, by 1/p_i.
         as_epsilon: hold ε constant along the linear path instead of the network's native output (for v-networks).
     """
     turns = None
@@ -89,7 +90,8 @@ def _factor(weights: str, p: Tensor, coefficients: Coefficients) -> Tensor:
     if weights == "true/p":
         return inverse
     size = torch.tensor(coefficients.w, dtype=torch.float64).abs()
-    return inverse * torch.where(size > 0, size.mean() / size, 0.0)
+    even = torch.where(size > 0, size.mean() / size, 0.0)
+    return inverse * (even.sqrt() if weights == "root" else even)
 
 
 def sdo_0(calls: int, batch: int, coefficients: Coefficients, generator: torch.Generator) -> Plan:

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdo_cli import embedded
 from sdo_cli.hub import WeightFile
 
 
@@ -37,7 +38,12 @@ MODELS = {
     "stabilityai/stable-diffusion-3.5-medium": KnownModel(16_000_000_000, STABILITY, gated=True, config="sd35-medium"),
     "stabilityai/stable-diffusion-3.5-large": KnownModel(27_000_000_000, STABILITY, gated=True, config="sd35-large"),
     "madebyollin/sdxl-vae-fp16-fix": KnownModel(335_000_000, "MIT"),
+    "madebyollin/taesd": KnownModel(9_800_000, "MIT"),
+    "madebyollin/taesdxl": KnownModel(9_800_000, "MIT"),
+    "madebyollin/taesd3": KnownModel(9_900_000, "MIT"),
 }
+# small decoders by their short names
+TINY = {"taesd": "madebyollin/taesd", "taesdxl": "madebyollin/taesdxl", "taesd3": "madebyollin/taesd3"}
 
 # by repository and file, as :func:`hub_lora` reads them
 LORAS = {
@@ -46,6 +52,13 @@ LORAS = {
 }
 # what diffusers calls the file of a LoRA
 LORA_FILE = "pytorch_lora_weights.safetensors"
+
+
+def tiny_source(name: str) -> str:
+    """Folder or hub id of a small decoder."""
+    if embedded.is_embedded(name):
+        return str(embedded.folder(name, default="tiny"))
+    return TINY.get(name, name)
 
 
 def hub_lora(name: str) -> WeightFile | None:

@@ -76,6 +76,7 @@ def check_recipe(recipe: Recipe, beside: Path | None, problem: Problem) -> None:
     check_gradient(recipe, problem)
     check_rollout(recipe, beside, problem)
     check_training(recipe, problem)
+    check_decoder(recipe, problem)
     if recipe.solver not in (AUTO, *SOLVERS):
         problem(("solver",), f"unknown solver {recipe.solver!r}; {suggestion(recipe.solver, [AUTO, *SOLVERS])}")
     elif recipe.eta > 0 and recipe.solver not in (AUTO, *STOCHASTIC):
@@ -290,6 +291,22 @@ def check_gradient(recipe: Recipe, problem: Problem) -> None:
     solver, steps = recipe.rollout.solver or recipe.solver, training_steps(recipe)
     if not wrong and steps >= 1 and (text := option_problem(spec.rule, spec.options, calls_of(solver, steps))):
         problem(("gradient", "options"), text)
+
+
+def check_decoder(recipe: Recipe, problem: Problem) -> None:
+    """A small decoder has to be named, and serves those that are not full."""
+    name = recipe.tiny_decoder
+    if recipe.decoder == "full":
+        if name is not None:
+            problem(("tiny_decoder",), "is for decoder: tiny or tiny-jacobian; write one of them, or take this out")
+        return
+    if recipe.vae_tiling:
+        problem(("vae_tiling",), f"cuts the model's own decoder up; with decoder {recipe.decoder} leave it out")
+    if name is None and not embedded.is_embedded(recipe.model):
+        made_for = "taesd (SD 1.x, 2.x), taesdxl (SDXL), taesd3 (SD 3), a folder or a hub id"
+        problem(("tiny_decoder",), f"is missing, and decoder {recipe.decoder} needs it; write {made_for}")
+    elif name is not None and embedded.is_embedded(name) and name not in ("embedded", "embedded:tiny"):
+        problem(("tiny_decoder",), f"there is no embedded small decoder {name}; write embedded:tiny")
 
 
 def check_training(recipe: Recipe, problem: Problem) -> None:

@@ -63,6 +63,21 @@ MEANINGS: dict[Any, dict[str, Meaning]] = {
             "vae: madebyollin/sdxl-vae-fp16-fix",
             "A folder or hub id. SDXL's own VAE overflows in fp16; this example is its repaired twin.",
         ),
+        "decoder": Meaning(
+            "What decodes training's pictures for the rewards.",
+            "decoder: tiny-jacobian\ntiny_decoder: taesd",
+            "`full`: the model's own decoder. `tiny`: a small one, a twentieth of the work; the rewards of training's"
+            " pictures, in `metrics.jsonl` too, are of what it draws; `rollout.drift_steps` says how far they are from"
+            " those of the model's own pictures. `tiny-jacobian`: rewards see the model's own pictures, and their"
+            " gradient goes back through the small decoder, in its memory. Held-out pictures, checks and all that is"
+            " drawn later are the model's own.",
+        ),
+        "tiny_decoder": Meaning(
+            "The small decoder of `decoder: tiny` and `tiny-jacobian`.",
+            "decoder: tiny\ntiny_decoder: taesdxl",
+            "`taesd` (SD 1.x, 2.x), `taesdxl`, `taesd3`, the folder of another diffusers AutoencoderTiny, or a hub id."
+            " The embedded model has its own, `embedded:tiny`, and needs no name.",
+        ),
         "text_encoders": Meaning(
             "Where to take the text encoders from, for a checkpoint file that holds none.",
             "text_encoders: /models/sd35-medium",

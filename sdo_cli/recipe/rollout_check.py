@@ -31,7 +31,7 @@ def check_rollout(recipe: Recipe, beside: Path | None, problem: Problem) -> None
         or spec.num_inference_steps not in (0, recipe.num_inference_steps)
     )
     check_updates(recipe, problem)
-    if spec.drift_steps and not shorter and spec.updates == 1:
+    if spec.drift_steps and not shorter and spec.updates == 1 and recipe.decoder != "tiny":
         problem(("rollout", "drift_steps"), "training draws in full: there is nothing to drift; give a skip_plan")
     if spec.max_drift and not spec.drift_steps:
         problem(("rollout", "max_drift"), "is looked at every drift_steps; write for example drift_steps: 20")

@@ -115,6 +115,8 @@ class Recipe:
     variant: str | None = None
     vae: str | None = None
     text_encoders: str | None = None
+    decoder: Literal["full", "tiny", "tiny-jacobian"] = "full"
+    tiny_decoder: str | None = None
     t5: bool = True
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     rescale_betas_zero_snr: bool | None = None

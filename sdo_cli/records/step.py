@@ -44,6 +44,7 @@ class StepResult:
     that a reward or the gradient was not finite and nothing was changed. ``cheap_rollouts`` says that this step drew
     otherwise than sampling does, ``drift`` how far from it, where that was looked at. ``replay`` says which of several
     updates on one rollout it was; at a later one loss and rewards are the rollout's, or those of ``rescore``.
+    ``decoder_gap`` is by how much rewards are higher through the model's own decoder, where training has a small one.
     """
 
     step: int
@@ -58,6 +59,7 @@ class StepResult:
     drift: Drift | None = None
     cheap_rollouts: bool = False
     replay: Replay | None = None
+    decoder_gap: dict[str, float] | None = None
 
 
 def step_result(row: dict[str, Any]) -> StepResult:

@@ -58,8 +58,8 @@ def _wanted(need: Need, files: list[str], variant: str | None, *, t5: bool) -> l
     Raises:
         MissingWeights: a part that the repository has no safetensors for.
     """
-    if need.what == "vae":
-        return ["config.json", *_weights("vae", [name for name in files if "/" not in name], None, need)]
+    if need.what in ("vae", "tiny decoder"):
+        return ["config.json", *_weights(need.what, [name for name in files if "/" not in name], None, need)]
     index = json.loads(download(WeightFile(need.source, "model_index.json", 0, "", need.revision)).read_text())
     if variant and not any(f".{variant}" in name for name in files):
         raise MissingWeights(

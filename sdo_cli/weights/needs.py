@@ -12,7 +12,7 @@ from sdo_cli import embedded
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.hub import MissingWeights, WeightFile, cached_file, is_offline, is_reachable
 from sdo_cli.installed import sdo
-from sdo_cli.models.catalog import MODELS, hub_lora
+from sdo_cli.models.catalog import MODELS, hub_lora, tiny_source
 from sdo_cli.models.folder import has_weights, parts_of, weights_of
 from sdo_cli.recipe.schema import Recipe, RewardSpec
 
@@ -45,6 +45,8 @@ def needs_of(recipe: Recipe) -> list[Need]:
     found = [_model("model", recipe.model, recipe.revision, recipe.variant, t5=recipe.t5)]
     if recipe.vae is not None:
         found.append(_model("vae", recipe.vae, None, None, is_vae=True))
+    if recipe.decoder != "full" and recipe.tiny_decoder is not None:
+        found.append(_model("tiny decoder", tiny_source(recipe.tiny_decoder), None, None, is_vae=True))
     if recipe.text_encoders is not None:
         path = Path(recipe.text_encoders).expanduser()
         found.append(Need("text encoders", recipe.text_encoders, 0, "", None, path.exists(), is_local=True))
