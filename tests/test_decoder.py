@@ -47,6 +47,8 @@ def small_tiny(path, channels=4, stages=4, kind="AutoencoderTiny"):
         num_decoder_blocks=blocks,
         latent_channels=channels,
     )
+    # of random weights it makes black; grey is what a random VAE makes
+    tiny.decoder.layers[-1].bias.data.fill_(0.5)
     tiny.save_pretrained(path)
     if kind != "AutoencoderTiny":
         config = json.loads((path / "config.json").read_text())
@@ -57,11 +59,13 @@ def small_tiny(path, channels=4, stages=4, kind="AutoencoderTiny"):
 def test_the_embedded_one_draws_nearly_the_same(family, latents):
     tiny = load_tiny_decoder("embedded:tiny", family, only_jacobian=False)
     gap = (tiny(latents) - family.decode(latents)).abs().mean().item()
-    assert 1e-4 < gap < 0.03
+    assert 1e-4 < gap < 0.06
 
 
 def test_values_are_the_models_own_and_gradients_the_small_ones(family, latents):
     only = load_tiny_decoder("embedded:tiny", family, only_jacobian=True)
+    # some pixels are saturated
+    latents = 1.6 * latents
     x = latents.clone().requires_grad_()
     direction = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     images = only(x)
@@ -100,8 +104,7 @@ def test_training_through_each(tmp_path):
         found[decoder] = list(train(job))
     full, tiny, only = found.values()
     assert only[0].rewards == full[0].rewards and only[0].grad_norm != full[0].grad_norm
-    assert tiny[0].rewards != full[0].rewards
-    assert tiny[0].rewards["clip-score"] == pytest.approx(full[0].rewards["clip-score"], abs=0.1)
+    assert tiny[0].rewards != full[0].rewards and tiny[0].grad_norm not in (full[0].grad_norm, only[0].grad_norm)
 
 
 def test_the_gap_between_both_is_looked_at():
@@ -131,7 +134,7 @@ REFUSED = {
     "for nothing": (["tiny_decoder=taesd"], "tiny_decoder: is for decoder: tiny or tiny-jacobian"),
     "tiled": (["decoder=tiny", "vae_tiling=true"], "cuts the model's own decoder up"),
     "embedded": (["decoder=tiny", "tiny_decoder=embedded:clip"], "there is no embedded small decoder embedded:clip"),
-    "unknown": (["decoder=small"], "decoder: must be one of full, tiny, tiny-jacobian"),
+    "unknown": (["decoder=small"], "decoder: 'small' is not one of full, tiny, tiny-jacobian"),
 }
 
 
@@ -174,7 +177,8 @@ def test_every_family_takes_one(kind, small, tmp_path):
     channels = load_family(str(small(kind))).vae.config.latent_channels
     stages = load_family(str(small(kind))).vae_factor.bit_length()
     tiny = small_tiny(tmp_path / "tiny", channels, stages)
-    words = [f"model={small(kind)}", "rewards=[colorfulness]", *QUICK, "decoder=tiny-jacobian", f"tiny_decoder={tiny}"]
+    words = [f"model={small(kind)}", "rewards=[colorfulness]", *QUICK, "solver=auto"]
+    words += ["decoder=tiny-jacobian", f"tiny_decoder={tiny}"]
     steps = list(train(prepare(load_recipe("quickstart", words))[0]))
     assert all(step.grad_norm > 0 for step in steps)
 
@@ -189,8 +193,8 @@ def test_what_it_costs_at_full_size():
         stages = {stage.name: stage for stage in estimate(loaded.recipe, workload_of(loaded, on_cpu=False)).stages}
         found[decoder] = stages["score"]
     full, tiny, only = found.values()
-    assert tiny.flops < 0.07 * full.flops and tiny.flops < only.flops < 0.45 * full.flops
-    assert tiny.working < 0.25 * full.working and only.working < 0.5 * full.working
+    assert tiny.flops < 0.07 * full.flops and tiny.flops < only.flops < 0.6 * full.flops
+    assert tiny.working < 0.2 * full.working and only.working < 0.2 * full.working
 
 
 def test_it_is_among_the_weights_to_fetch():

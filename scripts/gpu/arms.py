@@ -133,6 +133,8 @@ def write_tiny(cell: Cell, folder: Path) -> Path:
             )
         else:
             tiny = AutoencoderTiny()
+        # random weights make black, and a random VAE grey
+        tiny.decoder.layers[-1].bias.data.fill_(0.5)
         tiny.save_pretrained(path)
     return path
 

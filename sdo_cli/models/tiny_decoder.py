@@ -5,6 +5,7 @@ pictures are never drawn by them.
 """
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,14 @@ def load_tiny_decoder(name: str, family: Family, *, only_jacobian: bool) -> Tiny
     path = Path(place).expanduser()
     if path.is_dir() or path.exists():
         check_folder(name, path)
-    tiny = AutoencoderTiny.from_pretrained(str(path) if path.is_dir() else place, torch_dtype=family.vae.dtype)
+    config_log = logging.getLogger("diffusers.configuration_utils")
+    level = config_log.level
+    # it says of what its own save_pretrained writes that it is not expected
+    config_log.setLevel(logging.ERROR)
+    try:
+        tiny = AutoencoderTiny.from_pretrained(str(path) if path.is_dir() else place, torch_dtype=family.vae.dtype)
+    finally:
+        config_log.setLevel(level)
     channels, factor = tiny.config.latent_channels, 2 ** (len(tiny.config.decoder_block_out_channels) - 1)
     own = family.vae.config.latent_channels
     if (channels, factor) != (own, family.vae_factor):
