@@ -14,13 +14,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_models import FAMILY_OF, plain
 
+from sdo_cli.drawing.parameters import lora_name, lora_tags
 from sdo_cli.errors import EnvironmentFault, RecipeFault
+from sdo_cli.evaluate.job import variants_of
 from sdo_cli.finetune.lora import add_lora
 from sdo_cli.models.kohya import sgm_name
 from sdo_cli.models.load import load_family
 from sdo_cli.models.lora_files import published
 from sdo_cli.models.lora_read import places_of, read_lora
-from sdo_cli.models.lora_stack import Stacked, stack_of
+from sdo_cli.models.lora_stack import Stacked, joined, stack_of
+from sdo_cli.optimize.variables_file import whole_lora
 from sdo_cli.recipe.schema import LoraSpec
 
 SUFFIX = {"down": "lora_down.weight", "up": "lora_up.weight"}
@@ -666,3 +669,68 @@ def test_words_that_name_loras(tmp_path, monkeypatch):
         Stacked("embedded:student"),
     ]
     assert stack_of("x:-1e-2") == [Stacked("x", -0.01)] and stack_of("x:y") == [Stacked("x:y")]
+
+
+def test_plus_and_colon_in_a_name_are_no_neighbours(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("style+v2.safetensors", "v3:1", "x", "runs+new/one"):
+        (tmp_path / name).mkdir(parents=True)
+    whole = Stacked("style+v2.safetensors")
+    assert stack_of("style+v2.safetensors:0.8") == [Stacked(whole.path, 0.8)]
+    assert stack_of("x:-.5+style+v2.safetensors+runs+new/one") == [Stacked("x", -0.5), whole, Stacked("runs+new/one")]
+    assert stack_of("v3:1:+1e+0+owner/name") == [Stacked("v3:1"), Stacked("owner/name")]
+    assert joined(["x", "style+v2.safetensors:2"]) == "x+style+v2.safetensors:2"
+    # a path wins over a name that could be looked up
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    assert stack_of("a/b+runs+new/one") == [Stacked("a/b"), Stacked("runs+new/one")]
+    # both are there
+    for name in ("style", "v2.safetensors", "v3"):
+        (tmp_path / name).mkdir()
+    for word in ("style+v2.safetensors", "x+style+v2.safetensors:0.8"):
+        with pytest.raises(EnvironmentFault, match=r"may be style.* and v2.safetensors|may be x and style") as fault:
+            stack_of(word)
+        assert "./style+./v2.safetensors" in fault.value.remedy
+    with pytest.raises(EnvironmentFault, match=r"may be v3:1 alone, or v3 at weight 1"):
+        stack_of("v3:1")
+    assert stack_of("./style+./v2.safetensors") == [Stacked("./style"), Stacked("./v2.safetensors")]
+    # options of their own say which are meant
+    two = stack_of(joined(["style", "v2.safetensors:0.5"]))
+    assert two == [Stacked(f"{tmp_path}/style"), Stacked(f"{tmp_path}/v2.safetensors", 0.5)]
+
+
+def test_commands_refuse_a_word_that_may_be_several(tmp_path):
+    import entry
+
+    for name in ("style", "v2.safetensors", "style+v2.safetensors"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "p.txt").write_text("a cat\n")
+    for words in (
+        ["sample", "a cat"],
+        ["eval", "-p", "p.txt", "--rewards", "colorfulness"],
+        ["prune", "-p", "p.txt", "--num-prompts", "0"],
+    ):
+        done = entry.run([*words, "--lora", "style+v2.safetensors"], cwd=tmp_path)
+        assert done.returncode == 2 and "may be style and v2.safetensors, or style+v2" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("number", ["1_0", "１", "0,8", "nan", "inf", "1e999", "2000", "0x1", " 1", ""])
+def test_weights_are_plain_numbers(number, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.safetensors").write_bytes(b"x")
+    with pytest.raises(EnvironmentFault, match=r"weight .* of the LoRA a.safetensors is no plain number") as fault:
+        stack_of(f"a.safetensors:{number}")
+    assert "a.safetensors:0.8" in fault.value.remedy
+
+
+def test_names_of_stacks_are_not_those_of_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b", "c+d"):
+        (tmp_path / f"{name}.safetensors").write_bytes(name.encode())
+    assert lora_name("c+d.safetensors") == "c-d" and lora_name("a.safetensors+b.safetensors") == "a+b"
+    assert lora_tags("c+d.safetensors:0.5", 2.0) == [("c+d", 1.0)]
+    loras = ["a.safetensors", "a.safetensors+b.safetensors", "a.safetensors:0.12345678"]
+    found = variants_of(loras, [1.0, 0.5, 0.50000001], base=True, plans={"b.json": "1"})
+    assert len({variant.name for variant in found}) == len(found) == 20
+    # a weight is kept as it is
+    (word,) = stack_of(whole_lora("a.safetensors:0.12345678"))
+    assert word == Stacked(f"{tmp_path}/a.safetensors", 0.12345678)
