@@ -283,6 +283,42 @@ def test_three_factors_of_a_convolution(family_of, base, tmp_path):
     assert difference(family, base("sd15"), added) < 1e-4
 
 
+def test_three_factors_in_half_precision_are_multiplied_in_float32(family_of, base, tmp_path):
+    """Their product was rounded to the file's precision: 3e-4 of what is added."""
+    state, added, generator = {}, {}, torch.Generator().manual_seed(2)
+    for key, weight in base("sd15").items():
+        if key[0] == "unet" and key[1].endswith("conv1"):
+            down, up = (0.3 * torch.randn(4, n, 1, 1, generator=generator).half() for n in weight.shape[1::-1])
+            mid = 0.3 * torch.randn(4, 4, *weight.shape[2:], generator=generator).half()
+            up = up.transpose(0, 1)
+            name = kohya(*key)
+            state |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.lora_mid.weight": mid}
+            factors = up.flatten(1).double(), mid.double(), down.flatten(1).double()
+            added[key] = torch.einsum("or,rskl,si->oikl", *factors).float()
+    family = family_of("sd15")
+    family.load_lora(str(file_of(tmp_path, state)))
+    assert difference(family, base("sd15"), added) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "noted", ["[1]", "null", "3", "{", "", '{"unet.lora_alpha": "much"}', '{"unet.alpha_pattern": [4]}']
+)
+def test_settings_in_a_header_that_are_none(noted, base, small, tmp_path):
+    import entry
+
+    pairs, _ = made(base("sd15"), r"^unet\.mid_block.*attn2\.to_k")
+    state = {f"{'.'.join(key)}.{PEFT[half]}": value for key, pair in pairs.items() for half, value in pair.items()}
+    save_file(state, tmp_path / "x.safetensors", metadata={"lora_adapter_metadata": noted})
+    done = entry.run(["sample", "a", "-m", str(small("sd15")), "--lora", "x.safetensors"], cwd=tmp_path)
+    assert done.returncode == 2 and "in the header of x.safetensors" in done.stderr, done.stderr
+    # peft's own file beside the weights
+    (tmp_path / "p").mkdir()
+    save_file(state, tmp_path / "p" / "adapter_model.safetensors")
+    (tmp_path / "p" / "adapter_config.json").write_text(noted.replace("unet.", ""))
+    done = entry.run(["sample", "a", "-m", str(small("sd15")), "--lora", "p"], cwd=tmp_path)
+    assert done.returncode == 2 and "adapter_config.json" in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float8_e4m3fn"])
 def test_every_precision_a_file_may_have(dtype, family_of, base, tmp_path):
     pairs, _ = made(base("sd15"), DENOISER)

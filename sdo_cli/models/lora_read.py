@@ -1,6 +1,5 @@
 """Any program's LoRA onto a model's layers: every pair of the file has its layer, or the file is refused."""
 
-import json
 import re
 import tempfile
 from collections import defaultdict
@@ -27,6 +26,7 @@ from sdo_cli.models.lora_files import (
     alpha_of,
     published,
     read_tensors,
+    settings_in,
     sources_of,
     write_diffusers,
 )
@@ -79,7 +79,7 @@ def read_lora(path: Path, parts: Mapping[str, nn.Module], *, family: str) -> Lay
             if not found:
                 unknown.append(name)
             for place in found:
-                config = source.config or _config_of(metadata, place.component)
+                config = source.config or _config_of(metadata, place.component, source.file)
                 if place.module in layers.setdefault(place.component, {}):
                     raise EnvironmentFault(
                         f"{path} has two pairs for one layer, {place.component}.{place.module}; the second is {name}",
@@ -138,7 +138,7 @@ def read_diffusers(path: Path) -> Layers:
                     f"{path} has names that only a model can resolve, the first is {name}",
                     remedy=f"write it as diffusers' first: {sdo('export')} … --format diffusers --model …",
                 )
-            module, config = published(component, module), source.config or _config_of(metadata, component)
+            module, config = published(component, module), source.config or _config_of(metadata, component, source.file)
             down, up, magnitude = _computable(pair["down"]), _computable(pair["up"]), pair.get("magnitude")
             alpha = pair["alpha"].item() if "alpha" in pair else alpha_of(config, module, rank=down.shape[0])
             norms = None if magnitude is None else _computable(magnitude).flatten()
@@ -221,10 +221,9 @@ def _refusal(path: Path, strange: list[str], halves: list[str], pairs: Mapping[s
     return EnvironmentFault(f"{path} is no plain LoRA: it {what}", remedy="give a LoRA of down and up matrices only")
 
 
-def _config_of(metadata: Mapping[str, str], component: str) -> dict[str, Any]:
+def _config_of(metadata: Mapping[str, str], component: str, path: Path) -> dict[str, Any]:
     """What diffusers noted of peft's settings."""
-    configs = json.loads(metadata.get(METADATA_KEY, "{}"))
-    return {k.removeprefix(f"{component}."): v for k, v in configs.items() if k.startswith(f"{component}.")}
+    return settings_in(metadata.get(METADATA_KEY, "{}"), f"{METADATA_KEY} in the header of {path}", f"{component}.")
 
 
 def places_of(parts: Mapping[str, nn.Module], family: str) -> dict[tuple[str, str], list[Place]]:
@@ -334,9 +333,8 @@ def _layer(pair: Pair, place: Place, config: Mapping[str, Any]) -> LoraLayer:
     # float8 knows no arithmetic; half precision holds all of it
     down, up = (_computable(pair[half]) for half in ("down", "up"))
     if "mid" in pair:
-        # LyCORIS' three factors of a convolution: the first two are one
-        mixed = torch.einsum("rskl,si->rikl", pair["mid"].float(), down.flatten(1).float())
-        down = mixed.to(down.dtype)
+        # LyCORIS' three factors of a convolution: the first two are one, which half precision would round
+        down, up = torch.einsum("rskl,si->rikl", pair["mid"].float(), down.flatten(1).float()), up.float()
     down, up = down.reshape(rank, *weight.shape[1:]), up.reshape(len(up), rank, *[1] * (weight.dim() - 2))
     if place.third is not None:
         # a file's writer refuses tensors that share memory
