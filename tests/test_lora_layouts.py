@@ -21,7 +21,8 @@ from sdo_cli.finetune.lora import add_lora
 from sdo_cli.models.kohya import sgm_name
 from sdo_cli.models.load import load_family
 from sdo_cli.models.lora_files import published
-from sdo_cli.models.lora_read import places_of, read_lora
+from sdo_cli.models.lora_places import places_of
+from sdo_cli.models.lora_read import read_lora
 from sdo_cli.models.lora_stack import Stacked, joined, stack_of
 from sdo_cli.optimize.variables_file import whole_lora
 from sdo_cli.recipe.schema import LoraSpec

@@ -11,8 +11,9 @@ from sdo_cli.errors import RecipeFault, SdoError
 from sdo_cli.evaluate.pairing import bare, natural
 from sdo_cli.evaluate.picture_text import fooocus_log, is_parameters, prompt_inside, prompt_of_parameters
 from sdo_cli.pixels import begins_as_picture
-from sdo_cli.prompt_sets.files import lines_of, read_table, read_text
+from sdo_cli.prompt_sets.entries import lines_of, read_text
 from sdo_cli.prompt_sets.read import STYLES
+from sdo_cli.prompt_sets.tables import read_table
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff"}
 # pictures by their name, which sdo does not read
