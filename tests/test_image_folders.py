@@ -723,6 +723,15 @@ def test_rows_that_contradict_each_other_are_refused(tmp_path):
 # A1111's text
 
 
+@pytest.mark.parametrize("words", ["two lines\nof prompt", "a cat, on a mat", "a cat"])
+@pytest.mark.parametrize("after", [", Version: Fooocus v2.5.5", "", "\nTemplate: x"])
+def test_raw_prompts_without_marks_go_on_to_the_next_key(words, after):
+    """Fooocus writes marks; without them the words up to a comma or a line's end were taken for all."""
+    settings = f"Steps: 30, Sampler: DPM++ 2M, Raw prompt: {words}{after}"
+    text = f"{words}, cinematic still\nNegative prompt: {NEGATIVE}\n{settings}"
+    assert prompt_of_parameters(text) == " ".join(words.split())
+
+
 def test_texts_of_a1111_and_its_relatives():
     assert prompt_of_parameters(f"Steps: up the hill\n{SETTINGS}") == "Steps: up the hill"
     assert prompt_of_parameters("two\nlines\nSteps: 20| Sampler: Euler a") == "two lines"
