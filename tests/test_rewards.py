@@ -323,3 +323,6 @@ def test_recipes_of_the_embedded_model_name_the_toys(tmp_path):
         load_recipe("quickstart", ["validation.rewards=[clip-embedded, {name: clip, options: {model: embedded}}]"])
     real = load_recipe("quickstart", ["model=a/b"])
     assert real.recipe.rewards[0].name == "clip-score" and not real.notes
+    # taken over from a resolved recipe
+    (note,) = load_recipe("quickstart", ["model=a/b", "rewards=[clip-embedded]"]).notes
+    assert note == "clip-embedded: by the package's own small CLIP, which knows emoji and no pictures of a/b"

@@ -82,6 +82,10 @@ def _as_dict(spec: RewardSpec) -> dict[str, Any]:
 
 
 def _said(given: Iterable[RewardSpec], model: str) -> str:
+    given = list(given)
+    toys = dict.fromkeys(name for spec in given if (name := name_of(spec, model)) in table.TOYS.values())
+    if toys and not is_embedded(model):
+        return f"{', '.join(toys)}: by the package's own small CLIP, which knows emoji and no pictures of {model}"
     pairs = {spec.name: name for spec in given if (name := name_of(spec, model)) != table.full_name(spec.name)}
     names = ", ".join(f"{spelt} is {name}" for spelt, name in pairs.items())
     return f"rewards by the package's own small CLIP, to try things out: {names}" if pairs else ""
