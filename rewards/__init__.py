@@ -94,7 +94,7 @@ WEIGHTS: Mapping[str, tuple[WeightFile, ...]] = {
     name: tuple(file for files in needs.values() for file in files) for name, needs in _NEEDS.items()
 }
 _EMBEDDED = {"clip-score": {"model": "embedded"}, "aesthetic-v2": {"model": "embedded", "head": "embedded"}}
-# what their scores are called in evaluations
+# what their scores are called
 TOYS = {"clip-score": "clip-embedded", "aesthetic-v2": "aesthetic-embedded"}
 
 
@@ -201,10 +201,20 @@ def with_embedded(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def by_its_name(name: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Full name and options: a published name whose options ask for the embedded models becomes the toy's own."""
+    """Full name and options: a published name whose options ask for the embedded models becomes the toy's own.
+
+    So do the parts of a mixture.
+    """
     full = full_name(name)
+    if full == "mixture":
+        return full, {**options, "parts": [_part_by_its_name(part, given) for part, given in _parts_of(options)]}
     spelt = {key: "embedded" if value == "embedded:clip" else value for key, value in options.items()}
     return (TOYS[full], {}) if full in TOYS and spelt == _EMBEDDED[full] else (full, dict(options))
+
+
+def _part_by_its_name(part: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    name, kept = by_its_name(part["name"], given)
+    return part if name == full_name(part["name"]) else {**part, "name": name, "options": kept}
 
 
 def _parts_of(options: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:

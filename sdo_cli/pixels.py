@@ -7,8 +7,12 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 # of an interrupted copy, which lays out the whole file first; a disk's block is 512 bytes or more
-ZEROS = 256
+ZEROS, BLOCK = 256, 512
 END_OF_JPEG = b"\xff\xd9"
+# run-length encoded BMP
+RUN_LENGTHS, END_OF_RUNS = (1, 2), b"\0\1"
+# how the files begin that are read
+BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MIN_IS_WHITE, PHOTOMETRIC = 0, 262
 # what Pillow raises for a file that is no picture, is cut off, or would be far too large
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
@@ -51,19 +55,43 @@ def _sixteen(image: Image.Image, inverted: bool) -> Image.Image:
 
 
 def _whole(image: Image.Image) -> None:
-    """Raises ValueError where a compressed file ends in zeros; in BMP and TIFF those may be black."""
-    if image.format not in ("JPEG", "MPO", "WEBP") or not getattr(image, "filename", ""):
+    """Raises ValueError where a compressed file ends in zeros; in plain BMP and TIFF those may be black."""
+    runs = image.format == "BMP" and image.info.get("compression") in RUN_LENGTHS
+    if (image.format not in ("JPEG", "MPO", "WEBP") and not runs) or not getattr(image, "filename", ""):
         return
-    with Path(image.filename).open("rb") as stream:  # type: ignore[attr-defined]
+    if (held := _before_zeros(Path(image.filename))) is None:  # type: ignore[attr-defined]
+        return
+    # some cameras fill the file up behind the picture's end
+    ends = (END_OF_RUNS,) if runs else () if image.format == "WEBP" else (END_OF_JPEG,)
+    if not held.endswith(ends):
+        raise ValueError("it ends in zeros, as a copy does that was interrupted")
+
+
+def _before_zeros(path: Path) -> bytes | None:
+    """What stands before the zeros a file ends in; None where it ends in few or none."""
+    with path.open("rb") as stream:
         stream.seek(0, io.SEEK_END)
         stream.seek(max(stream.tell() - ZEROS, 0))
         if any(stream.read()):
-            return
+            return None
         stream.seek(0)
-        held = stream.read().rstrip(b"\0")
-    # some cameras fill the file up behind the picture's end
-    if image.format == "WEBP" or not held.endswith(END_OF_JPEG):
-        raise ValueError("it ends in zeros, as a copy does that was interrupted")
+        return stream.read().rstrip(b"\0")
+
+
+def perhaps_unfinished(path: Path) -> bool:
+    """Whether a plain BMP or TIFF holds nothing from the border of a disk's block on: black, or never written."""
+    with path.open("rb") as stream:
+        if not stream.read(4).startswith(BEGINNINGS[2:]):
+            return False
+    held = _before_zeros(path)
+    return held is not None and len(held) % BLOCK == 0
+
+
+def begins_as_picture(path: Path) -> bool:
+    """Whether a file begins as the kinds do that are read, whatever it is called."""
+    with path.open("rb") as stream:
+        start = stream.read(16)
+    return start.startswith(BEGINNINGS) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
 
 
 def _through_profile(image: Image.Image) -> Image.Image:

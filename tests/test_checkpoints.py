@@ -311,7 +311,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path, monk
     text = (tmp_path / "r" / "metrics.jsonl").read_text()
     rows = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
     assert [row["skipped"] for row in rows] == [False, False, True, False]
-    assert rows[2]["rewards"] == {"clip-score": None} and rows[3]["learning_rate"] == rows[2]["learning_rate"]
+    assert rows[2]["rewards"] == {"clip-embedded": None} and rows[3]["learning_rate"] == rows[2]["learning_rate"]
     kept = {path.name for path in (tmp_path / "r" / "checkpoints").glob("checkpoint-*")}
     assert kept == {f"checkpoint-{step}" for step in (1, 2, 4)}
     ups = [v for k, v in load_file(tmp_path / "r" / "pytorch_lora_weights.safetensors").items() if ".up." in k]
@@ -320,7 +320,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path, monk
 
 
 def test_too_many_in_a_row_end_the_run_with_the_last_good_checkpoint(tmp_path, monkeypatch):
-    with pytest.raises(TrainingFault, match="step 4: the reward clip-score is not a finite number for the third time"):
+    with pytest.raises(TrainingFault, match="step 4: the reward clip-embedded is not a finite number for the third"):
         run_with(monkeypatch, tmp_path / "r", [2, 3, 4], "max_skipped_steps=3")
     assert json.loads((tmp_path / "r" / "manifest.json").read_text())["status"] == "failed"
     found, damaged = newest(tmp_path / "r")
@@ -548,6 +548,29 @@ def test_a_damaged_one_is_said_when_a_run_is_resumed(two, tmp_path):
     with pytest.raises(RecipeFault, match="is another run"):
         find(load_recipe("quickstart", TINY), tmp_path / "run", Notes())
     assert "passed over" in notes[0] and "state.json is damaged" in notes[0]
+
+
+def test_a_run_begun_before_the_toys_had_names_goes_on_under_its_own(tmp_path, monkeypatch):
+    """Its tables hold clip-score; those of a new run clip-embedded."""
+    words = ["checkpointing_steps=1", "guard.steps=1", "guard.prompts={lines: [a tiger, a rose]}", "guard.seeds=1"]
+    words += ["guard.rewards=[aesthetic]", "validation.rewards=[judge]"]
+    with monkeypatch.context() as before:
+        before.setattr("sdo_cli.recipe.load.with_toys_named", lambda recipe: (recipe, ""))
+        done = run(tmp_path / "run", *words, "max_train_steps=1")
+        assert done.returncode == 0, done.stderr
+    done = run(tmp_path / "run", *words, "max_train_steps=2", "--resume")
+    assert done.returncode == 0 and "resumed from" in done.stderr, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [list(row["rewards"]) for row in rows] == [["clip-score"]] * 2
+    held_out = json.loads((tmp_path / "run" / "validation.json").read_text())
+    assert set(held_out["before"]) == set(held_out["after"]) == {"clip-score", "judge"}
+    checks = [json.loads(line) for line in (tmp_path / "run" / "guard.jsonl").read_text().splitlines()]
+    assert len(checks) == 3 and {check["untrained"][0] for check in checks} == {"aesthetic"}
+    # in the new spelling it is the same run, too
+    done = run(tmp_path / "run", *words, "max_train_steps=3", "rewards=[clip-embedded]", "--resume")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [list(row["rewards"]) for row in rows] == [["clip-score"]] * 3
 
 
 def test_metrics_are_cut_where_the_checkpoint_was(tmp_path):

@@ -68,6 +68,17 @@ def test_two_evaluations_through_the_command(tmp_path, gains):
     assert json.loads((tmp_path / "c" / "comparison.json").read_text())["baseline"] == "a/tuned"
 
 
+def test_the_measure_said_first_is_one_of_those_there(tmp_path, gains):
+    """A name that was not measured left the verdict empty."""
+    a = made(tmp_path / "a", gains, measure="clip-embedded")
+    done = sdo("compare", a, "--select-by", "clip", "--out", tmp_path / "c", "--no-report")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "c" / "comparison.json").read_text())["measure"] == "clip-embedded"
+    done = sdo("compare", a, "--select-by", "hps", "--out", tmp_path / "d")
+    assert done.returncode == 2
+    assert "--select-by: hps-v2.1 is not among the measures in common; take one of clip-embedded" in done.stderr
+
+
 def test_an_evaluation_stands_for_all_it_holds(tmp_path, gains):
     a = made(tmp_path / "a", gains)
     tree = compare_folders([a], tmp_path / "c")

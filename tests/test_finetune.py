@@ -89,7 +89,9 @@ def test_run_folder_holds_what_is_promised(run_folder):
     assert progress[0]["note"].startswith("embedded on the CPU, ") and progress[0]["note"].endswith(
         "; 4 parts: 4 held-out prompts before, 2 steps, the same prompts after, report"
     )
-    assert {p["phase"] for p in progress[1:]} == {"held-out, before", "training", "held-out, after"}
+    toys = "rewards by the package's own small CLIP, to try things out: clip-score is clip-embedded"
+    assert progress[1]["note"] == toys
+    assert {p["phase"] for p in progress[2:]} == {"held-out, before", "training", "held-out, after"}
 
 
 def test_the_adapter_has_moved_and_carries_its_alpha(run_folder):
@@ -124,7 +126,7 @@ def test_the_run_has_a_page_of_its_own(run_folder, tmp_path):
     """Curves, held-out gains, pictures of every stage; the same again from the folder alone, also of a stopped run."""
     folder = run_folder[0]
     page = (folder / "report.html").read_text()
-    assert "<h1>Run: quickstart</h1>" in page and "clip-score: trained and held out" in page
+    assert "<h1>Run: quickstart</h1>" in page and "clip-embedded: trained and held out" in page
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
     assert data["columns"] == ["before", "step 1", "step 2"] and len(data["cases"]) == 2
     # the first step's learning rate is 0: its pictures are those from before
@@ -241,8 +243,8 @@ def test_a_mixture_reports_its_parts():
     words = ["max_train_steps=1", f"rewards=[{{name: mixture, options: {{parts: {parts}}}}}]", "validation.rewards=[]"]
     job, _ = prepare(load_recipe("quickstart", [*TINY, *words]))
     found = next(train(job)).rewards
-    assert list(found) == ["mixture", "mixture/clip", "mixture/colorfulness"]
-    expected = 2 * (found["mixture/clip"] - 0.5) / 0.1 + 0.5 * found["mixture/colorfulness"]
+    assert list(found) == ["mixture", "mixture/clip-embedded", "mixture/colorfulness"]
+    expected = 2 * (found["mixture/clip-embedded"] - 0.5) / 0.1 + 0.5 * found["mixture/colorfulness"]
     assert found["mixture"] == pytest.approx(expected, rel=1e-4)
 
 
@@ -396,7 +398,7 @@ def test_forms_of_the_loss():
 
 
 def test_the_recipe_chooses_the_form_of_the_loss():
-    reward = trained(steps=1)[0][0].rewards["clip-score"]
+    reward = trained(steps=1)[0][0].rewards["clip-embedded"]
     hinge = trained("rewards.0.loss=hinge", "rewards.0.target=-5", steps=1)[0][0]
     assert hinge.loss == 0 and hinge.grad_norm == 0
     far = trained("rewards.0.loss=distance", "rewards.0.target=3", steps=1)[0][0]

@@ -31,7 +31,7 @@ def test_quickstart_raises_reward_and_judge_on_heldout_prompts(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     gains = json.loads(done.stdout)["gains"]
-    assert set(gains) == {"clip-score", "judge"}
+    assert set(gains) == {"clip-embedded", "judge"}
     for gain in gains.values():
         assert gain["prompts"] >= 128
         assert gain["difference"] > 4 * gain["standard_error"]
@@ -41,7 +41,7 @@ def test_quickstart_raises_reward_and_judge_on_heldout_prompts(tmp_path):
 def test_the_gain_is_the_gradients():
     torch.set_num_threads(cores())
     gains = run_controls("quickstart", ["max_train_steps=40", "validation.num_prompts=128"])
-    for reward in ("clip-score", "judge"):
+    for reward in ("clip-embedded", "judge"):
         assert gains["sign flipped"][reward].in_standard_errors < -4
-    sdo, moved = gains["sdo"]["clip-score"].difference, gains["permuted"]["clip-score"].difference
+    sdo, moved = gains["sdo"]["clip-embedded"].difference, gains["permuted"]["clip-embedded"].difference
     assert moved.mean < sdo.mean

@@ -113,6 +113,10 @@ def test_a_fall_within_chance_is_none():
         ([*GUARD, "guard.rewards=[judge]"], "judge only measures, nothing is selected by it"),
         ([*GUARD, "guard.rewards=[jpeg-compressibility]"], "only measures, nothing is selected by it"),
         ([*GUARD, "guard.rewards=[clip]"], "clip is trained on; the guard needs a reward that is not"),
+        (
+            [*GUARD, "guard.rewards=[clip-embedded]"],
+            "clip-embedded is trained on; the guard needs a reward that is not",
+        ),
         ([*GUARD, "guard.rewards=[colorfulness, colorfulness]"], "is in the list twice"),
         (
             [*GUARD, "guard.rewards=[{name: hps, options: {model: embedded:judge}}]"],
@@ -146,11 +150,11 @@ def rows_of(folder):
 def test_a_run_keeps_its_checks_and_the_best_adapter(watched):
     rows = rows_of(watched)
     assert [row["step"] for row in rows] == [0, 2, 4]
-    names = {"clip-score", "aesthetic", "colorfulness", "objective", "diversity", "distance-from-base"}
+    names = {"clip-embedded", "aesthetic-embedded", "colorfulness", "objective", "diversity", "distance-from-base"}
     assert all(set(row["values"]) == names and len(row["values"]["diversity"]) == 3 for row in rows)
     assert rows[0]["values"]["distance-from-base"] == pytest.approx([0] * 3, abs=1e-6)
     assert max(rows[-1]["values"]["distance-from-base"]) > 1e-6
-    assert all(row["values"]["objective"] == pytest.approx(row["values"]["clip-score"], abs=1e-6) for row in rows)
+    assert all(row["values"]["objective"] == pytest.approx(row["values"]["clip-embedded"], abs=1e-6) for row in rows)
     best = json.loads((watched / "best" / "best.json").read_text())
     assert best["step"] == verdict([Check(**row) for row in rows]).best and "judge" not in best["chosen_by"]
     page = (watched / "report.html").read_text()
@@ -260,7 +264,8 @@ def falling(monkeypatch):
     def check(self, job, step, reporter):
         found = real(self, job, step, reporter)
         found.values["colorfulness"] = [10.0 * p - step for p in range(len(found.values["colorfulness"]))]
-        found.values["aesthetic"] = [10.0 * p - step for p in range(len(found.values["aesthetic"]))]
+        other = "aesthetic-embedded"
+        found.values[other] = [10.0 * p - step for p in range(len(found.values[other]))]
         return found
 
     monkeypatch.setattr(guarding.Guard, "check", check)
@@ -278,7 +283,7 @@ def test_it_warns_and_stops_if_asked(tmp_path, monkeypatch, stop):
     assert done.exit_code == 0, done.output
     said = done.stderr
     assert "over-optimisation at step 2: for 2 checks the pictures got worse; since step 0 the rewards not" in said
-    assert "check at step 1: clip-score" in said
+    assert "check at step 1: clip-embedded" in said
     assert "best/ holds step 1" in said
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert len(rows) == (2 if stop else STEPS) and said.count("over-optimisation at") == 1
@@ -308,10 +313,16 @@ def test_pushed_far_too_hard_the_guard_stops_in_time(tmp_path):
     done = entry.run([*base, "--out", str(tmp_path / "run"), *words], timeout=1500)
     assert done.returncode == 0, done.stderr
     gains = json.loads(done.stdout)["gains"]
-    assert gains["aesthetic"]["difference"] > 10 * gains["aesthetic"]["standard_error"]
+    gain = gains["aesthetic-embedded"]
+    assert gain["difference"] > 10 * gain["standard_error"]
     assert gains["judge"]["difference"] < -10 * gains["judge"]["standard_error"]
     rows = [Check(**row) for row in rows_of(tmp_path / "run")]
-    print({row.step: (row.of("aesthetic").mean().round(3), row.of("clip-score").mean().round(3)) for row in rows})
+    print(
+        {
+            row.step: (row.of("aesthetic-embedded").mean().round(3), row.of("clip-embedded").mean().round(3))
+            for row in rows
+        }
+    )
     found = verdict(rows)
     assert found.bad >= 3 and found.best <= 10
     stopped = tmp_path / "stopped"

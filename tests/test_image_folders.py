@@ -19,6 +19,7 @@ from sdo_cli.evaluate.evaluation import Evaluation, folder_variants, job_from, j
 from sdo_cli.evaluate.folders import read_folder
 from sdo_cli.evaluate.job import EvalPrompt, Job, Prompts
 from sdo_cli.evaluate.picture_text import decoded, prompt_inside, prompt_of_parameters
+from sdo_cli.evaluate.reference import reference_files
 from sdo_cli.prompt_sets.read import read_prompt_set
 from sdo_cli.recipe.schema import RewardSpec
 
@@ -677,6 +678,35 @@ def test_what_is_beside_the_pictures_is_counted(tmp_path):
         assert line in notes, notes
 
 
+def test_pictures_without_a_suffix_are_known_by_how_they_begin(tmp_path):
+    """As hubs and browsers' caches name them; they were passed over without a word."""
+    folder = tmp_path / "x"
+    png(folder / "a.png", {"parameters": a1111("a cat")})
+    (folder / "b").write_bytes((folder / "a.png").read_bytes())
+    Image.new("RGB", (8, 8)).save(folder / "c", format="WEBP")
+    (folder / "c.txt").write_text("a dog")
+    (folder / "LICENSE").write_text("of the pictures")
+    (folder / "odd 1.5").write_bytes((folder / "a.png").read_bytes())
+    assert texts(folder) == {"a.png": "a cat", "b": "a cat", "c": "a dog"}
+    assert said(folder) == ["1 file of kinds that sdo does not read not scored, odd 1.5 first"]
+    (folder / "inner").mkdir()
+    (folder / "b").rename(folder / "inner" / "b")
+    assert "1 picture in folders inside it (inner) not scored" in said(folder)
+    assert [path.name for path in reference_files(folder)[0]] == ["a.png", "c", "b"]
+
+
+def test_black_from_a_block_on_is_said(tmp_path):
+    (tmp_path / "x").mkdir()
+    noise = Image.effect_noise((64, 64), 90).convert("RGB").point(lambda value: max(value, 1))
+    for name in ("a.bmp", "b.bmp"):
+        noise.save(tmp_path / "x" / name)
+    (tmp_path / "x" / "prompts.txt").write_text("a\n")
+    whole = (tmp_path / "x" / "b.bmp").read_bytes()
+    (tmp_path / "x" / "b.bmp").write_bytes(whole[:8192] + bytes(len(whole) - 8192))
+    notes = read_folder(tmp_path / "x", given("a")).notes
+    assert "x: 1 picture black from a disk's block on, as a copy that was interrupted is; look at b.bmp" in notes
+
+
 def test_rows_that_contradict_each_other_are_refused(tmp_path):
     for n in range(2):
         png(tmp_path / "x" / f"{n}.png")
@@ -691,6 +721,15 @@ def test_rows_that_contradict_each_other_are_refused(tmp_path):
 
 
 # A1111's text
+
+
+@pytest.mark.parametrize("words", ["two lines\nof prompt", "a cat, on a mat", "a cat"])
+@pytest.mark.parametrize("after", [", Version: Fooocus v2.5.5", "", "\nTemplate: x"])
+def test_raw_prompts_without_marks_go_on_to_the_next_key(words, after):
+    """Fooocus writes marks; without them the words up to a comma or a line's end were taken for all."""
+    settings = f"Steps: 30, Sampler: DPM++ 2M, Raw prompt: {words}{after}"
+    text = f"{words}, cinematic still\nNegative prompt: {NEGATIVE}\n{settings}"
+    assert prompt_of_parameters(text) == " ".join(words.split())
 
 
 def test_texts_of_a1111_and_its_relatives():

@@ -14,13 +14,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_models import FAMILY_OF, plain
 
+from sdo_cli.drawing.parameters import lora_name, lora_tags
 from sdo_cli.errors import EnvironmentFault, RecipeFault
+from sdo_cli.evaluate.job import variants_of
 from sdo_cli.finetune.lora import add_lora
 from sdo_cli.models.kohya import sgm_name
 from sdo_cli.models.load import load_family
 from sdo_cli.models.lora_files import published
-from sdo_cli.models.lora_read import places_of, read_lora
-from sdo_cli.models.lora_stack import Stacked, stack_of
+from sdo_cli.models.lora_places import places_of
+from sdo_cli.models.lora_read import read_lora
+from sdo_cli.models.lora_stack import Stacked, joined, stack_of
+from sdo_cli.optimize.variables_file import whole_lora
 from sdo_cli.recipe.schema import LoraSpec
 
 SUFFIX = {"down": "lora_down.weight", "up": "lora_up.weight"}
@@ -278,6 +282,42 @@ def test_three_factors_of_a_convolution(family_of, base, tmp_path):
     family = family_of("sd15")
     family.load_lora(str(file_of(tmp_path, state)))
     assert difference(family, base("sd15"), added) < 1e-4
+
+
+def test_three_factors_in_half_precision_are_multiplied_in_float32(family_of, base, tmp_path):
+    """Their product was rounded to the file's precision: 3e-4 of what is added."""
+    state, added, generator = {}, {}, torch.Generator().manual_seed(2)
+    for key, weight in base("sd15").items():
+        if key[0] == "unet" and key[1].endswith("conv1"):
+            down, up = (0.3 * torch.randn(4, n, 1, 1, generator=generator).half() for n in weight.shape[1::-1])
+            mid = 0.3 * torch.randn(4, 4, *weight.shape[2:], generator=generator).half()
+            up = up.transpose(0, 1)
+            name = kohya(*key)
+            state |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.lora_mid.weight": mid}
+            factors = up.flatten(1).double(), mid.double(), down.flatten(1).double()
+            added[key] = torch.einsum("or,rskl,si->oikl", *factors).float()
+    family = family_of("sd15")
+    family.load_lora(str(file_of(tmp_path, state)))
+    assert difference(family, base("sd15"), added) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "noted", ["[1]", "null", "3", "{", "", '{"unet.lora_alpha": "much"}', '{"unet.alpha_pattern": [4]}']
+)
+def test_settings_in_a_header_that_are_none(noted, base, small, tmp_path):
+    import entry
+
+    pairs, _ = made(base("sd15"), r"^unet\.mid_block.*attn2\.to_k")
+    state = {f"{'.'.join(key)}.{PEFT[half]}": value for key, pair in pairs.items() for half, value in pair.items()}
+    save_file(state, tmp_path / "x.safetensors", metadata={"lora_adapter_metadata": noted})
+    done = entry.run(["sample", "a", "-m", str(small("sd15")), "--lora", "x.safetensors"], cwd=tmp_path)
+    assert done.returncode == 2 and "in the header of x.safetensors" in done.stderr, done.stderr
+    # peft's own file beside the weights
+    (tmp_path / "p").mkdir()
+    save_file(state, tmp_path / "p" / "adapter_model.safetensors")
+    (tmp_path / "p" / "adapter_config.json").write_text(noted.replace("unet.", ""))
+    done = entry.run(["sample", "a", "-m", str(small("sd15")), "--lora", "p"], cwd=tmp_path)
+    assert done.returncode == 2 and "adapter_config.json" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float8_e4m3fn"])
@@ -666,3 +706,68 @@ def test_words_that_name_loras(tmp_path, monkeypatch):
         Stacked("embedded:student"),
     ]
     assert stack_of("x:-1e-2") == [Stacked("x", -0.01)] and stack_of("x:y") == [Stacked("x:y")]
+
+
+def test_plus_and_colon_in_a_name_are_no_neighbours(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("style+v2.safetensors", "v3:1", "x", "runs+new/one"):
+        (tmp_path / name).mkdir(parents=True)
+    whole = Stacked("style+v2.safetensors")
+    assert stack_of("style+v2.safetensors:0.8") == [Stacked(whole.path, 0.8)]
+    assert stack_of("x:-.5+style+v2.safetensors+runs+new/one") == [Stacked("x", -0.5), whole, Stacked("runs+new/one")]
+    assert stack_of("v3:1:+1e+0+owner/name") == [Stacked("v3:1"), Stacked("owner/name")]
+    assert joined(["x", "style+v2.safetensors:2"]) == "x+style+v2.safetensors:2"
+    # a path wins over a name that could be looked up
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    assert stack_of("a/b+runs+new/one") == [Stacked("a/b"), Stacked("runs+new/one")]
+    # both are there
+    for name in ("style", "v2.safetensors", "v3"):
+        (tmp_path / name).mkdir()
+    for word in ("style+v2.safetensors", "x+style+v2.safetensors:0.8"):
+        with pytest.raises(EnvironmentFault, match=r"may be style.* and v2.safetensors|may be x and style") as fault:
+            stack_of(word)
+        assert "./style+./v2.safetensors" in fault.value.remedy
+    with pytest.raises(EnvironmentFault, match=r"may be v3:1 alone, or v3 at weight 1"):
+        stack_of("v3:1")
+    assert stack_of("./style+./v2.safetensors") == [Stacked("./style"), Stacked("./v2.safetensors")]
+    # options of their own say which are meant
+    two = stack_of(joined(["style", "v2.safetensors:0.5"]))
+    assert two == [Stacked(f"{tmp_path}/style"), Stacked(f"{tmp_path}/v2.safetensors", 0.5)]
+
+
+def test_commands_refuse_a_word_that_may_be_several(tmp_path):
+    import entry
+
+    for name in ("style", "v2.safetensors", "style+v2.safetensors"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "p.txt").write_text("a cat\n")
+    for words in (
+        ["sample", "a cat"],
+        ["eval", "-p", "p.txt", "--rewards", "colorfulness"],
+        ["prune", "-p", "p.txt", "--num-prompts", "0"],
+    ):
+        done = entry.run([*words, "--lora", "style+v2.safetensors"], cwd=tmp_path)
+        assert done.returncode == 2 and "may be style and v2.safetensors, or style+v2" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("number", ["1_0", "１", "0,8", "nan", "inf", "1e999", "2000", "0x1", " 1", ""])
+def test_weights_are_plain_numbers(number, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.safetensors").write_bytes(b"x")
+    with pytest.raises(EnvironmentFault, match=r"weight .* of the LoRA a.safetensors is no plain number") as fault:
+        stack_of(f"a.safetensors:{number}")
+    assert "a.safetensors:0.8" in fault.value.remedy
+
+
+def test_names_of_stacks_are_not_those_of_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b", "c+d"):
+        (tmp_path / f"{name}.safetensors").write_bytes(name.encode())
+    assert lora_name("c+d.safetensors") == "c-d" and lora_name("a.safetensors+b.safetensors") == "a+b"
+    assert lora_tags("c+d.safetensors:0.5", 2.0) == [("c+d", 1.0)]
+    loras = ["a.safetensors", "a.safetensors+b.safetensors", "a.safetensors:0.12345678"]
+    found = variants_of(loras, [1.0, 0.5, 0.50000001], base=True, plans={"b.json": "1"})
+    assert len({variant.name for variant in found}) == len(found) == 20
+    # a weight is kept as it is
+    (word,) = stack_of(whole_lora("a.safetensors:0.12345678"))
+    assert word == Stacked(f"{tmp_path}/a.safetensors", 0.12345678)

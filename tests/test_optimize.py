@@ -54,7 +54,10 @@ def test_a_folder_holds_what_came_of_it(steered):
     out, done = steered
     rows = json.loads((out / "results.json").read_text())["images"]
     assert [row["prompt"] for row in rows][:2] == [TIGER, ROCKET] and len(rows) == 3
-    loss = {when: [r[when]["clip"] + 0.1 * r[when]["aesthetic"] for r in rows] for when in ("before", "after")}
+    loss = {
+        when: [r[when]["clip-embedded"] + 0.1 * r[when]["aesthetic-embedded"] for r in rows]
+        for when in ("before", "after")
+    }
     assert all(after > before for before, after in zip(loss["before"], loss["after"], strict=True))
     assert "judge" in rows[0]["after"] and "judge" in done.stdout
     for name in ("00002.png", "before/00002.png", "strips/00002.png", "grid.png", "curve.png", "report.html"):
@@ -66,7 +69,7 @@ def test_a_folder_holds_what_came_of_it(steered):
     ]
     # a slider shows before on the left and after on the right
     assert '"columns": ["before", "after"]' in (out / "report.html").read_text()
-    assert "Steered: clip, aesthetic" in (out / "report.html").read_text()
+    assert "Steered: clip-embedded, aesthetic-embedded" in (out / "report.html").read_text()
 
 
 def test_before_is_what_sample_draws(steered, tmp_path):
@@ -187,6 +190,7 @@ def test_a_bare_command_says_what_to_write():
         (["rule=sdo", "rule_options={steps_per_sample: 2}"], "only the first call counts"),
         (["measures=[clip]"], "stands there twice"),
         (["objectives=[clip, clip-score]"], "stands there twice"),
+        (["objectives=[clip]", "measures=[clip-embedded]"], "stands there twice"),
     ],
 )
 def test_combinations_that_cannot_be(overrides, said):
@@ -330,7 +334,7 @@ def test_rows_without_a_prompt_and_words_a_reward_does_not_read_are_said(tmp_pat
         "num_inference_steps=2", "steps=1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "1 of 3 rows have no prompt" in done.stderr and "clip-score reads" in done.stderr, done.stderr
+    assert "1 of 3 rows have no prompt" in done.stderr and "clip-embedded reads" in done.stderr, done.stderr
 
 
 # --- families and pictures

@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from sdo_cli.drawing.pictures import read_image
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.evaluate.folders import read_folder
-from sdo_cli.pixels import transparent
+from sdo_cli.pixels import perhaps_unfinished, transparent
 from sdo_cli.reports.pictures import thumbnail
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -148,6 +148,46 @@ def test_colour_of_16_bits_is_its_high_byte_as_the_rewards_own_code_reads_it(tmp
     parts = [chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(pixels)), chunk(b"IEND", b"")]
     (tmp_path / "c.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     assert read(tmp_path / "c.png").tolist() == [[[1, 0x12, 255]]]
+
+
+def runs_of(values):
+    """BMP of 8 bits with runs, as Windows Paint writes it; Pillow writes none."""
+    height, width = values.shape
+    rows = b"".join(b"".join(bytes([1, v]) for v in row) + b"\0\0" for row in values[::-1].tolist())
+    body = rows[:-2] + b"\0\1"
+    palette = b"".join(bytes([k, k, k, 0]) for k in range(256))
+    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(body), 0, 0, 256, 0)
+    return struct.pack("<2sIHHI", b"BM", 1078 + len(body), 0, 0, 1078) + info + palette + body
+
+
+def test_runs_of_a_bmp_that_was_not_copied_to_its_end(tmp_path):
+    values = np.random.default_rng(1).integers(1, 256, (32, 32), dtype=np.uint8)
+    whole = runs_of(values)
+    (tmp_path / "r.bmp").write_bytes(whole)
+    assert (read(tmp_path / "r.bmp")[..., 0] == values).all()
+    (tmp_path / "r.bmp").write_bytes(whole + bytes(4096))
+    read(tmp_path / "r.bmp")
+    (tmp_path / "r.bmp").write_bytes(whole[:-1024] + bytes(1024))
+    with pytest.raises(EnvironmentFault, match="it ends in zeros, as a copy does that was interrupted"):
+        read_image(tmp_path / "r.bmp")
+
+
+@pytest.mark.parametrize("name", ["z.bmp", "z.tif"])
+def test_plain_pixels_that_end_at_a_block_are_told_from_black(tmp_path, name):
+    noise = np.random.default_rng(0).integers(1, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    assert not perhaps_unfinished(tmp_path / name)
+    (tmp_path / name).write_bytes(whole[:8192] + bytes(len(whole) - 8192))
+    assert perhaps_unfinished(tmp_path / name)
+    # shorter than its header says it is refused
+    (tmp_path / name).write_bytes(whole[:8192])
+    with pytest.raises(EnvironmentFault, match="truncated"):
+        read_image(tmp_path / name)
+    # a sky at night
+    noise[:32] = noise[-8:] = 0
+    Image.fromarray(noise).save(tmp_path / name)
+    assert not perhaps_unfinished(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["z.jpg", "z.webp"])

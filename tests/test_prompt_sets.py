@@ -13,7 +13,8 @@ from test_weights import serve
 
 from sdo_cli.hub import MissingWeights
 from sdo_cli.prompt_sets import read as reading
-from sdo_cli.prompt_sets.files import Prompt, PromptSet, read_path
+from sdo_cli.prompt_sets.entries import Prompt, PromptSet
+from sdo_cli.prompt_sets.files import read_path
 from sdo_cli.prompt_sets.read import BENCHMARKS, SHIPPED, read_prompt_set, shipped_folder
 from sdo_cli.prompt_sets.syntax import syntax_notes
 from sdo_cli.recipe.prompts import read_prompts

@@ -543,7 +543,7 @@ def test_the_embedded_model_is_measured_by_the_embedded_clip(pruned):
     more = ("--num-prompts", "2", "--batch-size", "2", "--reward", "clip", "--out", "clip")
     done = sdo("prune", "-p", "mine.txt", *words, *more, cwd=where)
     assert done.returncode == 0, done.stderr
-    assert load_plan(where / "clip/plan-0.50.json").quality["clip-score"]["difference"]
+    assert load_plan(where / "clip/plan-0.50.json").quality["clip-embedded"]["difference"]
 
 
 def test_a_schedule_has_steps_of_its_own_and_their_solver(pruned, mine):

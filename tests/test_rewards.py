@@ -22,6 +22,8 @@ from rewards.preprocess import Preprocess
 from sdo_cli import embedded
 from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.recipe.load import load_recipe, shipped_recipes
+from sdo_cli.recipe.schema import RewardSpec
+from sdo_cli.recipe.toys import named
 
 PUBLISHED_HEAD = Path(__file__).parent.parent.parent / "shared" / "data" / "sac+logos+ava1-l14-linearMSE.pth"
 NAMES = sorted(rewards.TABLE)
@@ -286,3 +288,41 @@ def test_tables_agree_with_the_modules(tmp_path):
         info = make(name, tmp_path / name).info
         assert info.name == name and (name in rewards.MEASURE_ONLY) == (not info.trainable)
     assert {rewards.full_name(short) for short in rewards.SHORT} <= set(rewards.TABLE)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "known"),
+    [
+        ("clip", {}, ("clip-embedded", {})),
+        ("clip-score", {"model": "embedded:clip"}, ("clip-embedded", {})),
+        ("aesthetic", {}, ("aesthetic-embedded", {})),
+        ("clip", {"model": "ViT-B-32"}, ("clip", {"model": "ViT-B-32"})),
+        ("judge", {}, ("judge", {})),
+    ],
+)
+def test_the_toys_are_called_so_in_recipes(name, options, known):
+    spec = named(RewardSpec(name, options=options), "embedded")
+    assert (spec.name, spec.options) == known
+    parts = [{"name": name, "options": options, "weight": 2.0}]
+    ((part),) = named(RewardSpec("mixture", options={"parts": parts}), "embedded").options["parts"]
+    assert (part["name"], part["options"], part["weight"]) == (*known, 2.0)
+    # of another model only where they are asked for
+    other = named(RewardSpec(name, options=options), "a/b")
+    assert other.name == (known[0] if "embedded" in str(options) else name)
+
+
+def test_recipes_of_the_embedded_model_name_the_toys(tmp_path):
+    loaded = load_recipe("guarded")
+    recipe = loaded.recipe
+    names = [spec.name for spec in (*recipe.rewards, *recipe.guard.rewards, *recipe.validation.rewards)]
+    assert names == ["aesthetic-embedded", "clip-embedded", "judge"]
+    assert any("aesthetic is aesthetic-embedded, clip-score is clip-embedded" in note for note in loaded.notes)
+    with pytest.raises(RecipeFault, match=r"rewards.1.name: clip is in the list twice"):
+        load_recipe("quickstart", ["rewards=[clip-embedded, clip]"])
+    with pytest.raises(RecipeFault, match="is in the list twice"):
+        load_recipe("quickstart", ["validation.rewards=[clip-embedded, {name: clip, options: {model: embedded}}]"])
+    real = load_recipe("quickstart", ["model=a/b"])
+    assert real.recipe.rewards[0].name == "clip-score" and not real.notes
+    # taken over from a resolved recipe
+    (note,) = load_recipe("quickstart", ["model=a/b", "rewards=[clip-embedded]"]).notes
+    assert note == "clip-embedded: by the package's own small CLIP, which knows emoji and no pictures of a/b"

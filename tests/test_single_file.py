@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from original_names import write_original
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from small_models import plain
 
 from sdo_cli.errors import EnvironmentFault
@@ -126,3 +126,13 @@ def test_other_files_are_one_sentence(tmp_path):
 def test_prediction_type_can_be_said(small):
     family = load_family(ModelSource(str(small("sd2-base")), prediction_type="v_prediction"))
     assert family.scheduler_config["prediction_type"] == "v_prediction"
+
+
+def test_a_file_without_some_of_its_layers_is_one_sentence(small, tmp_path):
+    """It ended as a fault of sdo itself."""
+    pipe = plain(small("sd35"), text_encoder_3=None, tokenizer_3=None)
+    write_original(pipe, tmp_path / "whole.safetensors")
+    state = {k: v for k, v in load_file(tmp_path / "whole.safetensors").items() if "joint_blocks.1." not in k}
+    save_file(state, tmp_path / "short.safetensors")
+    with pytest.raises(EnvironmentFault, match=r"short.safetensors lacks weights of a model of its kind"):
+        load_single_file(tmp_path / "short.safetensors", dtype=torch.float32, config=small("sd35"))

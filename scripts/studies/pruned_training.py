@@ -115,7 +115,7 @@ def summary(found: dict[str, list[dict[str, object]]]) -> str:
     lines = []
     for (arm, iterations), runs in rows.items():
         cells = []
-        for key in ("clip-score", "judge"):
+        for key in ("clip-embedded", "judge"):
             means = [run[key]["mean"] for run in runs]  # type: ignore[index]
             spread = torch.tensor(means).std().item() / len(means) ** 0.5 if len(means) > 1 else float("nan")
             by_prompt = sum(run[key]["standard_error"] ** 2 for run in runs) ** 0.5 / len(runs)  # type: ignore[index,operator]

@@ -89,7 +89,7 @@ def measured(folders: list[Path], prompts: int, out: Path) -> None:
     print(table(found))
 
 
-MEASURES = {"judge": {}, "clip-score": {"model": "embedded"}}
+MEASURES: dict[str, dict[str, str]] = {"judge": {}, "clip-embedded": {}}
 
 
 def searched(rounds: int, out: Path) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from sdo_cli.device import PRECISIONS
 from sdo_cli.errors import RecipeFault
+from sdo_cli.models.lora_stack import joined
 from sdo_cli.recipe.rollout_check import check_timesteps
 from sdo_cli.recipe.schema import PromptSource, Recipe
 from sdo_cli.sampling.solvers import AUTO, MOST_STEPS, SOLVERS, STOCHASTIC
@@ -69,8 +70,12 @@ class LoraOptions:
 
     @property
     def stack(self) -> str | None:
-        """All of them as one word."""
-        return "+".join(self.lora) if self.lora else None
+        """All of them as one word.
+
+        Raises:
+            EnvironmentFault: one that may be several, or whose weight is no number.
+        """
+        return joined(self.lora) if self.lora else None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import typer
 
 from sdo_cli.embedded import lora_place
 from sdo_cli.models.catalog import hub_lora
-from sdo_cli.models.lora_stack import stack_of
+from sdo_cli.models.lora_stack import number_of, stack_of
 from sdo_cli.runs.read import pipeline_of
 
 DEFAULT_REWARDS = "clip,aesthetic"
@@ -83,11 +83,11 @@ class MeasureOptions:
 
 
 def scales_of(text: str, wrong: list[str]) -> list[float]:
-    try:
-        return list(dict.fromkeys(float(part) for part in text.split(",")))
-    except ValueError:
+    scales = [number_of(part.strip()) for part in text.split(",")]
+    if None in scales:
         wrong.append(f"--lora-scale: {text!r} is no list of numbers; write 0,0.5,1")
         return [1.0]
+    return list(dict.fromkeys(scale for scale in scales if scale is not None))
 
 
 def lora_problem(text: str) -> str | None:

@@ -145,8 +145,8 @@ def show_resolved(loaded: LoadedRecipe, as_json: bool) -> None:
 
     tree = loaded.resolved()
     typer.echo(json.dumps(tree) if as_json else OmegaConf.to_yaml(OmegaConf.create(tree)).rstrip())
-    if loaded.note:
-        typer.echo(f"# {loaded.note}", err=True)
+    for sentence in loaded.notes:
+        typer.echo(f"# {sentence}", err=True)
     count = len(loaded.prompts(loaded.recipe.prompts))
     typer.echo(f"# {loaded.name}: no problems; {count} training prompts", err=True)
 

@@ -8,10 +8,10 @@ import typer
 
 import rewards as table
 from sdo_cli.cli.drawing import PlainSolver
-from sdo_cli.embedded import is_embedded
 from sdo_cli.recipe.check import check_reward
 from sdo_cli.recipe.prompts import read_prompts
 from sdo_cli.recipe.schema import PromptSource, RewardSpec
+from sdo_cli.recipe.toys import named
 
 if TYPE_CHECKING:
     from sdo_cli.prune.search import SearchSettings
@@ -138,8 +138,8 @@ def reward_specs(names: list[str], model: str, wrong: list[str]) -> list[RewardS
         spec = RewardSpec(name)
         check_reward(spec, (), lambda key, text: wrong.append(f"--reward: {text}"))
         if table.resolve(name):
-            options = table.with_embedded(name, {}) if is_embedded(model) else {}
-            specs.append(RewardSpec(table.full_name(name), options=options))
+            reward = named(RewardSpec(table.full_name(name)), model)
+            specs += [] if reward in specs else [reward]
     return specs
 
 

@@ -28,6 +28,7 @@ from sdo_cli.cli.output import OutputOptions
 from sdo_cli.cli.several import ProcessOptions, in_several_processes
 from sdo_cli.errors import Interrupted, RecipeFault
 from sdo_cli.installed import sdo
+from sdo_cli.models.lora_stack import stack_of
 from sdo_cli.parallel.launch import launched
 from sdo_cli.progress import Reporter
 from sdo_cli.recipe.schema import Recipe
@@ -134,9 +135,10 @@ def told(folder: Path, reporter: Reporter) -> Iterator[Reporter]:
 
 def lora_problems(lora: LoraOptions) -> list[str]:
     return [
-        f"--lora {path}: all weights were trained in this run; draw with --model {whole}"
-        for path in lora.lora or ()
-        if (whole := pipeline_of(Path(path).expanduser())) is not None
+        f"--lora {one.path}: all weights were trained in this run; draw with --model {whole}"
+        for word in lora.lora or ()
+        for one in stack_of(word)
+        if (whole := pipeline_of(Path(one.path).expanduser())) is not None
     ]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import sdo_cli
 from sdo_cli.drawing.draw import DrawSettings
-from sdo_cli.models.lora_stack import stack_of
+from sdo_cli.models.lora_stack import exact, stack_of
 from sdo_cli.skipping.skip_plan import SkipPlan
 
 # their names of samplers and noise schedules
@@ -72,13 +72,16 @@ def _quoted(text: str) -> str:
 
 def lora_tags(lora: str | None, scale: float) -> list[tuple[str, float]]:
     """Short name and weight of each LoRA of a stack."""
-    return [(lora_name(one.path), scale * one.scale) for one in stack_of(lora)] if lora is not None else []
+    return [(_short(one.path), scale * one.scale) for one in stack_of(lora)] if lora is not None else []
 
 
 def lora_name(lora: str) -> str:
-    """A short name of a LoRA, fit for a folder: of its file, or of the run it is in; of several ``a+b``."""
-    names = [_short(one.path) + (f"-{one.scale:g}" if one.scale != 1 else "") for one in stack_of(lora)]
-    return "+".join(names)
+    """A short name of a LoRA, fit for a folder: of its file, or of the run it is in; of several ``a+b``.
+
+    A ``+`` in a file's own name is a hyphen here.
+    """
+    names = [(_short(one.path).replace("+", "-"), one.scale) for one in stack_of(lora)]
+    return "+".join(name + (f"-{exact(scale)}" if scale != 1 else "") for name, scale in names)
 
 
 def _short(lora: str) -> str:

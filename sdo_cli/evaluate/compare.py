@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import rewards
 from sdo_cli.errors import RecipeFault
 from sdo_cli.evaluate.evaluation import Evaluation
 from sdo_cli.evaluate.job import Job, Prompts
@@ -136,7 +137,7 @@ def compare_folders(
     """Write ``comparison.json`` and ``report.html`` into ``out``; returns what the former holds.
 
     Raises:
-        RecipeFault: settings differ and ``anyway`` is not said.
+        RecipeFault: settings differ and ``anyway`` is not said, or ``select_by`` was not measured.
     """
     sides = open_sides(paths)
     problems = differences(sides)
@@ -153,7 +154,7 @@ def compare_folders(
         raise RecipeFault(
             ["they have no measure or no pair in common; score both with the same rewards"], what="comparison"
         )
-    measure = select_by or sides[0].job.select_by
+    measure = _known(select_by, pairs) if select_by else sides[0].job.select_by
     tree = {
         "baseline": base.name,
         "compared": {m.name: side.origin for m, side in zip(measured, sides, strict=True)},
@@ -170,6 +171,18 @@ def compare_folders(
         page = comparison_report(measured, pairs, prompts, settings, measure, command())
         write_report(page, out / "report.html")
     return tree
+
+
+def _known(asked: str, pairs: Mapping[str, Mapping[str, Comparison]]) -> str:
+    """The measure asked for, or the toy that stands in its place where the embedded model drew."""
+    there = list(dict.fromkeys(name for found in pairs.values() for name in found))
+    for name in (asked, rewards.TOYS.get(asked)):
+        if name in there:
+            return name
+    raise RecipeFault(
+        [f"--select-by: {asked} is not among the measures in common; take one of {', '.join(there)}"],
+        what="command line",
+    )
 
 
 def _row(c: Comparison, base: Measured, prompts: Prompts) -> dict[str, Any]:

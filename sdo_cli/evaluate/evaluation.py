@@ -115,13 +115,18 @@ def job_from(tree: dict[str, Any]) -> Job:
         prompts=Prompts(prompts["name"], prompts["source"], [EvalPrompt(*pair) for pair in prompts["list"]]),
         settings=as_settings(tree["settings"]) if tree["settings"] else None,
         variants=[as_variant(entry) for entry in tree["variants"]],
-        rewards={name: RewardSpec(name, options=options) for name, options in tree["rewards"].items()},
+        # of a mixture before its toys had names of their own
+        rewards={name: RewardSpec(name, options=_as_now(name, options)) for name, options in tree["rewards"].items()},
         reward_precision=tree["reward_precision"],
         embedding=tree["embedding"],
         select_by=tree["select_by"],
         trained_on=tree["trained_on"],
         sources=tree.get("sources", {}),
     )
+
+
+def _as_now(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    return rewards.by_its_name(name, options)[1] if name == "mixture" else options
 
 
 def joined(job: Job, folder: Path) -> Job:

@@ -8,7 +8,7 @@ from sdo_cli.errors import RecipeFault
 from sdo_cli.evaluate.job import EvalPrompt, Item, Prompts, digest
 from sdo_cli.evaluate.layouts import Row, counted, look, short
 from sdo_cli.evaluate.pairing import bare, pair
-from sdo_cli.pixels import transparent
+from sdo_cli.pixels import perhaps_unfinished, transparent
 
 
 class ImageFolder(NamedTuple):
@@ -48,7 +48,9 @@ def read_folder(folder: Path, given: Prompts | None, *, limit: int | None = None
     if limit is not None:
         items = [item for item in items if item.prompt < limit]
         prompts = Prompts(prompts.name, prompts.source, prompts.prompts[:limit])
-    return ImageFolder(prompts, items, [_shown(folder, items, by), *notes, *_alpha(folder, items)])
+    return ImageFolder(
+        prompts, items, [_shown(folder, items, by), *notes, *_alpha(folder, items), *_zeros(folder, items)]
+    )
 
 
 def _shown(folder: Path, items: list[Item], by: str) -> str:
@@ -232,6 +234,14 @@ def _alpha(folder: Path, items: list[Item]) -> list[str]:
     if not clear:
         return []
     return [f"{folder.name}: {counted(len(clear), 'picture')} partly transparent and put on white, {clear[0]} first"]
+
+
+def _zeros(folder: Path, items: list[Item]) -> list[str]:
+    black = [item.file for item in items if perhaps_unfinished(folder / item.file)]
+    if not black:
+        return []
+    what = f"{counted(len(black), 'picture')} black from a disk's block on, as a copy that was interrupted is"
+    return [f"{folder.name}: {what}; look at {black[0]}"]
 
 
 def folder_hash(folder: Path, items: list[Item]) -> str:

@@ -11,6 +11,7 @@ from sdo_cli.drawing.draw import DrawSettings
 from sdo_cli.drawing.parameters import lora_name
 from sdo_cli.models.load import ModelSource
 from sdo_cli.models.lora_files import lora_hash
+from sdo_cli.models.lora_stack import exact
 from sdo_cli.recipe.schema import RewardSpec
 from sdo_cli.seeding import key_to_seed
 
@@ -219,8 +220,9 @@ def variants_of(
     """
     found = _variants_of(loras, scales, base=base)
     names = list(_names([str(Path(file).with_suffix("")) for file in plans or ()]))
+    taken = {variant.name for variant in found}
     return found + [
-        replace(variant, name=f"{variant.name}+{name}", plan=file, plan_fingerprint=fingerprint)
+        replace(variant, name=_free(f"{variant.name}+{name}", taken), plan=file, plan_fingerprint=fingerprint)
         for (file, fingerprint), name in zip((plans or {}).items(), names, strict=True)
         for variant in found
     ]
@@ -235,7 +237,7 @@ def _variants_of(loras: list[str], scales: list[float], *, base: bool) -> list[V
         for scale in scales:
             if scale == 0:
                 continue
-            suffix = "" if scale == 1 else f"@{scale:g}"
+            suffix = "" if scale == 1 else f"@{exact(scale)}"
             found.append(Variant(name + suffix, lora, scale, fingerprint))
     return found
 
@@ -245,13 +247,17 @@ def _names(loras: list[str]) -> Iterator[str]:
     # what an evaluation folder holds besides
     taken = {BASE, "embeddings", "report_images"}
     for lora in loras:
-        stem = lora_name(lora)
-        name, count = stem, 1
-        while name in taken:
-            count += 1
-            name = f"{stem}-{count}"
-        taken.add(name)
-        yield name
+        yield _free(lora_name(lora), taken)
+
+
+def _free(stem: str, taken: set[str]) -> str:
+    """A name that is not taken yet; now it is."""
+    name, count = stem, 1
+    while name in taken:
+        count += 1
+        name = f"{stem}-{count}"
+    taken.add(name)
+    return name
 
 
 def as_variant(entry: Mapping[str, Any]) -> Variant:

@@ -10,8 +10,10 @@ from typing import Any
 from sdo_cli.errors import RecipeFault, SdoError
 from sdo_cli.evaluate.pairing import bare, natural
 from sdo_cli.evaluate.picture_text import fooocus_log, is_parameters, prompt_inside, prompt_of_parameters
-from sdo_cli.prompt_sets.files import lines_of, read_table, read_text
+from sdo_cli.pixels import begins_as_picture
+from sdo_cli.prompt_sets.entries import lines_of, read_text
 from sdo_cli.prompt_sets.read import STYLES
+from sdo_cli.prompt_sets.tables import read_table
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff"}
 # pictures by their name, which sdo does not read
@@ -70,7 +72,7 @@ def look(folder: Path, categories: list[str]) -> tuple[list[Row], list[str]]:
         rows = list(_listed(metadata[0], folder))
         if not rows:
             raise _fault(f"{folder}: {metadata[0].name} lists no picture; take it away, or write file_name and prompt")
-        every = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not _is_sheet(path)]
+        every = [path for path in folder.rglob("*") if _is_picture(path)]
         known = {(folder / row.file).resolve() for row in rows}
         if others := sorted(str(p.relative_to(folder)) for p in every if p.resolve() not in known):
             notes.append(
@@ -148,21 +150,28 @@ def _fault(sentence: str) -> RecipeFault:
 
 
 def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file() and not _is_sheet(path)
+    return has_picture(path) and not is_sheet(path)
 
 
-def _is_sheet(path: Path) -> bool:
+def has_picture(path: Path) -> bool:
+    """By a file's name; where that has no suffix, by how it begins."""
+    if path.suffix or path.name[0] == ".":
+        return path.suffix.lower() in SUFFIXES and path.is_file()
+    return path.is_file() and begins_as_picture(path)
+
+
+def is_sheet(path: Path) -> bool:
     return SHEET.fullmatch(path.stem) is not None
 
 
 def _pictures(folder: Path) -> tuple[list[Path], list[str]]:
     """Those to score, and what is said of others."""
     seen = sorted((path for path in folder.iterdir() if path.name[0] != "."), key=lambda path: natural(path.name))
-    pictures = [path for path in seen if path.suffix.lower() in SUFFIXES and path.is_file()]
-    sheets = [path.name for path in pictures if _is_sheet(path)]
+    pictures = [path for path in seen if has_picture(path)]
+    sheets = [path.name for path in pictures if is_sheet(path)]
     nowhere = [path.name for path in seen if path.suffix.lower() in SUFFIXES and not path.exists()]
-    unread = [path.name for path in seen if path.suffix.lower() in OTHER_SUFFIXES]
-    pictures = [path for path in pictures if not _is_sheet(path)]
+    unread = [path.name for path in seen if path.suffix.lower() in OTHER_SUFFIXES or _is_oddly_called(path)]
+    pictures = [path for path in pictures if not is_sheet(path)]
     stems = {path.stem: path for path in pictures if path.suffix.lower() == ".png"}
     twins = [path.name for path in pictures if stems.get(path.stem, path) != path]
     every = {path.stem for path in pictures}
@@ -181,6 +190,11 @@ def _pictures(folder: Path) -> tuple[list[Path], list[str]]:
             f"{folder}: {counted(len(unread), 'file')} of kinds that sdo does not read not scored, {unread[0]} first"
         )
     return [path for path in pictures if path.name not in {*twins, *stages}], notes
+
+
+def _is_oddly_called(path: Path) -> bool:
+    """A picture whose name ends as in ``cat 1.5``: that is no suffix, and what is before it no name."""
+    return path.suffix[1:].isdigit() and path.is_file() and begins_as_picture(path)
 
 
 def _inside(folder: Path) -> dict[str, list[Path]]:

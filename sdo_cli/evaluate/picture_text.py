@@ -33,7 +33,8 @@ EASY = re.compile(
 )
 # LoRAs and hypernetworks are none of a picture's words
 EXTRA_NETWORK = re.compile(r"<(?:lora|lyco|hypernet|locon|loha):[^<>]*>", re.IGNORECASE)
-RAW_PROMPT = re.compile(r'(?:^|, )Raw prompt: ("(?:\\.|[^"\\])*"|[^,]*)')
+# quoted, or up to the next key, over lines too
+RAW_PROMPT = re.compile(r'(?:^|, )Raw prompt: ("(?:\\.|[^"\\])*"|.*?(?=(?:, |\n)[A-Z][\w .-]*: |\Z))', re.DOTALL)
 # InvokeAI before 3 wrote what it steered away from into the prompt
 BRACKETED = re.compile(r"\[[^\]]*\]")
 
@@ -158,7 +159,7 @@ def prompt_of_parameters(text: str) -> str:
         return _plain(text[: lost.start()]).rstrip(" ,")
     if at is None and len(lines) > 1:
         raise ValueError("its text has no line of settings, so where the prompt ends is not known")
-    if at is not None and (raw := RAW_PROMPT.search(lines[at])):
+    if at is not None and (raw := RAW_PROMPT.search("\n".join(lines[at:]))):
         # Fooocus puts the words of its styles before
         return _plain(_words(_json(raw[1])) if raw[1].startswith('"') else raw[1])
     before = lines if at is None else lines[:at]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sdo_cli.drawing.pictures import read_image
 from sdo_cli.errors import EnvironmentFault, RecipeFault
-from sdo_cli.evaluate.layouts import OTHER_SUFFIXES, SUFFIXES, _is_sheet, counted
+from sdo_cli.evaluate.layouts import OTHER_SUFFIXES, SUFFIXES, counted, has_picture, is_sheet
 from sdo_cli.hub import is_offline
 from sdo_cli.installed import install_extra
 
@@ -33,15 +33,19 @@ def reference_files(folder: Path) -> tuple[list[Path], str]:
     Raises:
         RecipeFault: fewer than two.
     """
-    every = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() in SUFFIXES | UNREAD)
+    every = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and (path.suffix.lower() in SUFFIXES | UNREAD or has_picture(path))
+    )
     hidden = {path for path in every if any(part[0] == "." for part in path.relative_to(folder).parts)}
     seen = [path for path in every if path not in hidden]
-    pictures = [path for path in seen if path.suffix.lower() in SUFFIXES]
-    files = [path for path in pictures if not _is_sheet(path)]
+    pictures = [path for path in seen if has_picture(path)]
+    files = [path for path in pictures if not is_sheet(path)]
     left = [
         f"{counted(len(paths), noun)} {what}, {paths[0].relative_to(folder)} first"
         for paths, noun, what in (
-            ([path for path in pictures if _is_sheet(path)], "sheet", "of several pictures"),
+            ([path for path in pictures if is_sheet(path)], "sheet", "of several pictures"),
             (sorted(hidden), "picture", "in hidden files or folders"),
             ([path for path in seen if path.suffix.lower() in UNREAD], "file", "of kinds that sdo does not read"),
         )

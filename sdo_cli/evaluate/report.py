@@ -212,9 +212,14 @@ def _sweep_chart(lora: str, sweep: list[Measured], name: str, job: Job) -> conte
         high=[f.high for f in found],
     )
     role = role_of(name, job)
-    title = f"{name}{f' ({role})' if role else ''} by the scale of {Path(lora).name}"
+    title = f"{name}{f' ({role})' if role else ''} by the scale of {_lora_of(lora, sweep)}"
     note = "Intervals are of each mean; neighbours share prompts and noise, so differences are known better."
     return content.Chart(title, "LoRA scale", name, [series], note=note, markers=True)
+
+
+def _lora_of(lora: str, sweep: list[Measured]) -> str:
+    """Its name in this evaluation, without a scale."""
+    return next(m.name.partition("@")[0] for m in sweep if m.variant.lora == lora)
 
 
 def _reference_table(tree: Mapping[str, Any]) -> content.Table | None:
@@ -258,8 +263,8 @@ def _scale_sentences(measured: list[Measured], job: Job) -> list[str]:
         if all(m.scores.get(job.select_by) for m in sweep):
             scale = scale_of(recommended(sweep, job.select_by).variant)
             sentences.append(
-                f"Recommended scale of {Path(lora).name}: {scale:g}, the smallest that {job.select_by} cannot tell "
-                "from the best. It is chosen on these prompts: state its gain on others."
+                f"Recommended scale of {_lora_of(lora, sweep)}: {scale:g}, the smallest that {job.select_by} cannot "
+                "tell from the best. It is chosen on these prompts: state its gain on others."
             )
     return sentences
 

@@ -28,7 +28,8 @@ from sdo_cli.records.check import OBJECTIVE, Check, Verdict, checks_of, quality,
 from sdo_cli.scoring.embedded_measures import DISTANCE, DIVERSITY, distances, diversities
 from sdo_cli.weights.needs import explaining
 
-CLIP_SCORE = "clip-score"
+# the package's own where that is what there is
+CLIP_SCORE, EMBEDDERS = "clip-score", ("clip-score", "clip-embedded")
 
 
 @dataclass
@@ -147,5 +148,6 @@ def guard_rewards(recipe: Recipe) -> dict[str, RewardSpec]:
 
 
 def _embedder(known: dict[str, Reward]) -> Reward | None:
-    """A clip-score that is there already."""
-    return next((reward for name, reward in known.items() if rewards.full_name(name) == CLIP_SCORE), None)
+    """A CLIP that is there already."""
+    found = {rewards.full_name(name): reward for name, reward in known.items()}
+    return next((found[name] for name in EMBEDDERS if name in found), None)

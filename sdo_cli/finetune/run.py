@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -29,6 +29,7 @@ from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.progress import Reporter
 from sdo_cli.provenance import now
 from sdo_cli.recipe.load import LoadedRecipe
+from sdo_cli.recipe.toys import with_names_of
 from sdo_cli.records.check import said_of
 from sdo_cli.records.step import StepResult, step_result
 from sdo_cli.runs.checkpoint import Checkpoint, restore, save
@@ -83,9 +84,12 @@ def finetune(
         Stopped: there was a reason to; a checkpoint of the last step is there if any step was taken.
     """
     begin = find(loaded, folder, reporter, world) if resume else None
+    if begin is not None:
+        # before and after stand in one table
+        loaded = replace(loaded, recipe=with_names_of(loaded.recipe, begin.run))
     reporter.note(overview(loaded, begin.step if begin else 0))
-    if loaded.note:
-        reporter.note(loaded.note)
+    for sentence in loaded.notes:
+        reporter.note(sentence)
     job, validation = prepare(loaded, world, whole_file=False)
     guard = make_guard(loaded, job, validation)
     for spec in (*loaded.recipe.rewards, *loaded.recipe.validation.rewards):

@@ -106,7 +106,7 @@ def _source(file: Path, component: str | None = None) -> Source:
     config = file.parent / "adapter_config.json"
     if file.name != _PEFT or not config.is_file():
         return Source(file, component)
-    settings = json.loads(config.read_text(encoding="utf-8"))
+    settings = settings_in(config.read_bytes(), str(config))
     start = str(settings.get("init_lora_weights", True)).lower()
     if start.startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
         raise EnvironmentFault(
@@ -114,6 +114,32 @@ def _source(file: Path, component: str | None = None) -> Source:
             remedy="convert it with peft: save_pretrained(…, path_initial_model_for_weight_conversion=…)",
         )
     return Source(file, component, settings)
+
+
+def settings_in(text: str | bytes, where: str, prefix: str = "") -> dict[str, Any]:
+    """peft's settings whose names begin so, without that beginning.
+
+    Raises:
+        EnvironmentFault: no object of JSON, or alphas that are no numbers.
+    """
+    try:
+        tree = json.loads(text)
+    except ValueError:
+        tree = None
+    if not isinstance(tree, dict):
+        raise _damaged(f"{where} is no object of JSON")
+    settings = {key.removeprefix(prefix): value for key, value in tree.items() if key.startswith(prefix)}
+    patterns = settings.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise _damaged(f"alpha_pattern, in {where}, is no object of JSON")
+    for alpha in (settings.get("lora_alpha"), *patterns.values()):
+        if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, int | float)):
+            raise _damaged(f"an alpha, in {where}, is {alpha!r}, which is no number")
+    return settings
+
+
+def _damaged(what: str) -> EnvironmentFault:
+    return EnvironmentFault(what, remedy="fetch the LoRA again, or write it anew with the program that made it")
 
 
 def find_lora(path: str) -> Path:

@@ -158,9 +158,18 @@ def load_single_file(
         options |= {"safety_checker": None}
     options |= parts
     with _renamed(header):
-        return getattr(diffusers, index["_class_name"]).from_single_file(
-            str(path), config=str(folder), local_files_only=True, torch_dtype=dtype, **options
-        )
+        try:
+            return getattr(diffusers, index["_class_name"]).from_single_file(
+                str(path), config=str(folder), local_files_only=True, torch_dtype=dtype, **options
+            )
+        except NotImplementedError as fault:
+            # what no tensor of the file filled is still without data
+            if "meta tensor" not in str(fault):
+                raise
+            raise EnvironmentFault(
+                f"{path} lacks weights of a model of its kind",
+                remedy="fetch the file again; a pruned or distilled model needs a diffusers folder with its own config",
+            ) from fault
 
 
 @contextmanager

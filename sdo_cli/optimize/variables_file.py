@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.files import write_atomic
-from sdo_cli.models.lora_stack import stack_of
+from sdo_cli.models.lora_stack import Stacked, stack_of
 from sdo_cli.optimize.variables import State, sample_dim
 from sdo_cli.recipe.document import Document
 from sdo_cli.recipe.schema import PromptSource
@@ -69,9 +69,9 @@ def whole_path(path: str | None) -> str | None:
 
 def whole_lora(text: str | None) -> str | None:
     """The same of every LoRA in ``a:0.8+b``."""
-    if text is None or Path(text).expanduser().exists():
-        return whole_path(text)
-    return "+".join(f"{whole_path(one.path)}{f':{one.scale:g}' * (one.scale != 1)}" for one in stack_of(text))
+    if text is None:
+        return None
+    return "+".join(str(Stacked(whole_path(one.path) or "", one.scale)) for one in stack_of(text))
 
 
 def read_variables(path: Path) -> Saved:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdo_cli.hub import WeightFile, find_file, list_files
-from sdo_cli.prompt_sets.files import SUFFIXES, Columns, PromptSet, read_noted, together
+from sdo_cli.prompt_sets.entries import Columns, PromptSet
+from sdo_cli.prompt_sets.files import SUFFIXES, read_noted, together
 
 
 @dataclass(frozen=True)

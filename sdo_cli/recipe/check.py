@@ -13,6 +13,7 @@ from sdo_cli.recipe.prompts import read_prompts
 from sdo_cli.recipe.rollout_check import check_rollout, check_timesteps, training_steps
 from sdo_cli.recipe.rule_choice import AUTO as RULE_AUTO
 from sdo_cli.recipe.schema import GuardSpec, PromptSource, Recipe, RewardSpec
+from sdo_cli.recipe.toys import name_of
 from sdo_cli.recipe.typed import suggestion
 from sdo_cli.sampling.solvers import AUTO, MOST_STEPS, SOLVERS, STOCHASTIC, calls_of
 
@@ -124,7 +125,7 @@ def check_rewards(recipe: Recipe, problem: Problem) -> None:
     # the names are looked up in every installed package: only where somebody is told them
     if not recipe.rewards:
         problem(("rewards",), f"is empty; name at least one of {', '.join(reward_table.known_names())}")
-    names = [reward_table.full_name(spec.name) for spec in recipe.rewards]
+    names = [name_of(spec, recipe.model) for spec in recipe.rewards]
     for index, spec in enumerate(recipe.rewards):
         key, full = ("rewards", str(index)), names[index]
         check_reward(spec, key, problem)
@@ -145,8 +146,7 @@ def check_rewards(recipe: Recipe, problem: Problem) -> None:
     for index, spec in enumerate(measured):
         place = ("validation", "rewards", str(index))
         check_reward(spec, place, problem)
-        same = [reward_table.full_name(s.name) for s in measured[:index] if s.options == spec.options]
-        if reward_table.full_name(spec.name) in same:
+        if _as_measured(spec, recipe) in [_as_measured(other, recipe) for other in measured[:index]]:
             problem((*place, "name"), f"{spec.name} is in the list twice; give it once")
 
 
@@ -172,18 +172,24 @@ def check_guard(recipe: Recipe, taken: dict[str, list[str]], beside: Path | None
         for what, others in taken.items():
             if both := sorted(set(mine) & set(others)):
                 problem(("guard", "prompts"), f"{len(both)} are {what}, for example {both[0]!r}; take them out of one")
-    trained = {reward_table.full_name(item.name) for item in recipe.rewards}
+    trained = {name_of(item, recipe.model) for item in recipe.rewards}
     if not spec.rewards:
         problem(("guard", "rewards"), "is empty; name rewards that are not trained on, for example clip or aesthetic")
     for index, item in enumerate(spec.rewards):
-        key, full = ("guard", "rewards", str(index)), reward_table.full_name(item.name)
+        key, full = ("guard", "rewards", str(index)), name_of(item, recipe.model)
         check_reward(item, key, problem)
         if reward_table.is_measure_only(full) or "embedded:judge" in item.options.values():
             problem((*key, "name"), f"{item.name} only measures, nothing is selected by it; use another reward")
         elif full in trained:
             problem((*key, "name"), f"{item.name} is trained on; the guard needs a reward that is not")
-        elif full in [reward_table.full_name(other.name) for other in spec.rewards[:index]]:
+        elif full in [name_of(other, recipe.model) for other in spec.rewards[:index]]:
             problem((*key, "name"), f"{item.name} is in the list twice; give it once")
+
+
+def _as_measured(spec: RewardSpec, recipe: Recipe) -> tuple[str, dict[str, Any]]:
+    """Other options make another measure, but for the toys, which have none."""
+    full = name_of(spec, recipe.model)
+    return full, {} if full in reward_table.TOYS.values() else spec.options
 
 
 def check_loss(spec: RewardSpec, key: Key, problem: Problem) -> None:

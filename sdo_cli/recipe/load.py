@@ -10,6 +10,7 @@ from sdo_cli.recipe.document import read_document
 from sdo_cli.recipe.prompts import prompt_notes, read_prompts, shipped_folder
 from sdo_cli.recipe.rule_choice import AUTO, with_rule_chosen
 from sdo_cli.recipe.schema import PromptSource, Recipe
+from sdo_cli.recipe.toys import with_toys_named
 from sdo_cli.recipe.typed import BROKEN, Reader, suggestion
 
 
@@ -22,7 +23,7 @@ class LoadedRecipe:
     folder: of the file; prompt files are looked up beside it.
     given: name or path as the user typed it, for the commands sdo proposes.
     overrides: ``key=value`` from the command line.
-    note: what was chosen for the user, to be said once.
+    notes: what was chosen for the user, to be said once.
     """
 
     recipe: Recipe
@@ -31,7 +32,7 @@ class LoadedRecipe:
     folder: Path
     overrides: tuple[str, ...]
     given: str
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
     def resolved(self) -> dict[str, Any]:
         """Every field with its value, defaults included."""
@@ -97,4 +98,6 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> LoadedRecipe:
         check_recipe(recipe, path.parent, reader.follow_up)
     if document.problems:
         raise RecipeFault(document.problems)
-    return LoadedRecipe(recipe, path.stem, text, path.parent, tuple(overrides or ()), name, note)
+    recipe, toys = with_toys_named(recipe)
+    notes = tuple(sentence for sentence in (note, toys) if sentence)
+    return LoadedRecipe(recipe, path.stem, text, path.parent, tuple(overrides or ()), name, notes)

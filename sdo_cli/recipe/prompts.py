@@ -4,7 +4,8 @@ import itertools
 import re
 from pathlib import Path
 
-from sdo_cli.prompt_sets.files import Columns, Prompt, read_noted
+from sdo_cli.prompt_sets.entries import Columns, Prompt
+from sdo_cli.prompt_sets.files import read_noted
 from sdo_cli.prompt_sets.read import shipped_file, shipped_folder
 from sdo_cli.recipe.schema import PromptSource
 

@@ -12,6 +12,7 @@ from sdo_cli.recipe.load import read_recipe
 from sdo_cli.recipe.prompts import prompt_notes, read_prompts, shipped_folder
 from sdo_cli.recipe.steering_check import check_steering
 from sdo_cli.recipe.steering_schema import Steering
+from sdo_cli.recipe.toys import steering_with_toys_named
 from sdo_cli.recipe.typed import BROKEN, Reader, suggestion
 
 
@@ -79,6 +80,7 @@ def load_steering(recipe: str | None, options: dict[str, Any], overrides: list[s
         check_steering(spec, folder, reader.follow_up)
     if document.problems:
         raise RecipeFault(document.problems)
+    spec = steering_with_toys_named(spec)
     prompts, more = read_prompts(spec.prompts, folder), {"given": recipe} if recipe else {}
     return LoadedSteering(spec, path.stem if path else "optimize", text, folder, prompts, **more)
 

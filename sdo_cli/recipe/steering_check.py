@@ -7,6 +7,7 @@ from typing import Any
 import rewards as reward_table
 from sdo_cli.gradients.rules import RULES, known_names, option_problem, resolve
 from sdo_cli.recipe.check import Problem, check_prompts, check_reward, wrong_option
+from sdo_cli.recipe.schema import RewardSpec
 from sdo_cli.recipe.steering_schema import (
     KIND_OPTIONS,
     KINDS,
@@ -16,6 +17,7 @@ from sdo_cli.recipe.steering_schema import (
     ObjectiveSpec,
     Steering,
 )
+from sdo_cli.recipe.toys import name_of
 from sdo_cli.recipe.typed import suggestion
 from sdo_cli.sampling.solvers import AUTO, MOST_STEPS, NOISY_SOLVERS, SOLVERS, STOCHASTIC, calls_of
 
@@ -67,12 +69,13 @@ def check_steering(spec: Steering, beside: Path, problem: Problem) -> None:
 
 def _check_names(spec: Steering, problem: Problem) -> None:
     """Results are kept by name."""
-    named = [(("objectives", str(i), "name"), item.name) for i, item in enumerate(spec.objectives)]
-    named += [(("measures", str(i), "name"), item.name) for i, item in enumerate(spec.measures)]
+    specs = [RewardSpec(item.name, options=item.options) for item in spec.objectives]
+    named = [(("objectives", str(i), "name"), item) for i, item in enumerate(specs)]
+    named += [(("measures", str(i), "name"), item) for i, item in enumerate(spec.measures)]
     seen: set[str] = set()
-    for key, name in named:
-        if (full := reward_table.full_name(name)) in seen:
-            problem(key, f"{name} stands there twice, and results are told apart by name; give it once")
+    for key, item in named:
+        if (full := name_of(item, spec.model)) in seen:
+            problem(key, f"{item.name} stands there twice, and results are told apart by name; give it once")
         seen.add(full)
 
 

@@ -14,6 +14,7 @@ from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.progress import Reporter
 from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.recipe.schema import PromptSource, Recipe
+from sdo_cli.recipe.toys import tree_with_toys_named
 from sdo_cli.records.check import checks_of, verdict
 from sdo_cli.runs import checkpoint
 from sdo_cli.runs.checkpoint import Checkpoint
@@ -91,8 +92,8 @@ def find(loaded: LoadedRecipe, folder: Path, reporter: Reporter, world: World = 
         reporter.note(f"{folder}/ holds no checkpoint yet: from the beginning")
         return None
     now = json.loads(json.dumps(identity(loaded, world.size)))
-    # a run of an older sdo had what was not there yet as it is by default
-    there = {**_defaults(), **found.run}
+    # a run of an older sdo had what was not there yet as it is by default, and no names of the toys
+    there = tree_with_toys_named({**_defaults(), **found.run})
     changed = [key for key in dict.fromkeys([*there, *now]) if there.get(key) != now.get(key)]
     if changed:
         notes = {"global_batch": " (train_batch_size × gradient_accumulation_steps × processes)"}

@@ -80,7 +80,7 @@ def reward_specs(recipe: Recipe) -> list[RewardSpec]:
     found = [*recipe.rewards, *recipe.validation.rewards]
     if recipe.guard.steps:
         found += recipe.guard.rewards
-        if not any(rewards.full_name(spec.name) == "clip-score" for spec in found):
+        if not any(rewards.full_name(spec.name) in ("clip-score", "clip-embedded") for spec in found):
             found.append(RewardSpec("clip-score"))
     return found
 
