@@ -113,8 +113,8 @@ def test_the_gap_between_both_is_looked_at():
     steps = list(train(job))
     assert [step.decoder_gap is not None for step in steps] == [True, False, True]
     plain = list(train(prepare(load_recipe("quickstart", [*words[:4], *UNMEASURED, words[-1], "decoder=full"]))[0]))
-    gap = plain[0].rewards["clip-score"] - steps[0].rewards["clip-score"]
-    assert steps[0].decoder_gap["clip-score"] == pytest.approx(gap, abs=1e-5) and abs(gap) > 1e-6
+    gap = plain[0].rewards["clip-embedded"] - steps[0].rewards["clip-embedded"]
+    assert steps[0].decoder_gap["clip-embedded"] == pytest.approx(gap, abs=1e-5) and abs(gap) > 1e-6
 
 
 def test_held_out_pictures_are_the_models_own(tmp_path):
