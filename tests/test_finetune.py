@@ -12,6 +12,7 @@ import entry
 import pytest
 import torch
 from forked import Forked
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -470,3 +471,37 @@ def test_lora_targets_that_match_nothing_are_refused(tmp_path):
     done = entry.run(command("--out", str(tmp_path / "run"), "lora.target_modules=[nowhere]", *TINY))
     assert done.returncode == 2 and "lora.target_modules" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_the_untrained_model_with_guidance_stands_beside(tmp_path):
+    """As training without guidance wants to make it needless: scores, a row of the grid, pictures; resumed too."""
+    words = [*TINY, "validation.base_guidance_scale=3"]
+    folder = tmp_path / "run"
+    done = entry.run(command("--out", str(folder), *words))
+    assert done.returncode == 0, done.stderr
+    table = json.loads((folder / "validation.json").read_text())
+    # the same as a run that trains with that guidance begins with
+    other = tmp_path / "guided"
+    assert entry.run(command("--out", str(other), *TINY, "guidance_scale=3", "max_train_steps=1")).returncode == 0
+    assert table["guided"] == json.loads((other / "validation.json").read_text())["before"] != table["before"]
+    mean = sum(row[0] for row in table["guided"]["judge"]) / 4
+    said = re.search(r"the untrained model with guidance 3: clip-embedded [\d.]+, judge ([\d.]+)", done.stdout)
+    assert float(said[1]) == pytest.approx(mean, abs=1e-4)
+    assert (
+        f"guidance 3: clip-embedded {float(said[0].split()[7].rstrip(',')):.4f}" in (folder / "README.md").read_text()
+    )
+    assert "The untrained model with guidance" in (folder / "report.html").read_text()
+    pictures = [path.read_bytes() for path in sorted((folder / "samples" / "guided").glob("*.png"))]
+    assert pictures == [path.read_bytes() for path in sorted((other / "samples" / "step_000000").glob("0*.png"))]
+    grids = [(folder / "samples" / f"step_{step:06d}" / "grid.png") for step in (1, 2)]
+    heights = [Image.open(path).height for path in grids]
+    # two rows on the way, three at the end
+    assert heights[1] > 1.3 * heights[0]
+    again = entry.run(command("--out", str(folder), *words, "max_train_steps=3", "--resume"))
+    assert again.returncode == 0 and "held-out, before, guidance" not in again.stderr, again.stderr
+    assert json.loads((folder / "validation.json").read_text())["guided"] == table["guided"]
+
+
+def test_guidance_beside_needs_held_out_prompts(tmp_path):
+    done = entry.run(command("--out", str(tmp_path), *UNMEASURED, "validation.base_guidance_scale=3"))
+    assert done.returncode == 2 and "validation.base_guidance_scale: there are no validation.prompts" in done.stderr

@@ -163,7 +163,8 @@ def as_record(summary: "RunSummary") -> dict[str, Any]:
         }
         for name, gain in summary.gains.items()
     }
-    return {"run": str(summary.folder), "steps": summary.steps, "gains": gains, "seconds": summary.seconds}
+    record = {"run": str(summary.folder), "steps": summary.steps, "gains": gains, "seconds": summary.seconds}
+    return record | ({"guided": summary.guided} if summary.guided else {})
 
 
 def as_text(loaded: LoadedRecipe, summary: "RunSummary") -> str:
@@ -177,6 +178,10 @@ def as_text(loaded: LoadedRecipe, summary: "RunSummary") -> str:
         lines.append(
             f"  {name:<12} {gain.before}  →  {gain.after}   {change} ({gain.times_its_error} standard errors; {role})"
         )
+    if summary.guided:
+        means = ", ".join(f"{name} {mean:.4f}" for name, mean in summary.guided.items())
+        scale = loaded.recipe.validation.base_guidance_scale
+        lines.append(f"  the untrained model with guidance {scale:g}: {means}")
     total = sum(summary.seconds.values()) or 1.0
     stages = ", ".join(f"{name} {value:.0f} s ({value / total:.0%})" for name, value in summary.seconds.items())
     folder, grid = summary.folder, f"samples/step_{summary.steps:06d}/grid.png"

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -42,6 +43,43 @@ def scores_before(
     return before, grid
 
 
+@dataclass
+class Guided:
+    """The untrained model with guidance, where it is to be compared with: scores and grid pictures; empty without."""
+
+    scale: float = 0.0
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    images: Tensor | None = None
+
+    @property
+    def label(self) -> str:
+        return f"before, guidance {self.scale:g}"
+
+
+def guided_before(
+    job: Job, validation: Validation | None, folder: Path, reporter: Reporter, *, resumed: bool
+) -> Guided:
+    """Of the untrained model, or what a resumed run found."""
+    scale = job.recipe.validation.base_guidance_scale
+    if scale is None or validation is None:
+        return Guided()
+    kept, stage = folder / "checkpoints" / "guided.json", folder / "samples" / "guided"
+    if resumed and job.world.share(kept.is_file):
+        scores = {name: torch.tensor(rows) for name, rows in job.world.share(lambda: read_json(kept)).items()}
+        pictures = sorted(stage.glob("[0-9]*.png")) if job.world.is_main else []
+        return Guided(scale, scores, torch.stack([read_image(path) for path in pictures]) if pictures else None)
+    beside = replace(validation, settings=replace(validation.settings, guidance_scale=scale))
+    scores = measure(job, beside, f"held-out, before, guidance {scale:g}", reporter)
+    count = min(job.recipe.validation.grid_prompts, len(validation.prompts))
+    images = beside.draw(job.family, range(0, count * beside.seeds, beside.seeds)) if count else None
+    if job.world.is_main:
+        for index, image in enumerate(images if images is not None else ()):
+            save_image(image, stage / f"{index:05d}.png")
+        if job.recipe.checkpointing_steps:
+            write_json(kept, {name: rows.tolist() for name, rows in scores.items()})
+    return Guided(scale, scores, images)
+
+
 def measure(job: Job, validation: Validation | None, name: str, reporter: Reporter) -> dict[str, Tensor]:
     if validation is None:
         return {}
@@ -49,8 +87,19 @@ def measure(job: Job, validation: Validation | None, name: str, reporter: Report
     return validation.measure(job.family, reporter)
 
 
-def draw_grid(job: Job, validation: Validation | None, first: Tensor | None, folder: Path, step: int) -> Tensor | None:
-    """Draw the grid prompts; save each alone, and all under the images from before training, and return them."""
+def draw_grid(
+    job: Job,
+    validation: Validation | None,
+    first: Tensor | None,
+    folder: Path,
+    step: int,
+    guided: Guided | None = None,
+) -> Tensor | None:
+    """Draw the grid prompts; save each alone, and all under the images from before training, and return them.
+
+    Args:
+        guided: a third row.
+    """
     count = min(job.recipe.validation.grid_prompts, len(validation.prompts) if validation else 0)
     if validation is None or count == 0:
         return None
@@ -58,6 +107,8 @@ def draw_grid(job: Job, validation: Validation | None, first: Tensor | None, fol
     if not job.world.is_main:
         return images
     rows, labels = ([images], ["before"]) if first is None else ([first, images], ["before", f"step {step}"])
+    if guided is not None and guided.images is not None:
+        rows, labels = [*rows, guided.images], [*labels, guided.label]
     stage = folder / "samples" / f"step_{step:06d}"
     for index, image in enumerate(images):
         save_image(image, stage / f"{index:05d}.png")

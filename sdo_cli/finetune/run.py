@@ -162,6 +162,7 @@ def _recorded(run: Run) -> RunSummary:
 def _train_and_measure(run: Run) -> RunSummary:
     job, folder, guard = run.job, run.folder, run.guard
     before, first_grid = outputs.scores_before(job, run.validation, folder, run.reporter, resumed=run.begin is not None)
+    guided = outputs.guided_before(job, run.validation, folder, run.reporter, resumed=run.begin is not None)
     stepper = make_stepper(job)
     results = _go_back(run, stepper)
     if guard is not None and not guard.checks:
@@ -172,14 +173,16 @@ def _train_and_measure(run: Run) -> RunSummary:
     outputs.save_weights(job, folder)
     after = outputs.measure(job, run.validation, "held-out, after", run.reporter)
     steps = results[-1].step if results else 0
-    outputs.draw_grid(job, run.validation, first_grid, folder, steps)
+    outputs.draw_grid(job, run.validation, first_grid, folder, steps, guided)
 
     gains = {name: paired_gain(before[name], after[name]) for name in before}
     trained_on = [item.name for item in job.rewards]
     best = guard.best_step or None if guard is not None else None
-    summary = RunSummary(folder, gains, trained_on, seconds, steps, best, stopped_at)
+    means = {name: rows.mean().item() for name, rows in guided.scores.items()}
+    summary = RunSummary(folder, gains, trained_on, seconds, steps, best, stopped_at, means)
     if run.is_main:
-        outputs.write_results(job, run.loaded, run.validation, summary, results, {"before": before, "after": after})
+        scores = {"before": before, "after": after} | ({"guided": guided.scores} if guided.scores else {})
+        outputs.write_results(job, run.loaded, run.validation, summary, results, scores)
     return summary
 
 

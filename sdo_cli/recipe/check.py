@@ -98,6 +98,12 @@ def check_recipe(recipe: Recipe, beside: Path | None, problem: Problem) -> None:
             problem(key, f"{len(both)} held-out prompts are trained on, for example {both[0]!r}; take them out of one")
     elif recipe.validation.rewards:
         problem(("validation", "rewards"), "there are no validation.prompts to measure on; add them")
+    guided = recipe.validation.base_guidance_scale
+    if guided is not None and not 0 <= guided < math.inf:
+        problem(("validation", "base_guidance_scale"), f"must be a number from 0, not {guided}")
+    elif guided is not None and recipe.validation.prompts == PromptSource():
+        why = "there are no validation.prompts to draw; add them, or take this out"
+        problem(("validation", "base_guidance_scale"), why)
     check_guard(recipe, {"trained on": trained, "held out for the end": held}, beside, problem)
     for index, name in enumerate(recipe.trackers):
         if name not in TRACKERS:

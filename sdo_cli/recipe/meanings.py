@@ -467,6 +467,12 @@ MEANINGS: dict[Any, dict[str, Meaning]] = {
             "validation: {prompts: {file: animals-heldout.txt}, grid_steps: 50}",
             "0: before and after training only.",
         ),
+        "base_guidance_scale": Meaning(
+            "The untrained model is also drawn with this guidance, to compare with.",
+            "guidance_scale: 1.0\nvalidation: {base_guidance_scale: 5.0}",
+            "For training that is to make guidance needless: the same held-out prompts and noise, a row of the grid and"
+            " a line of the results.",
+        ),
     },
     GuardSpec: {
         "steps": Meaning(

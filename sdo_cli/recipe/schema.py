@@ -66,6 +66,7 @@ class ValidationSpec:
     batch_size: int = 64
     grid_prompts: int = 8
     grid_steps: int = 0
+    base_guidance_scale: float | None = None
 
 
 @dataclass(frozen=True)

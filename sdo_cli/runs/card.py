@@ -56,6 +56,10 @@ def model_card(loaded: LoadedRecipe, family: Family, summary: RunSummary) -> str
     plugins = "".join(f" --plugin {plugin.path}" for plugin in loaded_plugins())
     count = next(iter(summary.gains.values())).difference.n if summary.gains else 0
     measured = f"Held-out prompts ({count}), same noise before and after:\n\n{gain_table(summary)}\n" if count else ""
+    if summary.guided:
+        means = ", ".join(f"{name} {mean:.4f}" for name, mean in summary.guided.items())
+        scale = loaded.recipe.validation.base_guidance_scale
+        measured += f"\nThe untrained model with guidance {scale:g}: {means}.\n"
     grid = f"samples/step_{summary.steps:06d}/grid.png"
     picture = f"![the same prompts and noise, before and after]({grid})\n" if (summary.folder / grid).exists() else ""
     return f"""---

@@ -129,6 +129,9 @@ def _gains(held_out: dict[str, Any], trained: list[str]) -> list[content.Chart |
     count = len(held_out["prompts"])
     head = ["reward", "", "before", "after", "difference, 95 % interval", "higher on"]
     note = f"{count} prompts that were not trained on, the same noise before and after; seeds of a prompt are averaged."
+    if "guided" in held_out:
+        means = ", ".join(f"{name} {_rows(held_out, 'guided', name).mean():.4f}" for name in held_out["guided"])
+        note += f" The untrained model with guidance: {means}."
     table = content.Table("Held-out prompts", head, rows, note=note)
     return [table, content.Forest("Gain on held-out prompts", "difference", intervals)] if intervals else [table]
 
