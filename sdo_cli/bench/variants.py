@@ -84,6 +84,8 @@ def parse_variant(text: str) -> Variant:
     if rule not in RULES:
         raise RecipeFault([f"--rule {text}: unknown gradient rule {rule!r}; {suggestion(rule, list(RULES))}"])
     overrides = [f"gradient.rule={rule}", "gradient.options={}"]
+    # a rule's name alone is one update per rollout, whatever the recipe has
+    overrides += ["rollout.updates=1", "rollout.max_change=0", "rollout.proximal=0", "rollout.rescore=false"]
     if RULES[rule].chained:
         overrides += [f"gradient.{stage}_micro_batch=0" for stage in ("rollout", "score", "shortcut")]
         # its own `checkpointing` says what is recomputed

@@ -7,6 +7,7 @@ from typing import Any
 from sdo_cli.errors import RecipeFault
 from sdo_cli.recipe.check import check_recipe
 from sdo_cli.recipe.document import read_document
+from sdo_cli.recipe.fitting import fitted
 from sdo_cli.recipe.prompts import prompt_notes, read_prompts, shipped_folder
 from sdo_cli.recipe.rule_choice import AUTO, with_rule_chosen
 from sdo_cli.recipe.schema import PromptSource, Recipe
@@ -90,14 +91,25 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> LoadedRecipe:
         raise RecipeFault(document.problems)
     reader = Reader(document)
     recipe = reader.read(document.tree, Recipe, ())
-    note = ""
+    chosen: list[str] = []
     if recipe is not BROKEN:
         if recipe.gradient.rule == AUTO and recipe.gradient.options:
             reader.follow_up(("gradient", "options"), "belong to one rule; name that in place of auto")
         recipe, note = with_rule_chosen(recipe)
+        chosen = [note] if note else []
+        if overrides and (file := _alone(text, path)) is not None:
+            recipe, gave_way = fitted(recipe, file, overrides)
+            chosen += gave_way
         check_recipe(recipe, path.parent, reader.follow_up)
     if document.problems:
         raise RecipeFault(document.problems)
     recipe, toys = with_toys_named(recipe)
-    notes = tuple(sentence for sentence in (note, toys) if sentence)
+    notes = tuple(sentence for sentence in (*chosen, toys) if sentence)
     return LoadedRecipe(recipe, path.stem, text, path.parent, tuple(overrides or ()), name, notes)
+
+
+def _alone(text: str, path: Path) -> Recipe | None:
+    """What the file says without the command line; None where it cannot be read as a recipe by itself."""
+    document = read_document(text, str(path), [])
+    recipe = BROKEN if document.unreadable else Reader(document).read(document.tree, Recipe, ())
+    return None if document.problems or recipe is BROKEN else recipe

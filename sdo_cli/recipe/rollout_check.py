@@ -63,6 +63,21 @@ def check_rollout(recipe: Recipe, beside: Path | None, problem: Problem) -> None
         problem(("rollout", "estimator"), why)
 
 
+def most_updates(recipe: Recipe) -> int | None:
+    """For how many updates a rollout has live calls; None where rule or steps are wrong by themselves."""
+    spec, options = recipe.rollout, recipe.gradient.options
+    info = RULES.get(recipe.gradient.rule)
+    if info is None:
+        return None
+    if info.replays is None or options.get("step_choice") in ("first", "last", "fixed"):
+        return 1
+    try:
+        each, there = info.replays(options, calls_of(spec.solver or recipe.solver, training_steps(recipe)))
+        return max(1, there // max(1, each))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def check_updates(recipe: Recipe, problem: Problem) -> None:
     """Several updates per rollout, and the rules that can share their live calls out among them."""
     spec, rule, options = recipe.rollout, recipe.gradient.rule, recipe.gradient.options
@@ -90,15 +105,12 @@ def check_updates(recipe: Recipe, problem: Problem) -> None:
         )
     elif rule != "sdo" and spec.rescore:
         problem(("rollout", "rescore"), f"needs to know how likely a step was, which {rule} does not say; use sdo")
-    try:
+    most = most_updates(recipe)
+    if most is not None and spec.updates > most:
         calls = calls_of(spec.solver or recipe.solver, training_steps(recipe))
         each, there = info.replays(options, calls)
-    # what is wrong with them is said elsewhere
-    except (KeyError, TypeError, ValueError):
-        return
-    if each * spec.updates > there:
         why = f"{spec.updates} updates of {each} live call{'s' * (each != 1)} a picture each, and there are {there}"
-        problem(("rollout", "updates"), f"{why}; write at most {max(1, there // max(1, each))}")
+        problem(("rollout", "updates"), f"{why}; write at most {most}")
 
 
 def check_fast(recipe: Recipe, problem: Problem) -> None:
