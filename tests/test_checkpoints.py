@@ -235,7 +235,7 @@ def test_another_recipe_is_refused_with_what_differs(whole, tmp_path):
     words = ["learning_rate=0.5", "lora.rank=2", "prompts={lines: [a tiger]}", "max_train_steps=9"]
     done = run(tmp_path / "run", "--resume", *words)
     assert done.returncode == 2
-    for said in ("learning_rate: 0.001 there, 0.5 here", "lora.rank: 8 there, 2 here", "prompts: ", "is another run"):
+    for said in ("learning_rate: 0.002 there, 0.5 here", "lora.rank: 8 there, 2 here", "prompts: ", "is another run"):
         assert said in done.stderr, done.stderr
     assert "max_train_steps:" not in done.stderr and outcome(tmp_path / "run") == before
     done = run(tmp_path / "run", "--resume", "max_train_steps=4", "learning_rate=0.001")
@@ -299,6 +299,8 @@ def run_with(monkeypatch, folder, bad, *words):
         def note(self, text):
             said.append(text)
 
+    # every step scores
+    words = ("rollout={}", *words)
     loaded = load_recipe("quickstart", [*TINY, *UNMEASURED, "checkpointing_steps=1", *words])
     running.finetune(loaded, folder, Notes())
     return said

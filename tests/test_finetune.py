@@ -74,6 +74,8 @@ def test_run_folder_holds_what_is_promised(run_folder):
         "README.md",
         "report.html",
         "checkpoints/before.json",
+        "checkpoints/guided.json",
+        *(f"samples/guided/{name}.png" for name in ("00000", "00001")),
         *(f"checkpoints/checkpoint-2/{name}" for name in ("state.safetensors", "state.json", "complete.json")),
         "pytorch_lora_weights.safetensors",
         *(f"samples/step_{s:06d}/{name}.png" for s in (0, 1, 2) for name in ("grid", "00000", "00001")),
@@ -88,7 +90,7 @@ def test_run_folder_holds_what_is_promised(run_folder):
     assert record["gains"]["judge"]["prompts"] == 4
     progress = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
     assert progress[0]["note"].startswith("embedded on the CPU, ") and progress[0]["note"].endswith(
-        "; 4 parts: 4 held-out prompts before, 2 steps, the same prompts after, report"
+        "; 4 parts: 4 held-out prompts before, and with guidance 5, 2 steps, the same prompts after, report"
     )
     toys = "rewards by the package's own small CLIP, to try things out: clip-score is clip-embedded"
     assert progress[1]["note"] == toys
@@ -157,10 +159,10 @@ def test_the_run_has_a_page_of_its_own(run_folder, tmp_path):
 
 def test_the_parts_of_a_run_are_those_that_follow():
     assert parts_of(load_recipe("quickstart")) == [
-        "256 held-out prompts before", "120 steps", "the same prompts after", "report",
+        "256 held-out prompts before, and with guidance 5", "300 steps", "the same prompts after", "report",
     ]  # fmt: skip
-    assert parts_of(load_recipe("quickstart"), 40) == ["steps 41 to 120", "256 held-out prompts after", "report"]
-    assert parts_of(load_recipe("quickstart"), 120) == ["256 held-out prompts after", "report"]
+    assert parts_of(load_recipe("quickstart"), 40) == ["steps 41 to 300", "256 held-out prompts after", "report"]
+    assert parts_of(load_recipe("quickstart"), 300) == ["256 held-out prompts after", "report"]
     guarded = parts_of(load_recipe("guarded", ["max_train_steps=1", "guard.steps=1", "validation.num_prompts=3"]))
     assert guarded[:2] == ["3 held-out prompts before", "1 step with a check every 1"]
 
@@ -199,6 +201,7 @@ def test_the_weights_outlive_a_measurement_that_fails(tmp_path):
     )
     words = [
         "validation.rewards=[breaks]",
+        "validation.base_guidance_scale=null",
         f"--plugin={tmp_path}/mine.py",
         "validation.grid_prompts=0",
         "validation.seeds=1",
@@ -299,7 +302,7 @@ def test_only_prompts_that_the_steps_come_to_are_encoded():
 
 
 def test_steps_are_stratified_over_the_global_batch():
-    job, _ = prepare(load_recipe("quickstart", [*TINY, "num_inference_steps=8", "train_batch_size=4",
+    job, _ = prepare(load_recipe("quickstart", [*TINY, "rollout={}", "num_inference_steps=8", "train_batch_size=4",
                                                 "gradient_accumulation_steps=2"]))  # fmt: skip
     for step in range(5):
         assert plan_step(job, step).live.sum(1).tolist() == [1] * 8

@@ -24,7 +24,9 @@ def parts_of(loaded: LoadedRecipe, start: int = 0) -> list[str]:
         steps += f" with a check every {recipe.guard.steps}"
     parts = [steps] if start < last else []
     if held_out and start == 0:
-        parts.insert(0, f"{held_out} held-out prompts before")
+        guided = recipe.validation.base_guidance_scale
+        also = "" if guided is None else f", and with guidance {guided:g}"
+        parts.insert(0, f"{held_out} held-out prompts before{also}")
     if held_out:
         parts.append("the same prompts after" if start == 0 else f"{held_out} held-out prompts after")
     return [*parts, "report"]
