@@ -3,6 +3,7 @@
 It learns from the pipeline's own VAE: latents the pipeline draws, with some noise, and the VAE's pictures of them.
 """
 
+import json
 from pathlib import Path
 
 import torch
@@ -97,3 +98,7 @@ def train_tiny(*, steps: int, work: Path) -> None:
 
     fit("tiny", decoder, loss_of, steps=steps, peak_rate=3e-3, work=work, preview=preview)
     tiny.half().save_pretrained(WEIGHTS / "tiny", safe_serialization=True)
+    # diffusers writes a key that it then says it does not expect
+    config = WEIGHTS / "tiny" / "config.json"
+    tree = {name: value for name, value in json.loads(config.read_text()).items() if name != "block_out_channels"}
+    config.write_text(json.dumps(tree, indent=2, sort_keys=True) + "\n")
