@@ -39,7 +39,7 @@ def draws(world: World, out: Path, words: list[str]) -> None:
         seen[-1] |= {"prompts": objective.prompts, "mode": plan.mode.tolist(), "weight": plan.weight.tolist()}
         return real_run(path, plan, objective, **how)
 
-    loop.draw_noise, loop.run_plan = draw_noise, run_plan
+    job_draws.draw_noise, passes.run_plan = draw_noise, run_plan
     # away from zero, where half of a fresh adapter has no gradient
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -108,11 +108,11 @@ def test_training_through_each(tmp_path):
 
 
 def test_the_gap_between_both_is_looked_at():
-    words = [*QUICK, "rollout.drift_steps=2", "max_train_steps=3", "gradient_accumulation_steps=2"]
+    words = ["rollout={}", *QUICK, "rollout.drift_steps=2", "max_train_steps=3", "gradient_accumulation_steps=2"]
     job, _ = prepare(load_recipe("quickstart", [*words, "decoder=tiny"]))
     steps = list(train(job))
     assert [step.decoder_gap is not None for step in steps] == [True, False, True]
-    plain = list(train(prepare(load_recipe("quickstart", [*words[:4], *UNMEASURED, words[-1], "decoder=full"]))[0]))
+    plain = list(train(prepare(load_recipe("quickstart", ["rollout={}", *QUICK, words[-1], "decoder=full"]))[0]))
     gap = plain[0].rewards["clip-embedded"] - steps[0].rewards["clip-embedded"]
     assert steps[0].decoder_gap["clip-embedded"] == pytest.approx(gap, abs=1e-5) and abs(gap) > 1e-6
 

@@ -79,8 +79,8 @@ def test_what_is_missing_is_one_screen(tmp_path, monkeypatch):
     assert names == ["prompts", "rollout", "score", "shortcut", "optimizer", "validation"]
     assert found["peak_of_tensors"] == max(stage["resident"] + stage["working"] for stage in found["stages"])
     assert found["flops_per_step"] == sum(stage["flops"] for stage in found["stages"] if stage["each_step"])
-    # SD 1.5 at 256 pixels: 50 guided calls of 2 samples, 0.36 TFLOP each
-    assert found["stages"][1]["flops"] / 1e12 == pytest.approx(50 * 2 * 0.36, rel=0.02)
+    # SD 1.5 at 256 pixels: 50 guided calls of 2 samples, 0.36 TFLOP each, for four updates
+    assert found["stages"][1]["flops"] / 1e12 == pytest.approx(50 * 2 * 0.36 / 4, rel=0.02)
     assert found["trained_parameters"] > 10**6
 
 

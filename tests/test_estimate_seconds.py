@@ -106,7 +106,7 @@ def test_seconds_follow_the_recipe():
     target = find_target(None, "4090")
 
     def step(*words):
-        return estimate_recipe(load_recipe("quickstart", [*SMALL, *words]), target)
+        return estimate_recipe(load_recipe("quickstart", ["rollout={}", *SMALL, *words]), target)
 
     plain, speed = step(), target.speed
     assert plain.is_known(speed)

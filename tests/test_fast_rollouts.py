@@ -342,7 +342,7 @@ def test_shards_do_not_go_with_it(where):
 def test_auto_takes_full_backpropagation_where_that_costs_about_as_much(words, rule, said):
     loaded = load_recipe("mine.yaml", ["gradient.rule=auto", *words])
     assert loaded.recipe.gradient.rule == loaded.resolved()["gradient"]["rule"] == rule
-    assert loaded.note.startswith(f"gradient.rule auto: {rule}; ") and said in loaded.note
+    assert loaded.notes[0].startswith(f"gradient.rule auto: {rule}; ") and said in loaded.notes[0]
 
 
 def test_auto_counts_as_the_network_is_run():

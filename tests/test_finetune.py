@@ -92,9 +92,11 @@ def test_run_folder_holds_what_is_promised(run_folder):
     assert progress[0]["note"].startswith("embedded on the CPU, ") and progress[0]["note"].endswith(
         "; 4 parts: 4 held-out prompts before, and with guidance 5, 2 steps, the same prompts after, report"
     )
+    fewer = "rollout.num_inference_steps 10 of the recipe: more than the 4 of sampling, which are taken"
     toys = "rewards by the package's own small CLIP, to try things out: clip-score is clip-embedded"
-    assert progress[1]["note"] == toys
-    assert {p["phase"] for p in progress[2:]} == {"held-out, before", "training", "held-out, after"}
+    assert [line["note"] for line in progress[1:3]] == [fewer, toys]
+    phases = {"held-out, before", "held-out, before, guidance 5", "training", "held-out, after"}
+    assert {p["phase"] for p in progress[3:]} == phases
 
 
 def test_the_adapter_has_moved_and_carries_its_alpha(run_folder):

@@ -324,7 +324,7 @@ def test_one_that_raises_ends_all_with_its_message(tmp_path):
 
 
 def test_one_with_nan_makes_all_skip_the_step(tmp_path):
-    words = [*BARE, "max_train_steps=3", SPLIT[2]]
+    words = [*BARE, "rollout={}", "max_train_steps=3", SPLIT[2]]
     codes, _, errs = finish(start(2, words_of(tmp_path / "run", *words), call="several:sick"))
     assert codes == [0, 0] and "step 2 skipped" in errs[0], errs
     assert [row["skipped"] for row in metrics(tmp_path / "run")] == [False, True, False]

@@ -108,7 +108,7 @@ def test_a_broken_plugin_is_one_sentence(kind, tmp_path):
 
 @pytest.fixture(scope="module")
 def job():
-    return prepare(load_recipe("quickstart", TINY))[0]
+    return prepare(load_recipe("quickstart", [*TINY, "rollout={}", "gradient.options={}"]))[0]
 
 
 UNFIT = {

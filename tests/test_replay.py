@@ -411,13 +411,15 @@ def test_auto_takes_the_rule_that_can(recipe):
     words = ["gradient.rule=auto", "num_inference_steps=2", "gradient.checkpointing=none"]
     assert load_recipe(recipe, words).recipe.gradient.rule == "full"
     chosen = load_recipe(recipe, [*words, "rollout.updates=2"])
-    assert chosen.recipe.gradient.rule == "sdo" and "rollout.updates goes with rules of one step alone" in chosen.note
+    assert chosen.recipe.gradient.rule == "sdo"
+    assert "rollout.updates goes with rules of one step alone" in chosen.notes[0]
 
 
 # stopped inside a rollout
 
 
-INSIDE = ["num_inference_steps=6", "max_train_steps=7", "learning_rate=1e-2", "rollout.updates=4"]
+INSIDE = ["rollout={}", "gradient.options={}", "num_inference_steps=6", "max_train_steps=7", "learning_rate=1e-2"]
+INSIDE += ["rollout.updates=4"]
 WAYS = {
     "plain": [],
     "limits": ["rollout.max_change=0.004", "rollout.proximal=0.5", "rollout.rescore=true", "rollout.drift_steps=3"],

@@ -225,12 +225,13 @@ RULES = {
     "draft-k": ["gradient.rule=draft-k", "gradient.options={k: 2}"],
     "draft-lv": ["gradient.rule=draft-lv"],
     "alignprop": ["gradient.rule=alignprop", "gradient_checkpointing=true"],
+    "updates": ["rollout.updates=2", "rollout.rescore=true", "gradient.shortcut_micro_batch=1"],
 }
 
 
 @pytest.mark.parametrize(
     "name",
-    [name if name == "ragged-chain" else pytest.param(name, marks=pytest.mark.slow) for name in RULES],
+    [name if name in ("ragged-chain", "updates") else pytest.param(name, marks=pytest.mark.slow) for name in RULES],
 )
 def test_rules_take_the_same_steps(on_small, tmp_path, name):
     """Also where samples end at different calls, and where some of them need one graph and others none."""

@@ -51,7 +51,8 @@ def compiled(monkeypatch):
 def losses(*words):
     """Of a few steps, and the trained weights."""
     tiny = [word for word in TINY if "validation" not in word]
-    job, _ = prepare(load_recipe("quickstart", [*tiny, "max_train_steps=2", "num_inference_steps=3", *words]))
+    bare = ["rollout={}", *tiny, "max_train_steps=2", "num_inference_steps=3"]
+    job, _ = prepare(load_recipe("quickstart", [*bare, *words]))
     return [result.loss for result in train(job)], torch.cat([p.detach().flatten() for p in job.parameters])
 
 

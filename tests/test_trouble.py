@@ -60,7 +60,7 @@ class Greedy:
         return images.flatten(1).mean(1)
 """
     )
-    words = [*TINY, *UNMEASURED, "--plugin", str(tmp_path / "greedy.py"), "rewards=[greedy]"]
+    words = [*TINY, *UNMEASURED, "rollout={}", "--plugin", str(tmp_path / "greedy.py"), "rewards=[greedy]"]
     done = entry.run(["finetune", "--recipe", "quickstart", "--out", str(tmp_path / "run"), *words])
     assert done.returncode == 2 and done.stderr.count("has not enough memory for this recipe") == 1, done.stderr
     assert "try with " in done.stderr and "Traceback" not in done.stderr

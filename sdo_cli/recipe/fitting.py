@@ -6,7 +6,7 @@ A value of the file that an override leaves no room for gives way, and that is s
 from collections.abc import Iterable
 from dataclasses import replace
 
-from sdo_cli.gradients.rules import RULES
+from sdo_cli.gradients.rules import RULES, resolve
 from sdo_cli.recipe.rollout_check import most_updates
 from sdo_cli.recipe.schema import PromptSource, Recipe, RolloutSpec
 
@@ -34,10 +34,14 @@ def _typed(typed: set[str], place: str) -> bool:
 
 def _options(recipe: Recipe, file: Recipe, typed: set[str]) -> tuple[Recipe, str]:
     """Options of the file's rule that another one does not have."""
-    rule, theirs = recipe.gradient.rule, recipe.gradient.options
-    if rule == file.gradient.rule or rule not in RULES or _typed(typed, "gradient.options"):
+    rule, theirs, own = recipe.gradient.rule, recipe.gradient.options, file.gradient.options
+    if rule == file.gradient.rule or not resolve(rule):
         return recipe, ""
-    kept = {key: value for key, value in theirs.items() if key in RULES[rule].options}
+
+    def is_files(key: str) -> bool:
+        return own.get(key) == theirs[key] and f"gradient.options.{key}" not in typed
+
+    kept = {key: value for key, value in theirs.items() if key in RULES[rule].options or not is_files(key)}
     if kept == theirs:
         return recipe, ""
     gone = ", ".join(key for key in theirs if key not in kept)

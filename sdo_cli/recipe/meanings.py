@@ -469,7 +469,7 @@ MEANINGS: dict[Any, dict[str, Meaning]] = {
         ),
         "base_guidance_scale": Meaning(
             "The untrained model is also drawn with this guidance, to compare with.",
-            "guidance_scale: 1.0\nvalidation: {base_guidance_scale: 5.0}",
+            "guidance_scale: 1.0\nvalidation: {prompts: {lines: [a bus]}, base_guidance_scale: 5.0}",
             "For training that is to make guidance needless: the same held-out prompts and noise, a row of the grid and"
             " a line of the results.",
         ),
