@@ -11,6 +11,9 @@ from studies.controls import permuted, run_controls
 
 from sdo_cli.threads import cores
 
+# forty rollouts, as many as steps
+ONE_UPDATE = ["rollout={}", "gradient.options={}", "learning_rate=1e-3"]
+
 
 def test_permuting_leaves_no_sample_its_own_gradient():
     g = torch.arange(8.0)
@@ -40,7 +43,7 @@ def test_quickstart_raises_reward_and_judge_on_heldout_prompts(tmp_path):
 @pytest.mark.slow
 def test_the_gain_is_the_gradients():
     torch.set_num_threads(cores())
-    gains = run_controls("quickstart", ["max_train_steps=40", "validation.num_prompts=128"])
+    gains = run_controls("quickstart", [*ONE_UPDATE, "max_train_steps=40", "validation.num_prompts=128"])
     for reward in ("clip-embedded", "judge"):
         assert gains["sign flipped"][reward].in_standard_errors < -4
     sdo, moved = gains["sdo"]["clip-embedded"].difference, gains["permuted"]["clip-embedded"].difference

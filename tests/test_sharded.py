@@ -49,8 +49,8 @@ CONFIG = {
     },
 }
 # four samples a step, one at a time; three held-out batches, so that one process has none in the last round
-FULL = ["train=full", "learning_rate=1e-4", "lr_scheduler=constant", "train_batch_size=1"]
-FULL += ["gradient_accumulation_steps=2", "num_inference_steps=3", "max_train_steps=4"]
+FULL = ["train=full", "rollout={}", "gradient.options={}", "learning_rate=1e-4", "lr_scheduler=constant"]
+FULL += ["train_batch_size=1", "gradient_accumulation_steps=2", "num_inference_steps=3", "max_train_steps=4"]
 HELD_OUT = ["validation.num_prompts=3", "validation.grid_prompts=1", "validation.grid_steps=0"]
 HELD_OUT += ["validation.batch_size=1", "validation.rewards=[]"]
 KEPT = ["checkpointing_steps=2", "checkpoints_total_limit=0"]
