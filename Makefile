@@ -30,7 +30,7 @@ $(BIN)/.developing: $(BIN)/.installed
 setup: $(BIN)/.developing  ## a virtual environment with sdo and the developers' tools
 
 demo: $(BIN)/.installed  ## fine-tune the embedded model with SDO; ends with figures and a before/after picture
-	@echo "== the demo: about 5 minutes on two free cores; the first line comes when PyTorch is loaded"
+	@echo "== the demo: about 6 minutes on two free cores; the first line comes when PyTorch is loaded"
 	@$(BIN)/sdo finetune --recipe quickstart
 
 test: $(BIN)/.developing  ## all tests but the slow ones
