@@ -80,7 +80,7 @@ def main() -> None:
 
     def one(p: Tensor, scale: Tensor | None = None, alike: bool = False) -> Draw:
         def draw(found: Tensor) -> Tensor:
-            at = offsets()[:1].expand(size) if alike else offsets()
+            at = offsets()[:1].repeat(size) if alike else offsets()
             rows = torch.searchsorted(p.cumsum(0) / p.sum(), at).clamp(max=calls - 1)
             factor = (1 if scale is None else scale[rows]) / p[rows]
             return (factor[:, None] * found[torch.arange(size), rows]).sum(0)
