@@ -18,11 +18,13 @@ from sdo_cli.cli.drawing import (
     laid_over,
     with_timesteps,
 )
-from sdo_cli.cli.evaluate_job import Asked, asked_for, starting_recipe
+from sdo_cli.cli.evaluate_job import Asked, asked_for, needs_plugins, starting_recipe
 from sdo_cli.cli.evaluate_options import MeasureOptions, NoiseOptions, PromptOptions, RewardOptions, VariantOptions
+from sdo_cli.cli.from_run import laid_over_run
 from sdo_cli.cli.groups import grouped
 from sdo_cli.cli.options import RewardPlugins
 from sdo_cli.cli.output import OutputOptions
+from sdo_cli.cli.recorded import load_recorded_plugins
 from sdo_cli.cli.several import ProcessOptions, in_several_processes, stopped_well
 from sdo_cli.plugins import load_plugins
 
@@ -56,12 +58,16 @@ def evaluate(
 ) -> None:
     """Draw a prompt set with and without LoRAs, score the images, and say what differs, with intervals."""
     load_plugins(plugin or ())
-    start, come_from = starting_recipe(recipe, model.model, variants.loras)
-    settings = start.recipe if start else BARE
-    laid = laid_over(settings, model, solver, picture, eta=eta, reward_precision=reward_precision)
+    start = starting_recipe(recipe, model.model, variants.loras)
+    if start is not None and start.run is not None and needs_plugins(rewards, start):
+        load_recorded_plugins(start.run, plugin or ())
+    more = {"eta": eta, "reward_precision": reward_precision}
+    laid, said = laid_over(BARE, model, solver, picture, **more), ""
+    if start is not None:
+        laid, said = laid_over_run(start.loaded.recipe, None, (model, solver, picture), **more)
     asked = asked_for(
         with_timesteps(laid, timesteps, solver.steps),
-        start,
+        start.loaded if start else None,
         prompts=prompts,
         rewards=rewards,
         variants=variants,
@@ -73,7 +79,8 @@ def evaluate(
         fixed_model=bool(recipe or model.model),
     )
     in_several_processes(processes)
-    carry_out(asked, measures, out, output, note=come_from, batch_size=batch_size, report=report)
+    notes = [*start.notes, *([said] if said and start.run else [])] if start else []
+    carry_out(asked, measures, out, output, first=notes, batch_size=batch_size, report=report)
 
 
 def carry_out(
@@ -82,7 +89,7 @@ def carry_out(
     out: Path | None,
     output: OutputOptions,
     *,
-    note: str,
+    first: list[str],
     batch_size: int,
     report: bool,
 ) -> None:
@@ -97,7 +104,7 @@ def carry_out(
     with stopped_well(lambda: folder), joined() as world:
         folder = Path(world.share(lambda: str(folder)))
         reporter = output.reporter(talks=world.is_main)
-        for sentence in [*([note] if note else []), *notes]:
+        for sentence in [*first, *notes]:
             reporter.note(sentence)
         try:
             with Stopping(None, reporter.note, world) as stopping:
@@ -148,6 +155,11 @@ def as_text(tree: dict[str, Any], folder: Path, *, report: bool) -> str:
     for lora, found in tree.get("recommended_scale", {}).items():
         lines.append(
             f"\nrecommended scale of {lora}: {found['scale']:g} (smallest that {found['by']} cannot tell from the best)"
+        )
+    for run, found in tree.get("recommended_checkpoint", {}).items():
+        name = f"{run}@{found['step']}" if found["step"] else "none: the model as it was"
+        lines.append(
+            f"\nrecommended checkpoint of {run}: {name} (earliest that {found['by']} cannot tell from the best)"
         )
     base, count = tree["baseline"], tree["prompts"]["count"]
     last = [f"{count} prompt{'s' * (count != 1)}"]

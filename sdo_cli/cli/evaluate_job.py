@@ -15,11 +15,11 @@ from sdo_cli.cli.evaluate_options import (
     lora_problem,
     scales_of,
 )
+from sdo_cli.cli.from_run import start_from
 from sdo_cli.device import PRECISIONS
 from sdo_cli.errors import RecipeFault
 from sdo_cli.recipe.load import LoadedRecipe, load_recipe
 from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
-from sdo_cli.runs.read import recipe_of
 from sdo_cli.sampling.solvers import AUTO
 
 if TYPE_CHECKING:
@@ -130,15 +130,36 @@ def asked_for(
     return Asked(settings, start, found, variants, scales, noise, plans, specs, embedding, chosen, limit, tuple(notes))
 
 
-def starting_recipe(recipe: str | None, model: str | None, loras: list[str]) -> tuple[LoadedRecipe | None, str]:
-    """Settings to start from: the recipe given, else that of the first run folder; and a line that says so."""
+@dataclass(frozen=True)
+class Start:
+    """Attributes:
+    loaded: the recipe that settings come from.
+    run: the folder it is of, if it is a run's.
+    notes: what is to be said of it.
+    """
+
+    loaded: LoadedRecipe
+    run: Path | None = None
+    notes: tuple[str, ...] = ()
+
+
+def starting_recipe(recipe: str | None, model: str | None, loras: list[str]) -> Start | None:
+    """Settings to start from: the recipe given, else that of the first run among the LoRAs."""
     if recipe is not None:
-        return load_recipe(recipe), ""
-    if model is None:
-        for lora in loras:
-            if (own := recipe_of(Path(lora))) is not None:
-                return load_recipe(str(own)), f"model, sampling and rewards as in {own}"
-    return None, ""
+        return Start(load_recipe(recipe))
+    if (found := start_from(loras, model)) is None:
+        return None
+    first, *others = found.notes
+    return Start(found.loaded, found.folder, (first.replace(" as in", ", prompts and rewards as in", 1), *others))
+
+
+def needs_plugins(given: RewardOptions, start: Start) -> bool:
+    """Whether a reward that is to be measured is known only to the plug-ins of the run."""
+    import rewards as table
+
+    own = [spec.name for spec in (*start.loaded.recipe.rewards, *start.loaded.recipe.validation.rewards)]
+    wanted = own if given.rewards is None else [name.strip() for name in given.rewards.split(",")]
+    return any(name in own and not table.resolve(table.full_name(name)) for name in wanted)
 
 
 def reward_specs(

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from sdo_cli.embedded import lora_place
 from sdo_cli.models.catalog import hub_lora
+from sdo_cli.models.lora_paths import at_checkpoint, lora_place, what_there_is, written_out
 from sdo_cli.models.lora_stack import number_of, stack_of
 from sdo_cli.runs.read import pipeline_of
 
@@ -35,9 +35,10 @@ class RewardOptions:
 class VariantOptions:
     """What is drawn, or scored, side by side."""
 
-    lora: Annotated[list[str] | None, typer.Option(help="A run folder or LoRA file, or A:0.8+B. Again for more.")] = (
-        None
-    )
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(help="A run (RUN@20, RUN@all: its checkpoints) or LoRA file, or A:0.8+B. Again for more."),
+    ] = None
     lora_scale: Annotated[str, typer.Option(help="Weights of each LoRA, separated by commas: 0,0.25,0.5,1.")] = "1"
     base: Annotated[bool, typer.Option(help="Also draw without a LoRA, to compare with.")] = True
     images: Annotated[
@@ -46,7 +47,8 @@ class VariantOptions:
 
     @property
     def loras(self) -> list[str]:
-        return self.lora or []
+        """By name; ``RUN@all`` is each of its checkpoints."""
+        return written_out(self.lora or [])
 
     @property
     def folders(self) -> list[Path]:
@@ -99,8 +101,10 @@ def _path_problem(path: str) -> str | None:
     place = Path(lora_place(path)).expanduser()
     if (whole := pipeline_of(place)) is not None:
         return f"--lora {path}: all weights were trained in this run; evaluate it with --model {whole}"
-    if place.is_dir() and not any(place.glob("**/*.safetensors")):
-        return f"--lora {path}: holds no LoRA; the run may not be finished (look at its manifest.json)"
-    if not place.exists() and hub_lora(path) is None:
-        return f"--lora {path}: no such file or folder"
-    return None
+    is_empty = place.is_dir() and not any(place.glob("*.safetensors")) and not any(place.glob("*/*.safetensors"))
+    if not is_empty and (place.exists() or hub_lora(path) is not None):
+        return None
+    found = at_checkpoint(path)
+    marks = what_there_is(found[0] if found else place)
+    what = "no such file or folder" if not place.exists() else "holds no LoRA; the run may not be finished"
+    return f"--lora {path}: {what}" + (f"; the run has {marks}" if marks else "")

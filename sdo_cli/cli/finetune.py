@@ -10,11 +10,15 @@ import typer
 from sdo_cli.cli.groups import grouped
 from sdo_cli.cli.options import RecipeOptions, RulePlugins
 from sdo_cli.cli.output import OutputOptions
+from sdo_cli.cli.recorded import load_recorded_plugins
 from sdo_cli.cli.several import ProcessOptions, in_several_processes, stopped_well
 from sdo_cli.errors import EnvironmentFault, RecipeFault, SdoError, is_out_of_memory
 from sdo_cli.installed import sdo
 from sdo_cli.plugins import load_plugins
 from sdo_cli.recipe.load import LoadedRecipe, load_recipe
+from sdo_cli.recipe.schema import Recipe
+from sdo_cli.runs.again import check_places, load_run, resume_line
+from sdo_cli.runs.read import RECIPE, recipe_of
 
 if TYPE_CHECKING:
     from sdo_cli.runs.summary import RunSummary
@@ -27,7 +31,7 @@ def finetune(
     plugin: RulePlugins = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/<recipe>-<time>.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest complete checkpoint of --out, or of the last run.")
+        bool, typer.Option("--resume", help="Go on from a run's newest checkpoint: --resume runs/x, or the last run.")
     ] = False,
     time_limit: Annotated[
         str | None, typer.Option(metavar="H:MM:SS", help="Save and stop before so much time is over (exit code 75).")
@@ -40,33 +44,33 @@ def finetune(
     output: OutputOptions,
 ) -> None:
     """Fine-tune a LoRA on the recipe's rewards."""
-    if not recipe.recipe:
-        shown = f"`{sdo('recipe', 'list')}` shows the shipped ones"
-        raise RecipeFault([f"--recipe is missing; {shown}, try --recipe quickstart"])
-    load_plugins(plugin or ())
-    overrides = [*(recipe.overrides or []), *(["guard.stop=true"] if stop_on_overoptimisation else [])]
-    loaded = load_recipe(recipe.recipe, overrides)
+    overrides = [*recipe.overrides, *(["guard.stop=true"] if stop_on_overoptimisation else [])]
+    loaded, out = asked_for(recipe.recipe, overrides, plugin or [], out, resume=resume)
     if dry_run:
         show_resolved(loaded, output.as_json)
         return
     seconds = None if time_limit is None else seconds_of(time_limit)
     in_several_processes(processes)
+    from sdo_cli.exporting.export import kohya_writer
     from sdo_cli.finetune.run import finetune as run
+    from sdo_cli.models.load import source_of
     from sdo_cli.parallel.stopping import Stopping
     from sdo_cli.parallel.world import joined
     from sdo_cli.runs.resume import finished
 
     folder: Path | None = None
-    with stopped_well(lambda: folder, "--resume"), joined(shards=True) as world:
+    more = [*processes.words, *(["--time-limit", time_limit] if time_limit else [])]
+    with stopped_well(lambda: folder, line=lambda there: resume_line(there, *more)), joined(shards=True) as world:
         folder = Path(world.share(lambda: str(run_folder(loaded, out, resume=resume))))
         if resume and (how := world.share(lambda: finished(loaded, folder))):
             if world.is_main:
                 typer.echo(f"{folder}/ is finished already; {how}")
             return
+        also = kohya_writer(source_of(loaded.recipe), loaded.name) if loaded.recipe.lora.kohya else None
         reporter = output.reporter(talks=world.is_main)
         try:
             with Stopping(seconds, reporter.note, world) as stopping:
-                summary = run(loaded, folder, reporter, resume=resume, stopping=stopping, world=world)
+                summary = run(loaded, folder, reporter, resume=resume, stopping=stopping, world=world, also=also)
         except Exception as fault:
             if advice := out_of_memory(fault, loaded):
                 raise advice from fault
@@ -75,6 +79,50 @@ def finetune(
             reporter.close()
         if world.is_main:
             typer.echo(json.dumps(as_record(summary)) if output.as_json else as_text(loaded, summary))
+
+
+def asked_for(
+    recipe: str, overrides: list[str], plugins: list[Path], out: Path | None, *, resume: bool
+) -> tuple[LoadedRecipe, Path | None]:
+    """The recipe that is named, or of the run that is gone on with; and the folder, where that is settled.
+
+    Raises:
+        RecipeFault: neither is named.
+    """
+    folder = run_asked_for(recipe, out) if resume else None
+    if folder is None and not recipe:
+        shown = f"`{sdo('recipe', 'list')}` shows the shipped ones"
+        raise RecipeFault([f"--recipe is missing; {shown}, try --recipe quickstart"])
+    load_plugins(plugins)
+    if folder is None:
+        return load_recipe(recipe, overrides), out
+    if out is not None and out.resolve() != folder.resolve():
+        raise RecipeFault([f"--out {out}: the run goes on in its own folder, {folder}; leave --out out"])
+    load_recorded_plugins(folder, plugins)
+    loaded = load_run(folder, overrides)
+    check_places(loaded.recipe, folder, how="say where it is, as key=PLACE")
+    return loaded, folder
+
+
+def run_asked_for(recipe: str, out: Path | None) -> Path | None:
+    """The run folder whose own recipe is meant; None where a recipe is named.
+
+    Raises:
+        RecipeFault: none is named, and there is no stopped run.
+    """
+    named = Path(recipe) if recipe else out
+    if recipe and not Path(recipe).is_dir():
+        return None
+    if named is not None:
+        if recipe_of(named) is None:
+            raise RecipeFault([f"{named}: is no run folder: it holds no {RECIPE}; name a run, or a recipe"])
+        return named
+    runs = Path(Recipe.output_dir)
+    from sdo_cli.runs.resume import newest_stopped
+
+    if (found := newest_stopped(runs)) is None:
+        raise RecipeFault([f"--resume: {runs}/ holds no run that was stopped; name a run folder, or a recipe"])
+    return found
 
 
 def run_folder(loaded: LoadedRecipe, out: Path | None, *, resume: bool) -> Path:

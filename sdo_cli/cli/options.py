@@ -16,5 +16,24 @@ ForMachines = Annotated[bool, typer.Option("--json", help="For machines.")]
 class RecipeOptions:
     """A recipe as it is named and changed on the command line."""
 
-    overrides: Overrides = None
-    recipe: Annotated[str, typer.Option("--recipe", "-r", help="A recipe file, or the name of a shipped one.")] = ""
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", help="A recipe, and what to change in it.")
+    ] = None
+    recipe_option: Annotated[
+        str, typer.Option("--recipe", "-r", help="A recipe file, or the name of a shipped one.")
+    ] = ""
+
+    @property
+    def _bare(self) -> bool:
+        """Whether the first word is the recipe: it changes nothing, and no option names one."""
+        first = (self.words or [""])[0]
+        return not self.recipe_option and bool(first) and ("=" not in first or Path(first).exists())
+
+    @property
+    def recipe(self) -> str:
+        """File or name, empty where none is given."""
+        return (self.words or [""])[0] if self._bare else self.recipe_option
+
+    @property
+    def overrides(self) -> list[str]:
+        return (self.words or [])[1:] if self._bare else self.words or []

@@ -23,6 +23,7 @@ from sdo_cli.cli.drawing import (
     laid_over,
     with_timesteps,
 )
+from sdo_cli.cli.from_run import FromRun, laid_over_run, start_from
 from sdo_cli.cli.groups import grouped
 from sdo_cli.cli.output import OutputOptions
 from sdo_cli.cli.several import ProcessOptions, in_several_processes
@@ -31,7 +32,7 @@ from sdo_cli.installed import sdo
 from sdo_cli.models.lora_stack import stack_of
 from sdo_cli.parallel.launch import launched
 from sdo_cli.progress import Reporter
-from sdo_cli.recipe.schema import Recipe
+from sdo_cli.recipe.schema import PromptSource, Recipe
 from sdo_cli.runs.read import pipeline_of
 from sdo_cli.sampling.solvers import AUTO
 
@@ -78,8 +79,13 @@ def sample(
     if variables is not None:
         draw_again(context, variables, target, output)
         return
-    lines, notes = gather_prompts(prompts or [], prompts_file)
+    start = None if lora_problems(lora) else start_from(lora.lora or [], _if_typed(context, "model", model.model))
+    lines, notes = gather_prompts(prompts or [], prompts_file, start)
     asked = laid_over(BARE, model, solver, picture, eta=eta)
+    if start is not None:
+        typed = [name for name in context.params if _was_typed(context, name)]
+        asked, said = laid_over_run(start.loaded.recipe, typed, (model, solver, picture), eta=eta)
+        notes = [*start.notes, *([said] if said else []), *notes]
     asked = with_timesteps(asked, timesteps, solver.steps if _was_typed(context, "steps") else None)
     wrong = [] if 1 <= num_images <= 10**6 else [f"--num-images: must be between 1 and {10**6}, not {num_images}"]
     count = len(lines) * num_images
@@ -193,6 +199,10 @@ def plan_and_settings(context: typer.Context, path: Path, asked: Recipe) -> "tup
     return plan, replace(asked, num_inference_steps=plan.made_for.num_inference_steps, solver=plan.made_for.solver)
 
 
+def _if_typed(context: typer.Context, name: str, value: str) -> str | None:
+    return value if _was_typed(context, name) else None
+
+
 def _was_typed(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
@@ -205,10 +215,11 @@ def holds_images(folder: Path) -> list[str]:
     return []
 
 
-def gather_prompts(words: list[str], prompts_file: str | None) -> tuple[list[str], list[str]]:
-    """Prompts, and sentences on what their file leaves out."""
+def gather_prompts(
+    words: list[str], prompts_file: str | None, start: FromRun | None = None
+) -> tuple[list[str], list[str]]:
+    """Prompts, and sentences on what their file leaves out; where none is named, the run's first held-out ones."""
     from sdo_cli.recipe.prompts import prompt_notes, read_prompts
-    from sdo_cli.recipe.schema import PromptSource
 
     lines, notes = [word for word in words if word.strip()], []
     if prompts_file:
@@ -217,6 +228,10 @@ def gather_prompts(words: list[str], prompts_file: str | None) -> tuple[list[str
             notes = prompt_notes(PromptSource(file=prompts_file), None)
         except ValueError as fault:
             raise RecipeFault([f"--prompts-file: {fault}"], what="command line") from fault
+    if not lines and start is not None and start.loaded.recipe.validation.prompts != PromptSource():
+        spec = start.loaded.recipe.validation
+        lines = start.loaded.prompts(spec.prompts)[: min(spec.num_prompts, spec.grid_prompts or spec.num_prompts)]
+        notes = [f"no prompt was given: the first {len(lines)} of the run's held-out ones"]
     if not lines:
         raise RecipeFault(
             [f"no prompt; write one in quotes: {sdo('sample', 'a tiger on a teal background')}"], what="command line"

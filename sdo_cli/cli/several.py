@@ -19,6 +19,12 @@ class ProcessOptions:
     gpus: Annotated[int | None, typer.Option(help="So many processes on this machine, a GPU each.")] = None
     processes: Annotated[int | None, typer.Option(help="So many processes on the CPU.")] = None
 
+    @property
+    def words(self) -> list[str]:
+        """As they were typed."""
+        named = (("--gpus", self.gpus), ("--processes", self.processes))
+        return [word for name, count in named if count is not None for word in (name, str(count))]
+
 
 def in_several_processes(asked: ProcessOptions) -> None:
     """Start the command again in so many processes and end with their exit code; nothing for one.
@@ -48,12 +54,15 @@ def again(*more: str) -> list[str]:
 
 
 @contextmanager
-def stopped_well(folder: Callable[[], Path | None], *more: str) -> Iterator[None]:
+def stopped_well(
+    folder: Callable[[], Path | None], *more: str, line: Callable[[Path], str] | None = None
+) -> Iterator[None]:
     """Signals, Ctrl-C and time limits end in a sentence with the command that goes on.
 
     Args:
         folder: where the work is kept; None as long as there is none.
-        more: words that make the command go on.
+        more: words that make the same command go on.
+        line: what to type, where that is another command.
 
     Raises:
         Preempted, Interrupted: stopped; after Ctrl-C it is the latter.
@@ -63,12 +72,14 @@ def stopped_well(folder: Callable[[], Path | None], *more: str) -> Iterator[None
     except KeyboardInterrupt:
         there = folder()
         what = f"{there}/ is not finished" if there else "nothing was begun"
-        raise Interrupted(f"interrupted; {what}", remedy=_going_on(there, more)) from None
+        raise Interrupted(f"interrupted; {what}", remedy=_going_on(there, more, line)) from None
     except Stopped as stop:
         kind, there = Interrupted if stop.reason == "SIGINT" else Preempted, folder()
         what = f"stopped ({stop.reason}); what is done is kept in {there}/"
-        raise kind(what, remedy=_going_on(there, more)) from None
+        raise kind(what, remedy=_going_on(there, more, line)) from None
 
 
-def _going_on(folder: Path | None, more: tuple[str, ...]) -> str:
-    return f"go on with: {sdo(*again(*more), '--out', folder)}" if folder else ""
+def _going_on(folder: Path | None, more: tuple[str, ...], line: Callable[[Path], str] | None) -> str:
+    if folder is None:
+        return ""
+    return f"go on with: {line(folder) if line else sdo(*again(*more), '--out', folder)}"

@@ -22,9 +22,3 @@ def folder(name: str, default: str = "clip") -> Path:
     if which not in FOLDERS:
         raise KeyError(f"no embedded model {which!r}; there are {', '.join(FOLDERS)}")
     return WEIGHTS / which
-
-
-def lora_place(name: str) -> str:
-    """The folder of an embedded LoRA (``embedded:student``); any other name as it is."""
-    which = name.partition(":")[2]
-    return str(WEIGHTS / which) if is_embedded(name) and which in LORAS else name

@@ -12,11 +12,13 @@ from sdo_cli.evaluate.summary import (
     Comparison,
     Measured,
     Table,
+    checkpoint_curves,
     comparisons,
     pairing,
     pairing_row,
     recommended,
     scale_of,
+    step_of,
     sweeps,
     values_of,
     ways,
@@ -42,6 +44,8 @@ def evaluation_report(job: Job, measured: list[Measured], tree: Mapping[str, Any
     blocks += _difference_blocks(measured, pairs, job.prompts)
     for lora, sweep in sweeps(measured).items():
         blocks += [_sweep_chart(lora, sweep, name, job) for name in measures if all(m.scores.get(name) for m in sweep)]
+    for run, curve in checkpoint_curves(measured).items():
+        blocks += [_curve_chart(run, curve, name, job) for name in measures if all(m.scores.get(name) for m in curve)]
     if table := _reference_table(tree):
         blocks.append(table)
     count = len({item.prompt for item in base.items})
@@ -217,6 +221,21 @@ def _sweep_chart(lora: str, sweep: list[Measured], name: str, job: Job) -> conte
     return content.Chart(title, "LoRA scale", name, [series], note=note, markers=True)
 
 
+def _curve_chart(run: str, curve: list[Measured], name: str, job: Job) -> content.Chart:
+    found = [mean_interval(values_of(m.scores[name])) for m in curve]
+    series = content.Series(
+        name=name,
+        x=[float(step_of(m.variant)) for m in curve],
+        y=[f.mean for f in found],
+        low=[f.low for f in found],
+        high=[f.high for f in found],
+    )
+    role = role_of(name, job)
+    title = f"{name}{f' ({role})' if role else ''} by the step of {Path(run).name}"
+    note = "Intervals are of each mean; neighbours share prompts and noise, so differences are known better."
+    return content.Chart(title, "step", name, [series], note=note, markers=True)
+
+
 def _lora_of(lora: str, sweep: list[Measured]) -> str:
     """Its name in this evaluation, without a scale."""
     return next(m.name.partition("@")[0] for m in sweep if m.variant.lora == lora)
@@ -265,6 +284,14 @@ def _scale_sentences(measured: list[Measured], job: Job) -> list[str]:
             sentences.append(
                 f"Recommended scale of {_lora_of(lora, sweep)}: {scale:g}, the smallest that {job.select_by} cannot "
                 "tell from the best. It is chosen on these prompts: state its gain on others."
+            )
+    for run, curve in checkpoint_curves(measured).items():
+        if all(m.scores.get(job.select_by) for m in curve):
+            step = step_of(recommended(curve, job.select_by).variant)
+            which = f"step {step}" if step else "none: the model as it was"
+            sentences.append(
+                f"Recommended checkpoint of {Path(run).name}: {which}, the earliest that {job.select_by} cannot tell "
+                "from the best. It is chosen on these prompts: state its gain on others."
             )
     return sentences
 

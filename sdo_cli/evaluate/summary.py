@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -163,14 +164,36 @@ def sweeps(measured: list[Measured]) -> dict[str, list[Measured]]:
     }
 
 
+def checkpoint_curves(measured: list[Measured]) -> dict[str, list[Measured]]:
+    """Variants that are checkpoints of one run, by rising step, the base as step 0; only runs with several."""
+    base = [m for m in measured if m.variant.lora is None and m.variant.folder is None and m.variant.plan is None]
+    by_run: dict[str, list[Measured]] = defaultdict(list)
+    for m in measured:
+        if (found := _at_step(m.variant)) is not None:
+            by_run[found[0]].append(m)
+    return {run: sorted(base + some, key=lambda m: step_of(m.variant)) for run, some in by_run.items() if len(some) > 1}
+
+
+def step_of(variant: Variant) -> int:
+    """Of the checkpoint that is drawn with; 0 for the base."""
+    found = _at_step(variant)
+    return found[1] if found else 0
+
+
+def _at_step(variant: Variant) -> tuple[str, int] | None:
+    """Run and step of a checkpoint at scale 1."""
+    found = re.fullmatch(r"(.+)@([0-9]+)", variant.lora or "")
+    return (found[1], int(found[2])) if found and variant.scale == 1 and variant.plan is None else None
+
+
 def scale_of(variant: Variant) -> float:
     return variant.scale if variant.lora is not None else 0.0
 
 
 def recommended(sweep: list[Measured], measure: str) -> Measured:
-    """The smallest scale that is not worse than the best one by more than chance (the interval of the difference).
+    """The first of a sweep that is not worse than the best one by more than chance (the interval of the difference).
 
-    A larger scale that gains nothing certain only moves the images further from the base.
+    A larger scale, or more steps, that gains nothing certain only moves the images further from the base.
     """
     best = max(sweep, key=lambda m: float(values_of(m.scores[measure]).mean()))
     for m in sweep:
@@ -223,6 +246,13 @@ def summary(job: Job, measured: list[Measured], reference: Mapping[str, Mapping[
             chosen[lora] = {"by": job.select_by, "scale": scale_of(best.variant), "variant": best.name}
     if chosen:
         tree["recommended_scale"] = chosen
+    steps = {}
+    for run, curve in checkpoint_curves(measured).items():
+        if all(m.scores.get(job.select_by) for m in curve):
+            best = recommended(curve, job.select_by)
+            steps[run] = {"by": job.select_by, "step": step_of(best.variant), "variant": best.name}
+    if steps:
+        tree["recommended_checkpoint"] = steps
     return without_nan(tree)
 
 

@@ -25,9 +25,10 @@ from sdo_cli.models.lora_files import (
     kohya_tensors,
     peft_norms,
 )
+from sdo_cli.models.lora_paths import at_checkpoint, lora_place
 from sdo_cli.models.lora_read import read_diffusers
 from sdo_cli.models.lora_stack import is_plain
-from sdo_cli.runs.read import manifest_of
+from sdo_cli.runs.read import manifest_of, run_of
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class ExportJob:
     @property
     def manifest(self) -> dict[str, Any]:
         """The run's, empty beside a bare file."""
-        return manifest_of(self.source)
+        run = run_of(lora_place(str(self.source)))
+        return manifest_of(run) if run is not None else {}
 
     def base(self) -> ModelSource:
         """The model the LoRA belongs to.
@@ -95,6 +97,15 @@ def to_kohya(job: ExportJob, out: Path) -> str:
     metadata = kohya_metadata(layers, version, model=model, title=out.stem)
     write_atomic(out, lambda path: save_file(state, path, metadata=metadata))
     return lost
+
+
+def kohya_writer(model: ModelSource, title: str) -> Callable[[Path], None]:
+    """Writes ``<title>-kohya.safetensors`` beside the LoRA that lies in a folder."""
+
+    def write(folder: Path) -> None:
+        to_kohya(ExportJob(folder, model, None, 1.0, "no"), folder / f"{title}-kohya.safetensors")
+
+    return write
 
 
 def _rounded(layers: Layers, job: ExportJob) -> tuple[Layers, str]:
@@ -280,7 +291,13 @@ FILES = ("kohya", "checkpoint")
 
 
 def default_out(source: Path, form: str) -> Path:
-    """Beside the run folder's file: ``<run>/<run>-kohya.safetensors``, or a folder ``<run>/<form>``."""
+    """Beside the run folder's file: ``<run>/<run>-kohya.safetensors``, or a folder ``<run>/<form>``.
+
+    Of a checkpoint of it: ``<run>/<run>-20-kohya.safetensors``, ``<run>/<run>-20-<form>``.
+    """
+    if (found := at_checkpoint(str(source))) is not None:
+        stem = f"{found[0].resolve().name}-{found[1]}-{form}"
+        return found[0] / (f"{stem}.safetensors" if form in FILES else stem)
     folder = source if source.is_dir() else source.parent
     stem = source.resolve().name if source.is_dir() else source.stem
     return folder / (f"{stem}-{form}.safetensors" if form in FILES else form)

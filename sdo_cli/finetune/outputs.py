@@ -1,7 +1,7 @@
 """Weights, pictures and results of a run: what its folder keeps for the user. Only the first process writes."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from sdo_cli.finetune.guard import Guard
 from sdo_cli.finetune.job import Job
 from sdo_cli.finetune.prepare import fresh_family
 from sdo_cli.finetune.validate import Validation
+from sdo_cli.models.lora_paths import BEST, CHECKPOINTS
 from sdo_cli.parallel.shards import whole
 from sdo_cli.progress import Reporter
 from sdo_cli.recipe.load import LoadedRecipe
@@ -24,14 +25,15 @@ from sdo_cli.runs.read import PIPELINE
 from sdo_cli.runs.report import run_report
 from sdo_cli.runs.summary import RunSummary
 
-BEST = "best"
+# writes a LoRA's other formats into the folder that holds diffusers' file
+Also = Callable[[Path], None] | None
 
 
 def scores_before(
     job: Job, validation: Validation | None, folder: Path, reporter: Reporter, *, resumed: bool
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """Held-out scores and pictures of the untrained model; of a resumed run those it began with."""
-    kept = folder / "checkpoints" / "before.json"
+    kept = folder / CHECKPOINTS / "before.json"
     if resumed and job.world.share(kept.is_file):
         scores = {name: torch.tensor(rows) for name, rows in job.world.share(lambda: read_json(kept)).items()}
         pictures = sorted((folder / "samples" / "step_000000").glob("[0-9]*.png")) if job.world.is_main else []
@@ -63,7 +65,7 @@ def guided_before(
     scale = job.recipe.validation.base_guidance_scale
     if scale is None or validation is None:
         return Guided()
-    kept, stage = folder / "checkpoints" / "guided.json", folder / "samples" / "guided"
+    kept, stage = folder / CHECKPOINTS / "guided.json", folder / "samples" / "guided"
     if resumed and job.world.share(kept.is_file):
         scores = {name: torch.tensor(rows) for name, rows in job.world.share(lambda: read_json(kept)).items()}
         pictures = sorted(stage.glob("[0-9]*.png")) if job.world.is_main else []
@@ -134,7 +136,7 @@ def write_results(
     write_text(folder / "README.md", model_card(loaded, job.family, summary))
 
 
-def save_weights(job: Job, folder: Path) -> None:
+def save_weights(job: Job, folder: Path, also: Also = None) -> None:
     """The adapter, or with ``train: full`` the whole pipeline; all processes add what they have of it."""
     if job.recipe.train == "full":
         weights = _whole_weights(job)
@@ -144,9 +146,17 @@ def save_weights(job: Job, folder: Path) -> None:
     if not job.world.is_main:
         return
     partial = folder / ".partial-lora"
-    job.family.save_lora(partial)
-    (partial / "pytorch_lora_weights.safetensors").replace(folder / "pytorch_lora_weights.safetensors")
+    write_adapter(job, partial, also)
+    for path in sorted(partial.iterdir()):
+        path.replace(folder / path.name)
     shutil.rmtree(partial)
+
+
+def write_adapter(job: Job, folder: Path, also: Also) -> None:
+    """The adapter as it is now: diffusers' file, and what is wanted beside it."""
+    job.family.save_lora(folder)
+    if also is not None:
+        also(folder)
 
 
 def _whole_weights(job: Job) -> dict[str, Tensor]:
@@ -173,7 +183,7 @@ def _save_pipeline(job: Job, weights: dict[str, Tensor], folder: Path) -> None:
     partial.replace(folder)
 
 
-def save_best(job: Job, guard: Guard, folder: Path) -> None:
+def save_best(job: Job, guard: Guard, folder: Path, also: Also = None) -> None:
     """``best/``: the adapter of the best check, loadable like the run itself."""
     if guard.best is None or not job.world.is_main:
         return
@@ -182,7 +192,7 @@ def save_best(job: Job, guard: Guard, folder: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         _put(job.parameters, guard.best)
-        job.family.save_lora(partial)
+        write_adapter(job, partial, also)
     finally:
         _put(job.parameters, now)
     check = next(check for check in guard.checks if check.step == guard.best_step)

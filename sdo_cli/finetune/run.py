@@ -55,6 +55,7 @@ class Run:
     trackers: Trackers
     begin: Checkpoint | None
     replays: Replays
+    also: outputs.Also = None
 
     @property
     def is_main(self) -> bool:
@@ -70,6 +71,7 @@ def finetune(
     resume: bool = False,
     stopping: Stopping | None = None,
     world: World = SINGLE,
+    also: outputs.Also = None,
 ) -> RunSummary:
     """Run the whole job into ``folder``, which all processes share.
 
@@ -79,6 +81,7 @@ def finetune(
         resume: go on from the newest complete checkpoint in ``folder``, if there is one.
         stopping: asked at every safe point.
         world: the processes that do it together; each calls this function.
+        also: writes every LoRA in other formats too.
 
     Raises:
         Stopped: there was a reason to; a checkpoint of the last step is there if any step was taken.
@@ -113,7 +116,7 @@ def finetune(
         trackers = Trackers(loaded.recipe.trackers if world.is_main else [], folder, identity(loaded, world.size))
         replays = Replays.after(begin.step if begin else 0, loaded.recipe.rollout.drift_steps)
         points = SafePoints(reporter, stopping or Stopping(world=world))
-        return _recorded(Run(loaded, job, validation, guard, folder, points, trackers, begin, replays))
+        return _recorded(Run(loaded, job, validation, guard, folder, points, trackers, begin, replays, also))
 
 
 @contextmanager
@@ -127,14 +130,14 @@ def _folder_of_ours(folder: Path, world: World) -> Iterator[None]:
 
 def _recorded(run: Run) -> RunSummary:
     """With a manifest that says how it ended."""
-    started, status, summary = now(), "failed", None
-    if run.begin is not None and run.is_main:
-        started = manifest_of(run.folder).get("started", started)
+    status, summary = "failed", None
+    before = manifest_of(run.folder) if run.begin is not None and run.is_main else {}
+    started = before.get("started", now())
 
     def record(status: str) -> None:
         if run.is_main:
             stopped = summary.stopped_at if summary else None
-            tree = manifest(run.loaded, run.job.family.name, status, started)
+            tree = manifest(run.loaded, run.job.family.name, status, started, before)
             write_json(run.folder / MANIFEST, {**tree, "processes": run.job.world.size, "stopped_at": stopped})
 
     def lost() -> None:
@@ -142,7 +145,7 @@ def _recorded(run: Run) -> RunSummary:
         run.reporter.close()
 
     if run.is_main:
-        write_recipe(run.loaded, run.folder, run.validation.prompts if run.validation else None)
+        write_recipe(run.loaded, run.folder)
     record("running")
     # when another process fails there is no way back to here
     run.job.world.peers.before_the_end = lost
@@ -170,7 +173,7 @@ def _train_and_measure(run: Run) -> RunSummary:
     stopped_at = _train(run, stepper, results, first_grid)
     seconds = added([result.seconds for result in results])
     # before anything else that could fail
-    outputs.save_weights(job, folder)
+    outputs.save_weights(job, folder, run.also)
     after = outputs.measure(job, run.validation, "held-out, after", run.reporter)
     steps = results[-1].step if results else 0
     outputs.draw_grid(job, run.validation, first_grid, folder, steps, guided)
@@ -194,7 +197,7 @@ def _go_back(run: Run, stepper: Stepper) -> list[StepResult]:
         state = restore(run.begin, stepper, rank=run.job.world.rank)
         if run.guard is not None and state["guard"] is not None:
             run.guard.load_state(state["guard"])
-            outputs.save_best(run.job, run.guard, run.folder)
+            outputs.save_best(run.job, run.guard, run.folder, run.also)
     if run.is_main and run.guard is not None:
         lines = [json.dumps(without_nan(asdict(check))) + "\n" for check in run.guard.checks]
         write_text(run.folder / CHECKS, "".join(lines))
@@ -291,7 +294,13 @@ def _save(run: Run, stepper: Stepper, step: int) -> None:
     world, keep = run.job.world, run.job.recipe.checkpoints_total_limit
     state = run.guard.state() if run.guard is not None else None
     kept, what = run.replays.state(world), identity(run.loaded, world.size)
-    save(run.folder, step, stepper, what, keep=keep, guard=state, replays=kept, world=world)
+
+    def adapter(folder: Path) -> None:
+        with stepper.kept_weights():
+            outputs.write_adapter(run.job, folder, run.also)
+
+    usable = adapter if run.job.recipe.train == "lora" else None
+    save(run.folder, step, stepper, what, keep=keep, guard=state, replays=kept, world=world, adapter=usable)
 
 
 def _check(run: Run, stepper: Stepper, step: int) -> bool:
@@ -306,7 +315,7 @@ def _check(run: Run, stepper: Stepper, step: int) -> bool:
         run.trackers.log({f"guard/{name}": sum(v) / len(v) for name, v in check.values.items()}, step)
     run.reporter.note(f"check at step {step}: {said_of(check)}{'  best so far' if better else ''}")
     if better:
-        outputs.save_best(run.job, guard, run.folder)
+        outputs.save_best(run.job, guard, run.folder, run.also)
     if not guard.is_over(recipe.guard.patience) or (found := guard.verdict()) is None:
         return False
     stop = recipe.guard.stop

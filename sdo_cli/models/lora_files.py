@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdo_cli.embedded import lora_place
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.files import file_hash
 from sdo_cli.hub import cached_file, find_file
 from sdo_cli.models.catalog import LORA_FILE, hub_lora
 from sdo_cli.models.kohya import kohya_names
+from sdo_cli.models.lora_paths import at_checkpoint, lora_place, step_of, what_there_is
 from sdo_cli.models.lora_stack import is_plain, stack_of
 
 NAME = LORA_FILE
@@ -73,11 +73,12 @@ def sources_of(path: Path) -> list[Source]:
     Raises:
         EnvironmentFault: there is none, or several that could be meant.
     """
-    path = Path(lora_place(str(path)))
+    given = str(path)
+    path = Path(lora_place(given))
     if path.is_file():
         return [_source(path)]
     if not path.is_dir():
-        raise EnvironmentFault(f"no LoRA at {path}", remedy="give the folder of a finished run, or a LoRA file")
+        raise EnvironmentFault(f"no LoRA at {path}", remedy=missing_remedy(given))
     if (path / NAME).is_file():
         return [_source(path / NAME)]
     folders = sorted(place.parent.name for place in path.glob("*/adapter_config.json"))
@@ -96,10 +97,18 @@ def sources_of(path: Path) -> list[Source]:
         names = ", ".join(file.name for file in files[:8]) + (", …" if len(files) > 8 else "")
         raise EnvironmentFault(f"{path} holds {len(files)} LoRA files: {names}", remedy="name the one that is meant")
     if not files:
-        raise EnvironmentFault(
-            f"{path} holds no LoRA", remedy="the run may not be finished (look at manifest.json), or name the file"
-        )
+        raise EnvironmentFault(f"{path} holds no LoRA", remedy=missing_remedy(given))
     return [_source(files[0])]
+
+
+def missing_remedy(name: str) -> str:
+    """What to give in place of a name without a LoRA behind it."""
+    found = at_checkpoint(name)
+    place = Path(name).expanduser()
+    run = found[0] if found else place if step_of(place) is None else place.parent.parent
+    if marks := what_there_is(run):
+        return f"the run's adapters: {run}{f', {run}'.join(marks.split(', '))}"
+    return "give the folder of a finished run (its manifest.json says how it ended), or a LoRA file"
 
 
 def _source(file: Path, component: str | None = None) -> Source:

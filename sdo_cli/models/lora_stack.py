@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdo_cli.embedded import lora_place
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.models.catalog import hub_lora
+from sdo_cli.models.lora_paths import lora_place
 
 # float() takes 1_0, nan and the digits of every script, too
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")

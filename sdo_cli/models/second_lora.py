@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdo_cli.embedded import lora_place
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.models.base import Family
 from sdo_cli.models.lora_carried import weighted_dora
 from sdo_cli.models.lora_files import find_lora
+from sdo_cli.models.lora_paths import lora_place
 from sdo_cli.models.lora_read import has_text_layers
 from sdo_cli.models.lora_stack import is_plain
 from sdo_cli.sampling.guidance import Condition, Network

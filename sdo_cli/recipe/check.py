@@ -327,7 +327,7 @@ def check_training(recipe: Recipe, problem: Problem) -> None:
         return
     if recipe.kl_weight:
         problem(("kl_weight",), "needs the base model beside the trained one; with train: full there is none, write 0")
-    for name in ("text_encoder", "start_from", "target_modules"):
+    for name in ("text_encoder", "start_from", "target_modules", "kohya"):
         if getattr(recipe.lora, name):
             problem(("lora", name), "belongs to train: lora; with train: full there is no adapter, take it out")
 

@@ -78,8 +78,11 @@ def read_recipe(path: Path) -> str:
         raise RecipeFault([f"{path}: cannot be read as UTF-8 text: {fault}"]) from fault
 
 
-def load_recipe(name: str, overrides: list[str] | None = None) -> LoadedRecipe:
+def load_recipe(name: str, overrides: list[str] | None = None, *, checked: bool = True) -> LoadedRecipe:
     """Load, merge and check.
+
+    Args:
+        checked: False takes it as it is typed: its rewards, rules and prompts need not be here.
 
     Raises:
         RecipeFault: with every problem found, each with origin, key and remedy.
@@ -100,7 +103,8 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> LoadedRecipe:
         if overrides and (file := _alone(text, path)) is not None:
             recipe, gave_way = fitted(recipe, file, overrides)
             chosen += gave_way
-        check_recipe(recipe, path.parent, reader.follow_up)
+        if checked:
+            check_recipe(recipe, path.parent, reader.follow_up)
     if document.problems:
         raise RecipeFault(document.problems)
     recipe, toys = with_toys_named(recipe)

@@ -53,6 +53,7 @@ class LoraSpec:
     target_modules: list[str] | None = None
     text_encoder: bool = False
     start_from: str | None = None
+    kohya: bool = False
 
 
 @dataclass(frozen=True)

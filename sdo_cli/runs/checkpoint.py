@@ -2,13 +2,14 @@
 
 ``checkpoints/checkpoint-50/`` holds ``state.safetensors`` (trained weights, optimizer, running mean, random states),
 ``state.json`` (position, rate, scaler, what the run is) and ``complete.json``. It is written under another name, the
-marker last, and renamed; what has no valid marker is never read.
+marker last, and renamed; what has no valid marker is never read. Beside them lies the adapter as it would be kept if
+training ended there, to draw with; it stays when the state is forgotten.
 """
 
 import hashlib
 import random
-import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,13 @@ from torch import Tensor
 
 from sdo_cli.errors import CheckpointFault
 from sdo_cli.files import read_json, write_json
+from sdo_cli.models.lora_paths import CHECKPOINTS, checkpoint_folder, step_of
 from sdo_cli.optimizers.stepper import Stepper
 from sdo_cli.parallel.shards import whole
 from sdo_cli.parallel.world import SINGLE, World
 
-FOLDER, MARKER = "checkpoints", "complete.json"
+MARKER = "complete.json"
 FILES = ("state.safetensors", "state.json")
-_NAME = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,16 @@ def save(
     guard: dict[str, Any] | None = None,
     replays: dict[str, Any] | None = None,
     world: World = SINGLE,
+    adapter: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write ``checkpoint-<step>``; remove older ones beyond ``keep`` (0 keeps all), never the newest complete one.
 
     Every process calls it and adds its random state, and its part of what is dealt out; the first one writes.
+
+    Args:
+        adapter: writes the trained LoRA into a folder.
     """
-    target = run_folder / FOLDER / f"checkpoint-{step}"
+    target = checkpoint_folder(run_folder, step)
     random_states = world.gather(_random_state())
 
     def is_wanted() -> bool:
@@ -82,6 +87,8 @@ def save(
     staged = target.with_name(f".partial-{target.name}")
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
+    if adapter is not None:
+        adapter(staged)
     save_file(copies, staged / FILES[0])
     write_json(staged / FILES[1], {"step": step, "run": run, "state": state})
     write_json(staged / MARKER, {"step": step, "files": {name: _describe(staged / name) for name in FILES}})
@@ -137,12 +144,12 @@ def read(folder: Path) -> Checkpoint:
 
 
 def _all(run_folder: Path) -> list[Path]:
-    return [path for path in (run_folder / FOLDER).glob("checkpoint-*") if _NAME.fullmatch(path.name)]
+    return [path for path in (run_folder / CHECKPOINTS).glob("checkpoint-*") if step_of(path) is not None]
 
 
 def _step_of(folder: Path) -> int:
-    found = _NAME.fullmatch(folder.name)
-    return int(found[1]) if found else -1
+    step = step_of(folder)
+    return -1 if step is None else step
 
 
 def _forget_older(run_folder: Path, keep: int) -> None:
@@ -150,7 +157,10 @@ def _forget_older(run_folder: Path, keep: int) -> None:
     for folder in complete[:-keep] if keep > 0 else []:
         # the marker first: half a checkpoint must not look whole
         (folder / MARKER).unlink()
-        shutil.rmtree(folder)
+        for name in FILES:
+            (folder / name).unlink()
+        if not any(folder.glob("*.safetensors")):
+            shutil.rmtree(folder)
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -15,9 +17,12 @@ from sdo_cli.models.load import source_of
 from sdo_cli.plugins import loaded_plugins
 from sdo_cli.provenance import command, now, versions
 from sdo_cli.recipe.load import LoadedRecipe
-from sdo_cli.runs.read import RECIPE
+from sdo_cli.recipe.schema import PromptSource
+from sdo_cli.runs.read import AS_GIVEN, RECIPE
 from sdo_cli.weights.needs import revisions_of
 
+# keys of a recipe that may name files and folders
+PLACES = ("model", "vae", "text_encoders", "tiny_decoder", "lora", "rollout", "rewards")
 SKIP_PLAN = "skip_plan.json"
 
 
@@ -34,11 +39,19 @@ def new_run_folder(loaded: LoadedRecipe, out: Path | None) -> Path:
     return folder
 
 
-def manifest(loaded: LoadedRecipe, family: str, status: str, started: str) -> dict[str, Any]:
-    """What ran, with which versions; ``status`` is running, finished, interrupted or failed."""
+def manifest(
+    loaded: LoadedRecipe, family: str, status: str, started: str, before: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """What ran, with which versions; ``status`` is running, finished, interrupted or failed.
+
+    Args:
+        before: the manifest of the run that is gone on with.
+    """
     return {
         "status": status,
-        "command": command(),
+        "command": before.get("command", command()),
+        # how it was gone on with
+        "resumed": [*before.get("resumed", []), *([command()] if before else [])],
         "recipe": loaded.name,
         "overrides": list(loaded.overrides),
         "seed": loaded.recipe.seed,
@@ -53,13 +66,14 @@ def manifest(loaded: LoadedRecipe, family: str, status: str, started: str) -> di
     }
 
 
-def write_recipe(loaded: LoadedRecipe, folder: Path, held_out: list[str] | None) -> None:
+def write_recipe(loaded: LoadedRecipe, folder: Path) -> None:
     """The recipe as given, and one that runs again from this folder alone: its prompts lie beside it."""
-    write_text(folder / "recipe.yaml", loaded.text)
+    write_text(folder / AS_GIVEN, loaded.text)
     tree = loaded.resolved()
     sources = {"train": (tree, loaded.prompts(loaded.recipe.prompts))}
-    if held_out is not None:
-        sources["heldout"] = (tree["validation"], held_out)
+    if loaded.recipe.validation.prompts != PromptSource():
+        # all of them: num_prompts says how many count
+        sources["heldout"] = (tree["validation"], loaded.prompts(loaded.recipe.validation.prompts))
     if loaded.recipe.guard.steps:
         sources["guard"] = (tree["guard"], loaded.prompts(loaded.recipe.guard.prompts))
     for name, (place, prompts) in sources.items():
@@ -71,12 +85,12 @@ def write_recipe(loaded: LoadedRecipe, folder: Path, held_out: list[str] | None)
     if (plan := rollout_plan(loaded.recipe, loaded.folder)) is not None:
         plan.save(folder / SKIP_PLAN)
         tree["rollout"]["skip_plan"] = SKIP_PLAN
-    _absolute_paths(tree)
+    absolute_paths(tree)
     write_text(folder / RECIPE, OmegaConf.to_yaml(OmegaConf.create(tree)))
 
 
-def _absolute_paths(tree: dict[str, Any]) -> None:
-    """Files and folders the recipe names were looked up from where the command ran."""
+def absolute_paths(tree: dict[str, Any]) -> None:
+    """Files and folders the recipe names are looked up from where the command runs: in place, they no longer are."""
 
     def absolute(value: Any) -> Any:
         if isinstance(value, dict):
@@ -86,7 +100,7 @@ def _absolute_paths(tree: dict[str, Any]) -> None:
         is_path = isinstance(value, str) and "/" in value and Path(value).expanduser().exists()
         return str(Path(value).expanduser().resolve()) if is_path else value
 
-    for key in ("model", "vae", "text_encoders", "lora", "rollout", "rewards"):
+    for key in PLACES:
         tree[key] = absolute(tree[key])
     for part in ("validation", "guard"):
         tree[part]["rewards"] = absolute(tree[part]["rewards"])

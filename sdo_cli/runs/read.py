@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from sdo_cli.files import read_json
+from sdo_cli.models.catalog import LORA_FILE
 
-MANIFEST, RECIPE = "manifest.json", "resolved.yaml"
+# the recipe as it was given, and spelled out with its prompts beside it
+MANIFEST, AS_GIVEN, RECIPE = "manifest.json", "recipe.yaml", "resolved.yaml"
 # a line per step (sdo_cli.records.step), a line per check (sdo_cli.records.check)
 METRICS, CHECKS = "metrics.jsonl", "guard.jsonl"
 # of `train: full`
@@ -23,6 +25,18 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     tree: dict[str, Any] = read_json(path) if path.is_file() else {}
     return tree
+
+
+def run_of(lora: str | Path) -> Path | None:
+    """The run that a LoRA's file or folder belongs to, that of a checkpoint too; None for one of no run."""
+    place = Path(lora).expanduser()
+    if place.is_file() and place.name != LORA_FILE:
+        return None
+    # as it was named, where that reaches so far
+    for folder in (place, *list(place.parents)[:3], *list(place.absolute().parents)[:3]):
+        if (folder / MANIFEST).is_file() and (folder / RECIPE).is_file():
+            return folder
+    return None
 
 
 def recipe_of(folder: Path) -> Path | None:

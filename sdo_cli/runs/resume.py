@@ -18,7 +18,8 @@ from sdo_cli.recipe.toys import tree_with_toys_named
 from sdo_cli.records.check import checks_of, verdict
 from sdo_cli.runs import checkpoint
 from sdo_cli.runs.checkpoint import Checkpoint
-from sdo_cli.runs.read import CHECKS, MANIFEST, manifest_of, read_lines, steps_written
+from sdo_cli.runs.folder import absolute_paths
+from sdo_cli.runs.read import CHECKS, MANIFEST, manifest_of, read_lines, recipe_of, steps_written
 
 # how a step's samples are dealt out; their number may not change
 SPLIT = ("train_batch_size", "gradient_accumulation_steps")
@@ -31,6 +32,7 @@ MAY_CHANGE = (
     "description",
     "validation.grid_steps",
     "trackers",
+    "lora.kohya",
     "guard.patience",
     "guard.stop",
     *SPLIT,
@@ -54,6 +56,8 @@ def identity(loaded: LoadedRecipe, processes: int = 1) -> dict[str, Any]:
     if lora is not None:
         tree["rollout"]["lora"] = lora_hash(lora) or lora
     tree["rollout"]["skip_plan"] = plan.fingerprint if plan is not None else None
+    # the same file, from wherever it is named
+    absolute_paths(tree)
     return {key: value for key, value in _flat(tree, "") if key not in MAY_CHANGE}
 
 
@@ -94,7 +98,9 @@ def find(loaded: LoadedRecipe, folder: Path, reporter: Reporter, world: World = 
     now = json.loads(json.dumps(identity(loaded, world.size)))
     # a run of an older sdo had what was not there yet as it is by default, and no names of the toys
     there = tree_with_toys_named({**_defaults(), **found.run})
-    changed = [key for key in dict.fromkeys([*there, *now]) if there.get(key) != now.get(key)]
+    changed = [key for key in dict.fromkeys([*there, *now]) if not _same(there.get(key), now.get(key))]
+    for key in sorted(key for key in set(there) & set(now) if there[key] != now[key] and key not in changed):
+        reporter.note(f"{key}: {json.dumps(now[key])} in place of {json.dumps(there[key])}")
     if changed:
         notes = {"global_batch": " (train_batch_size × gradient_accumulation_steps × processes)"}
         lines = [
@@ -108,6 +114,21 @@ def find(loaded: LoadedRecipe, folder: Path, reporter: Reporter, world: World = 
         raise RecipeFault([f"{text}; give more, or a new folder"])
     reporter.note(f"resumed from {found.folder} (step {found.step} of {loaded.recipe.max_train_steps})")
     return found
+
+
+def _same(there: Any, here: Any) -> bool:
+    """Equal, or files of one name whose old place is not on this machine, or was said from another folder.
+
+    Weights that lie elsewhere are the user's word: nothing tells them from others of their name.
+    """
+    if isinstance(there, dict) and isinstance(here, dict):
+        return set(there) == set(here) and all(_same(there[key], here[key]) for key in there)
+    if isinstance(there, list) and isinstance(here, list):
+        return len(there) == len(here) and all(map(_same, there, here))
+    if there == here or not (isinstance(there, str) and isinstance(here, str) and "/" in there):
+        return bool(there == here)
+    old, new = Path(there).expanduser(), Path(here).expanduser()
+    return old.name == new.name and new.exists() and (not old.exists() or old.resolve() == new.resolve())
 
 
 def finished(loaded: LoadedRecipe, folder: Path) -> str:
@@ -135,4 +156,19 @@ def newest_unfinished(loaded: LoadedRecipe) -> Path | None:
     """The run folder of this recipe that was begun last and is not finished."""
     folders = [path for path in Path(loaded.recipe.output_dir).glob(f"{loaded.name}-*") if path.is_dir()]
     unfinished = [path for path in folders if not finished(loaded, path) and (path / MANIFEST).is_file()]
-    return max(unfinished, key=lambda path: (path / MANIFEST).stat().st_mtime, default=None)
+    return max(unfinished, key=last_touched, default=None)
+
+
+def newest_stopped(runs: Path) -> Path | None:
+    """Of all runs in a folder the one that was worked on last and is not finished."""
+    stopped = [path.parent for path in runs.glob(f"*/{MANIFEST}") if is_stopped(path.parent)]
+    return max(stopped, key=last_touched, default=None)
+
+
+def is_stopped(folder: Path) -> bool:
+    """A run of `sdo finetune` that has not come to its end."""
+    return recipe_of(folder) is not None and manifest_of(folder).get("status") != "finished"
+
+
+def last_touched(folder: Path) -> float:
+    return (folder / MANIFEST).stat().st_mtime

@@ -1,0 +1,98 @@
+"""Drawing with a run's LoRA begins with what the run's folder says; what was typed wins, and both are said."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from sdo_cli.cli.drawing import BARE, KEYS, PictureOptions, SolverOptions, WeightOptions
+from sdo_cli.models.load import ModelSource
+from sdo_cli.models.lora_paths import lora_place
+from sdo_cli.models.lora_stack import stack_of
+from sdo_cli.recipe.load import LoadedRecipe
+from sdo_cli.recipe.schema import Recipe
+from sdo_cli.runs.again import check_places, load_run
+from sdo_cli.runs.read import run_of
+
+# what an image looks like, beside model and LoRA
+SAMPLING = (
+    "solver",
+    "num_inference_steps",
+    "timesteps",
+    "eta",
+    "guidance_scale",
+    "negative_prompt",
+    "height",
+    "width",
+)
+WEIGHTS = tuple(field.name for field in fields(ModelSource))
+
+
+@dataclass(frozen=True)
+class FromRun:
+    """Attributes:
+    folder: the run.
+    loaded: its recipe, unchecked: rewards and rules need not be known.
+    notes: what is to be said of it.
+    """
+
+    folder: Path
+    loaded: LoadedRecipe
+    notes: tuple[str, ...]
+
+
+def runs_behind(loras: Sequence[str]) -> list[Path]:
+    """Run folders that the LoRAs of ``--lora`` come from, each once."""
+    found = [run_of(lora_place(one.path)) for word in loras for one in stack_of(word)]
+    return list(dict.fromkeys(run for run in found if run is not None))
+
+
+def start_from(loras: Sequence[str], model: str | None) -> FromRun | None:
+    """The recipe of the first run among the LoRAs; None where none is of a run.
+
+    Args:
+        model: typed by hand; what the run says of its own weights is then left out.
+
+    Raises:
+        RecipeFault: the run's model is not on this machine, and no other was typed.
+    """
+    if not (runs := runs_behind(loras)):
+        return None
+    folder, loaded = runs[0], load_run(runs[0], checked=False)
+    notes = [f"model and sampling as in {folder / 'resolved.yaml'}"]
+    if model is None or model == loaded.recipe.model:
+        check_places(loaded.recipe, folder, how="give another place by hand, as --model PLACE", for_training=False)
+    else:
+        plain = {name: getattr(BARE, name) for name in WEIGHTS}
+        loaded = replace(loaded, recipe=replace(loaded.recipe, **plain))
+        notes = [f"sampling as in {folder / 'resolved.yaml'}"]
+    for other in runs[1:]:
+        theirs = load_run(other, checked=False).recipe
+        names = ("model", *SAMPLING) if model is None else SAMPLING
+        if differs := [name for name in names if getattr(theirs, name) != getattr(loaded.recipe, name)]:
+            said = ", ".join(f"{name} {getattr(theirs, name)}" for name in differs)
+            notes.append(f"{other} was trained with another {said}; drawn like {folder} all the same")
+    return FromRun(folder, loaded, tuple(notes))
+
+
+def laid_over_run(
+    recipe: Recipe,
+    typed: Sequence[str] | None,
+    groups: Sequence[WeightOptions | SolverOptions | PictureOptions],
+    **more: Any,
+) -> tuple[Recipe, str]:
+    """The run's settings with those of the options that were typed, and a sentence on these.
+
+    Args:
+        typed: names of the command's parameters that stand on the command line; None where options not given are None.
+        more: options outside the groups, by name.
+    """
+    values = {field.name: getattr(group, field.name) for group in groups for field in fields(group)} | more
+    given = {
+        KEYS.get(name, name): value
+        for name, value in values.items()
+        if (typed is None or name in typed) and value is not None
+    }
+    other = {key: value for key, value in given.items() if getattr(recipe, key) != value and key != "model"}
+    said = ", ".join(f"{key} {value}" for key, value in other.items())
+    return replace(recipe, **given), f"by hand in place of the run's: {said}" if said else ""
