@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from rewards.registered import Foreign
 from sdo_cli.hub import WeightFile
-from sdo_cli.plugins import REWARDS, installed_names, load_installed
+from sdo_cli.plugins import REGISTERED, REWARDS, installed_names, load_installed
 
 if TYPE_CHECKING:
     from rewards.base import RewardInfo
@@ -127,6 +127,7 @@ def reward(
         if name in TABLE or name in SHORT or name in FOREIGN:
             raise ValueError(f"there is a reward {name!r} already; give yours another name")
         options = _options_of(name, made)
+        REGISTERED.append(name)
         FOREIGN[name] = Foreign(made, summary, source, licence, range, differentiable)
         OPTIONS[name] = frozenset(options)
         REQUIRED[name] = frozenset(o for o in options if parameters(made)[o].default is inspect.Parameter.empty)

@@ -24,6 +24,8 @@ class Plugin:
 
 
 _loaded: dict[Path, Plugin] = {}
+# names of rewards and rules, as they register
+REGISTERED: list[str] = []
 # entry points of installed packages that were loaded, by group and name
 _installed: dict[tuple[str, str], Plugin] = {}
 # what a package declares in its own pyproject.toml
@@ -95,6 +97,7 @@ def _load(path: Path, given: str) -> Plugin:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    before = len(REGISTERED)
     try:
         spec.loader.exec_module(module)
     # foreign code may raise anything
@@ -102,5 +105,10 @@ def _load(path: Path, given: str) -> Plugin:
         del sys.modules[name]
         where = f"{type(fault).__name__}: {fault}"
         raise PluginFault(f"--plugin {given}: {where}", remedy="run it with --debug to see where") from fault
+    if len(REGISTERED) == before:
+        raise PluginFault(
+            f"--plugin {given}: registers neither a reward nor a gradient rule",
+            remedy="put @reward(…) before a class or @gradient_rule(…) before a function, as in docs/plugins.md",
+        )
     _loaded[path] = Plugin(str(path), hashlib.sha256(text).hexdigest())
     return _loaded[path]

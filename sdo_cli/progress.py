@@ -6,7 +6,9 @@ from typing import Protocol
 class Reporter(Protocol):
     """Receives progress. Phases follow each other; ``advance`` moves the current one on."""
 
-    def phase(self, name: str, total: int) -> None: ...
+    def phase(self, name: str, total: int, done: int = 0) -> None:
+        """``done`` of the total were done before, in an earlier run."""
+        ...
 
     def advance(self, count: int = 1, text: str = "") -> None: ...
 
@@ -20,8 +22,8 @@ class Reporter(Protocol):
 class Silent:
     """A reporter that tells nothing."""
 
-    def phase(self, name: str, total: int) -> None:
-        del name, total
+    def phase(self, name: str, total: int, done: int = 0) -> None:
+        del name, total, done
 
     def advance(self, count: int = 1, text: str = "") -> None:
         del count, text

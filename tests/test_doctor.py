@@ -217,9 +217,9 @@ def test_packages_too_old_too_new_or_missing_are_found(monkeypatch):
 def test_a_full_disk_is_found(monkeypatch):
     monkeypatch.setattr("sdo_cli.doctor.environment._free", lambda path: 10**6)
     recipe = load_recipe("hps").recipe
-    (found,) = [finding for finding in look_around(recipe, "hps") if finding.section == "disk"]
+    (found,) = [finding for finding in look_around(recipe, ["hps"]) if finding.section == "disk"]
     assert not found.ok and "HF_HOME" in found.remedy
-    assert all(finding.ok for finding in look_around(job().recipe, "quickstart"))
+    assert all(finding.ok for finding in look_around(job().recipe, ["quickstart"]))
 
 
 def test_the_largest_stage_names_the_peak():

@@ -257,8 +257,8 @@ def gpu_tests(seconds: float) -> dict[str, Any]:
 class Lines:
     """Progress as lines on stderr."""
 
-    def phase(self, name: str, total: int) -> None:
-        del total
+    def phase(self, name: str, total: int, done: int = 0) -> None:
+        del total, done
         say(name)
 
     def advance(self, count: int = 1, text: str = "") -> None:

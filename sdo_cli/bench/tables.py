@@ -63,6 +63,25 @@ def nearness_table(result: BenchResult) -> str:
     return markdown(["rule", "cosine, one draw", "of the mean", "variance", "error", "draws"], rows)
 
 
+def worth_table(result: BenchResult) -> str:
+    """What a rule's gradient is worth for its cost; needs costs, nearness and full backpropagation beside it."""
+    full = full_costs(result.cost)
+    against = next((full[kind] for kind in ("calls", "blocks", "none") if kind in full), None)
+    if against is None:
+        return ""
+    rows = []
+    for variant, found in result.nearness.items():
+        cost = result.cost.variants.get(variant)
+        if cost is None or not cost.mean_flops:
+            continue
+        share = cost.mean_flops / against.mean_flops
+        rows.append((found.cosine.mean / share, [variant.name, f"{share:.2f}", f"{found.cosine.mean:.2f}"]))
+    rows.sort(key=lambda row: -row[0])
+    return markdown(
+        ["rule", "cost / full", "cosine", "cosine for the cost"], [[*cells, f"{worth:.2f}"] for worth, cells in rows]
+    )
+
+
 def training_table(result: BenchResult) -> str:
     assert result.training is not None
     names = list(result.training.before)
@@ -88,6 +107,13 @@ def training_table(result: BenchResult) -> str:
 def all_tables(result: BenchResult) -> str:
     """What there is, with a line above each table."""
     parts = []
+    if result.nearness and (worth := worth_table(result)):
+        parts += [
+            "What a gradient is worth for its cost, best first. cosine: 1 points where full backpropagation points, 0"
+            " tells nothing of it.\nerror (below): distance from the full gradient in its own length, so 0 is equal"
+            " and above 1 is further off than no step at all.",
+            worth,
+        ]
     if any(cost.seconds for cost in result.cost.variants.values()):
         parts += [
             "Cost of one iteration (GFLOPs are means over plans; `bare`: as many bare parts;"

@@ -24,6 +24,7 @@ from sdo_cli.cli import (
     prune,
     recipe,
     reward,
+    runs,
     sample,
 )
 from sdo_cli.errors import EXIT_BAD_INPUT, EnvironmentFault, SdoError, is_out_of_memory
@@ -48,6 +49,7 @@ app.command("prune")(prune.prune)
 app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("report")(compare.report)
+app.command("runs")(runs.runs)
 app.command("fetch")(fetch.fetch)
 app.command("export")(export.export)
 app.command("bench")(bench.bench)

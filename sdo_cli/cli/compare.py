@@ -9,7 +9,7 @@ import typer
 
 from sdo_cli.cli.options import ForMachines
 from sdo_cli.errors import RecipeFault
-from sdo_cli.runs.read import is_run
+from sdo_cli.runs.read import is_run, recipe_of
 
 ImagesOption = Annotated[
     str, typer.Option("--images", help="inline, beside (in a folder of their own), or auto: inline where they fit.")
@@ -18,7 +18,7 @@ ImagesOption = Annotated[
 
 def compare(
     evaluations: Annotated[
-        list[Path], typer.Argument(metavar="A B [C]...", help="Evaluations, or the folder of one variant in one.")
+        list[Path], typer.Argument(metavar="A B [C]...", help="Evaluations, or one's variants; or finished runs.")
     ],
     select_by: Annotated[str | None, typer.Option(help="The measure said first.")] = None,
     anyway: Annotated[bool, typer.Option("--anyway", help="Also when settings differ.")] = False,
@@ -29,6 +29,9 @@ def compare(
     """Compare evaluations picture by picture where the noise is the same, else prompt by prompt, to the first."""
     if missing := [path for path in evaluations if not path.is_dir()]:
         raise RecipeFault([f"{path}: no such folder" for path in missing], what="command line")
+    if len(evaluations) > 1 and any(recipe_of(path) for path in evaluations):
+        compare_trained(evaluations, anyway=anyway, as_json=as_json)
+        return
     import rewards as table
     from sdo_cli.evaluate.compare import compare_folders
 
@@ -36,6 +39,37 @@ def compare(
     chosen = table.full_name(select_by) if select_by else None
     tree = compare_folders(evaluations, folder, anyway=anyway, select_by=chosen, report=report)
     typer.echo(json.dumps({"folder": str(folder), **tree}) if as_json else as_text(tree, folder, report=report))
+
+
+def compare_trained(runs: list[Path], *, anyway: bool, as_json: bool) -> None:
+    """By the scores that runs keep; draws nothing and writes nothing.
+
+    Raises:
+        RecipeFault: an evaluation among them.
+    """
+    from sdo_cli.runs.compare import compare_runs
+
+    if others := [path for path in runs if not recipe_of(path)]:
+        raise RecipeFault([f"{path}: is no run; compare runs with runs" for path in others], what="command line")
+    tree = compare_runs(runs, anyway=anyway)
+    if as_json:
+        typer.echo(json.dumps(tree))
+        return
+    lines = [f"differs: {problem}" for problem in tree["differences_of_settings"]]
+    for name, found in tree["results"].items():
+        how = "same noise" if found["same_noise"] else "other noise"
+        lines.append(f"{name} against {tree['baseline']}, after training ({how})")
+        for measure, row in found.items():
+            if measure == "same_noise":
+                continue
+            d, w = row["difference"], row["win_rate"]
+            ends = "–" if d["low"] != d["low"] else f"[{d['low']:+.4f}, {d['high']:+.4f}]"
+            won = f"higher on {100 * w['mean']:.0f} % [{100 * w['low']:.0f}, {100 * w['high']:.0f}]"
+            means = f"{row['first']:.4f} → {row['mean']:.4f}"
+            lines.append(f"  {measure:<20} {means}  {d['mean']:+.4f} {ends}   {won}   {d['n']} prompts")
+        lines.append("")
+    lines += ["brackets are 95 % intervals over prompts; with pictures and other prompts:", f"  {tree['draw']}"]
+    typer.echo("\n".join(lines))
 
 
 def as_text(tree: dict[str, Any], folder: Path, *, report: bool) -> str:

@@ -47,6 +47,10 @@ def finetune(
     overrides = [*recipe.overrides, *(["guard.stop=true"] if stop_on_overoptimisation else [])]
     loaded, out = asked_for(recipe.recipe, overrides, plugin or [], out, resume=resume)
     if dry_run:
+        from sdo_cli.doctor.at_hand import problems_of
+
+        if wrong := problems_of(loaded.recipe):
+            raise RecipeFault(wrong)
         show_resolved(loaded, output.as_json)
         return
     seconds = None if time_limit is None else seconds_of(time_limit)

@@ -7,8 +7,13 @@ from typing import Annotated
 import typer
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe overrides.")]
-RulePlugins = Annotated[list[Path] | None, typer.Option(help="A Python file with gradient rules of your own.")]
-RewardPlugins = Annotated[list[Path] | None, typer.Option(help="A Python file with rewards of your own.")]
+RulePlugins = Annotated[
+    list[Path] | None,
+    typer.Option(help="A Python file with rewards or rules of your own; its code runs. Again for more."),
+]
+RewardPlugins = Annotated[
+    list[Path] | None, typer.Option(help="A Python file with rewards of your own; its code runs. Again for more.")
+]
 ForMachines = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 

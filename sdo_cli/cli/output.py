@@ -43,10 +43,10 @@ class _Phase:
     """Counts one phase; rate and time left from its own start."""
 
     def __init__(self) -> None:
-        self.name, self.total, self.done, self.start = "", 0, 0, time.monotonic()
+        self.name, self.total, self.done, self.before, self.start = "", 0, 0, 0, time.monotonic()
 
-    def begin(self, name: str, total: int) -> None:
-        self.name, self.total, self.done, self.start = name, total, 0, time.monotonic()
+    def begin(self, name: str, total: int, done: int = 0) -> None:
+        self.name, self.total, self.done, self.before, self.start = name, total, done, done, time.monotonic()
 
     @property
     def seconds(self) -> float:
@@ -54,11 +54,11 @@ class _Phase:
 
     @property
     def left(self) -> float:
-        return self.seconds / max(1, self.done) * (self.total - self.done)
+        return self.seconds / max(1, self.done - self.before) * (self.total - self.done)
 
     @property
     def timing(self) -> str:
-        rate = self.done / max(1e-9, self.seconds)
+        rate = (self.done - self.before) / max(1e-9, self.seconds)
         pace = f"{rate:.1f}/s" if rate >= 1 else f"{1 / max(1e-9, rate):.1f} s each"
         return f"{pace}, {clock(self.left)} left"
 
@@ -71,10 +71,10 @@ class PlainLines:
     def __init__(self) -> None:
         self._phase, self._last = _Phase(), 0.0
 
-    def phase(self, name: str, total: int) -> None:
-        self._phase.begin(name, total)
+    def phase(self, name: str, total: int, done: int = 0) -> None:
+        self._phase.begin(name, total, done)
         self._last = time.monotonic()
-        self.note(f"{name}: 0/{total}")
+        self.note(f"{name}: {done}/{total}")
 
     def advance(self, count: int = 1, text: str = "") -> None:
         phase = self._phase
@@ -96,8 +96,8 @@ class JsonLines:
     def __init__(self) -> None:
         self._phase = _Phase()
 
-    def phase(self, name: str, total: int) -> None:
-        self._phase.begin(name, total)
+    def phase(self, name: str, total: int, done: int = 0) -> None:
+        self._phase.begin(name, total, done)
 
     def advance(self, count: int = 1, text: str = "") -> None:
         phase = self._phase
@@ -134,10 +134,10 @@ class Bar:
         self._phase = _Phase()
         self._task: Any = None
 
-    def phase(self, name: str, total: int) -> None:
-        self._phase.begin(name, total)
+    def phase(self, name: str, total: int, done: int = 0) -> None:
+        self._phase.begin(name, total, done)
         self._bar.start()
-        self._task = self._bar.add_task(name, total=total, pace="", text="")
+        self._task = self._bar.add_task(name, total=total, completed=done, pace="", text="")
 
     def advance(self, count: int = 1, text: str = "") -> None:
         self._phase.done += count

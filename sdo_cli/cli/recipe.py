@@ -78,6 +78,10 @@ def check(
         typer.echo(f"{steering.name}: no problems; {len(steering.prompts)} prompts to steer")
         return
     loaded = load_recipe(name, overrides)
+    from sdo_cli.doctor.at_hand import problems_of
+
+    if wrong := problems_of(loaded.recipe):
+        raise RecipeFault(wrong)
     typer.echo(f"{loaded.name}: no problems; {len(loaded.prompts(loaded.recipe.prompts))} training prompts")
 
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -35,11 +36,11 @@ class Finding:
     remedy: str = ""
 
 
-def look_around(recipe: Recipe, given: str) -> list[Finding]:
+def look_around(recipe: Recipe, given: Sequence[str]) -> list[Finding]:
     """Everything but memory.
 
     Args:
-        given: the recipe as the user typed it, for the lines to type.
+        given: recipe and overrides as the user typed them, for the lines to type.
     """
     needs = needs_of(recipe)
     return [*packages(recipe), *weights(needs, given), disk(recipe.output_dir, needs), *driver(recipe), world()]
@@ -92,7 +93,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def weights(needs: list[Need], given: str) -> list[Finding]:
+def weights(needs: list[Need], given: Sequence[str]) -> list[Finding]:
     """Each file or repository the recipe loads, and the line that gets it."""
     if not needs:
         return [Finding("weights", "nothing to fetch: everything ships with sdo")]
@@ -102,7 +103,7 @@ def weights(needs: list[Need], given: str) -> list[Finding]:
         if need.present:
             found.append(Finding("weights", f"{what} is here"))
             continue
-        remedy = "check the path" if need.is_local else sdo("fetch", given)
+        remedy = "check the path" if need.is_local else sdo("fetch", *given)
         size = "no such path" if need.is_local else f"missing, {size_text(need.size)}, licence {need.licence or '?'}"
         found.append(Finding("weights", f"{what} {size}", ok=False, remedy=remedy))
     return found

@@ -47,7 +47,7 @@ def examine(loaded: LoadedRecipe, target: Target) -> Examination:
     Raises:
         RecipeFault: sizes or a solver that the model does not take.
     """
-    findings = (*look_around(loaded.recipe, loaded.given), *named_gpu(loaded.recipe, target))
+    findings = (*look_around(loaded.recipe, [loaded.given, *loaded.overrides]), *named_gpu(loaded.recipe, target))
     try:
         found = estimate_recipe(loaded, target)
     except EnvironmentFault as fault:

@@ -108,7 +108,7 @@ def make_guard(loaded: LoadedRecipe, job: Job, validation: Validation | None) ->
     recipe, spec = loaded.recipe, loaded.recipe.guard
     if not spec.steps:
         return None
-    with explaining(recipe, loaded.given):
+    with explaining(recipe, loaded.given, loaded.overrides):
         there = {_key(spec): name for name, spec in only_measured(recipe).items()} if validation else {}
         untrained = {
             name: validation.rewards[there[_key(spec)]]

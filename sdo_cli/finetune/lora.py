@@ -6,6 +6,7 @@ from torch import nn
 from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.models.base import Family
 from sdo_cli.models.lora_stack import is_plain
+from sdo_cli.models.lora_targets import nowhere, said
 from sdo_cli.recipe.schema import LoraSpec
 from sdo_cli.seeding import key_to_seed
 
@@ -46,11 +47,8 @@ def add_lora(family: Family, spec: LoraSpec, *, seed: int) -> list[nn.Parameter]
 def _add_fresh(family: Family, part: nn.Module, targets: list[str], spec: LoraSpec) -> None:
     from peft import LoraConfig
 
-    layers = [name for name, _ in part.named_modules()]
-    nowhere = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in layers)]
-    if nowhere:
-        known = ", ".join(family.lora_targets)
-        raise RecipeFault([f"lora.target_modules: {', '.join(nowhere)} names no layer of {family.source}; try {known}"])
+    if missing := nowhere(part, targets):
+        raise RecipeFault([said(missing, family.source, list(family.lora_targets))])
     config = LoraConfig(
         r=spec.rank, lora_alpha=spec.alpha or spec.rank, target_modules=targets, init_lora_weights="gaussian"
     )

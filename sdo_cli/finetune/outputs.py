@@ -25,6 +25,7 @@ from sdo_cli.runs.read import PIPELINE
 from sdo_cli.runs.report import run_report
 from sdo_cli.runs.summary import RunSummary
 
+LIVE_SECONDS = 30
 # writes a LoRA's other formats into the folder that holds diffusers' file
 Also = Callable[[Path], None] | None
 
@@ -134,6 +135,11 @@ def write_results(
         write_json(folder / "validation.json", {"prompts": validation.prompts, **table})
     write_report(run_report(folder, "finished"), folder / "report.html")
     write_text(folder / "README.md", model_card(loaded, job.family, summary))
+
+
+def write_live_report(folder: Path) -> None:
+    """The page of a run that goes on, as far as it is."""
+    write_report(replace(run_report(folder, "running"), refresh=LIVE_SECONDS), folder / "report.html")
 
 
 def save_weights(job: Job, folder: Path, also: Also = None) -> None:

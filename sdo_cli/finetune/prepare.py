@@ -39,7 +39,7 @@ def prepare(loaded: LoadedRecipe, world: World = SINGLE, *, whole_file: bool = T
     """
     if world.dealt_out:
         check_shardable(loaded.recipe, "FSDP" if world.sharded else "DeepSpeed")
-    with explaining(loaded.recipe, loaded.given):
+    with explaining(loaded.recipe, loaded.given, loaded.overrides):
         return _load_all(loaded, world, whole_file)
 
 

@@ -232,7 +232,7 @@ def _train(run: Run, stepper: Stepper, results: list[StepResult], first_grid: Te
         if recipe.guard.stop and run.guard.is_over(recipe.guard.patience):
             stepper.finish()
             return start
-    run.reporter.phase("training", last - start)
+    run.reporter.phase("training", last, start)
     for result in train(job, stepper=stepper, start=start, replays=run.replays):
         results.append(result)
         _write_step(run, result)
@@ -301,6 +301,8 @@ def _save(run: Run, stepper: Stepper, step: int) -> None:
 
     usable = adapter if run.job.recipe.train == "lora" else None
     save(run.folder, step, stepper, what, keep=keep, guard=state, replays=kept, world=world, adapter=usable)
+    if run.job.recipe.report == "live" and run.is_main:
+        outputs.write_live_report(run.folder)
 
 
 def _check(run: Run, stepper: Stepper, step: int) -> bool:
@@ -320,7 +322,11 @@ def _check(run: Run, stepper: Stepper, step: int) -> bool:
         return False
     stop = recipe.guard.stop
     if stop or found.bad == recipe.guard.patience:
-        kept = f"best/ holds step {found.best}" if guard.best is not None else f"step {found.best} was best"
+        kept = (
+            f"best/ holds step {found.best}"
+            if guard.best is not None
+            else f"of the trained steps {found.best} was best"
+        )
         names = ", ".join(item.name for item in run.job.rewards)
         end = "training ends here" if stop else "guard.stop=true would end it here"
         run.reporter.note(f"over-optimisation at step {step}: {found.sentence(names)}; {kept}; {end}")

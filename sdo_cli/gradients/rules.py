@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
-from sdo_cli.plugins import GRADIENT_RULES, installed_names, load_installed
+from sdo_cli.plugins import GRADIENT_RULES, REGISTERED, installed_names, load_installed
 
 if TYPE_CHECKING:
     from sdo_cli.gradients.plan import Rule
@@ -214,6 +214,7 @@ def gradient_rule(
     def register(function: "Rule") -> "Rule":
         if name in RULES:
             raise ValueError(f"there is a gradient rule {name!r} already; give yours another name")
+        REGISTERED.append(name)
         RULES[name] = RuleInfo(
             summary,
             source,

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from sdo_cli.errors import TrainingFault
 from sdo_cli.optimizers.adamw import KERNELS, make_adamw
@@ -78,6 +79,12 @@ class Stepper:
             num_warmup_steps=recipe.lr_warmup_steps,
             num_training_steps=recipe.max_train_steps,
         )
+        if warmup := recipe.lr_warmup_steps:
+            # diffusers' begins at 0: a step that computes everything and changes nothing
+            after = self.rate.lr_lambdas[0]
+            self.rate = LambdaLR(
+                self.optimizer, lambda step: (step + 1) / warmup if step < warmup else float(after(step))
+            )
         self.scaler = None
         if recipe.mixed_precision == "fp16":
             self.scaler = torch.amp.GradScaler(parameters[0].device.type, init_scale=FIRST_SCALE)

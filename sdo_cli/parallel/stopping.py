@@ -81,8 +81,8 @@ class SafePoints:
     def __init__(self, reporter: Reporter, stopping: Stopping) -> None:
         self._reporter, self._stopping = reporter, stopping
 
-    def phase(self, name: str, total: int) -> None:
-        self._reporter.phase(name, total)
+    def phase(self, name: str, total: int, done: int = 0) -> None:
+        self._reporter.phase(name, total, done)
 
     def advance(self, count: int = 1, text: str = "") -> None:
         self._reporter.advance(count, text)

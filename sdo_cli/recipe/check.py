@@ -210,7 +210,8 @@ def check_reward(spec: RewardSpec, key: Key, problem: Problem) -> None:
     """Its name and options."""
     full = reward_table.full_name(spec.name)
     if not reward_table.resolve(full):
-        problem((*key, "name"), f"unknown reward {spec.name!r}; {suggestion(spec.name, reward_table.known_names())}")
+        known = suggestion(spec.name, reward_table.known_names())
+        problem((*key, "name"), f"unknown reward {spec.name!r}; {known}; one of your own comes with --plugin FILE.py")
         return
     for option in sorted(reward_table.REQUIRED.get(full, frozenset()) - set(spec.options)):
         problem((*key, "options"), f"{spec.name} needs the option {option}; write options: {{{option}: …}}")
@@ -284,7 +285,9 @@ def check_gradient(recipe: Recipe, problem: Problem) -> None:
     spec = recipe.gradient
     if not resolve(spec.rule):
         names = [RULE_AUTO, *known_names()]
-        problem(("gradient", "rule"), f"unknown gradient rule {spec.rule!r}; {suggestion(spec.rule, names)}")
+        known = suggestion(spec.rule, names)
+        said = f"unknown gradient rule {spec.rule!r}; {known}; one of your own comes with --plugin FILE.py"
+        problem(("gradient", "rule"), said)
         return
     info = RULES[spec.rule]
     if info.latents_only:

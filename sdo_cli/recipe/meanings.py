@@ -305,6 +305,11 @@ MEANINGS: dict[Any, dict[str, Meaning]] = {
             "trackers: [tensorboard]",
             "accelerate's trackers, each a package of its own; none by default.",
         ),
+        "report": Meaning(
+            "When `report.html` is written: at the end, or also at every checkpoint.",
+            "report: live",
+            "A page that is open reloads itself as long as the run goes on. A file, no server.",
+        ),
     },
     PromptSource: {
         "file": Meaning(

@@ -168,6 +168,7 @@ class Recipe:
     validation: ValidationSpec = field(default_factory=ValidationSpec)
     guard: GuardSpec = field(default_factory=GuardSpec)
     trackers: list[str] = field(default_factory=list)
+    report: Literal["end", "live"] = "end"
 
     def global_batch(self, processes: int = 1) -> int:
         """Samples of one optimizer step, as in diffusers' scripts: per process, times accumulation, times processes."""

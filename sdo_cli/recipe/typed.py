@@ -31,8 +31,52 @@ def nearest(word: str, known: list[str]) -> list[str]:
     return difflib.get_close_matches(word, known, n=1, cutoff=0.6)
 
 
+# what other trainers call it: diffusers' scripts, kohya's, everyday speech
+ALIASES = {
+    "lr": "learning_rate",
+    "unet_lr": "learning_rate",
+    "steps": "max_train_steps",
+    "max_steps": "max_train_steps",
+    "num_train_steps": "max_train_steps",
+    "batch_size": "train_batch_size",
+    "bs": "train_batch_size",
+    "accumulation": "gradient_accumulation_steps",
+    "sampling_steps": "num_inference_steps",
+    "sample_steps": "num_inference_steps",
+    "inference_steps": "num_inference_steps",
+    "cfg": "guidance_scale",
+    "cfg_scale": "guidance_scale",
+    "guidance": "guidance_scale",
+    "scheduler": "solver",
+    "sampler": "solver",
+    "pretrained_model_name_or_path": "model",
+    "base_model": "model",
+    "checkpoint": "model",
+    "rank": "lora.rank",
+    "network_dim": "lora.rank",
+    "network_alpha": "lora.alpha",
+    "dim": "lora.rank",
+    "alpha": "lora.alpha",
+    "network_weights": "lora.start_from",
+    "reward": "rewards",
+    "prompt": "prompts",
+    "precision": "mixed_precision",
+    "warmup_steps": "lr_warmup_steps",
+    "weight_decay": "adam_weight_decay",
+    "ema": "ema_decay",
+    "kl": "kl_weight",
+    "save_steps": "checkpointing_steps",
+    "save_every_n_steps": "checkpointing_steps",
+    "out": "output_dir",
+    "resolution": "height",
+    "rule": "gradient.rule",
+}
+
+
 def _explained(word: str, known: list[str], key: Key) -> str:
     """A suggestion, and the command that says more of it."""
+    if not key and (meant := ALIASES.get(word)):
+        return f"did you mean {meant}? (sdo recipe explain {meant})"
     command = " ".join(["sdo recipe explain", ".".join((*key, *nearest(word, known)))]).strip()
     return f"{suggestion(word, known)} ({command})"
 

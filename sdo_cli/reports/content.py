@@ -102,6 +102,7 @@ class Report:
     blocks: in order.
     settings, machine: facts as (name, value).
     repeat: commands that repeat it.
+    refresh: seconds after which an open page reads its file again; 0 is never.
     """
 
     title: str
@@ -112,3 +113,4 @@ class Report:
     settings: list[tuple[str, str]] = field(default_factory=list)
     machine: list[tuple[str, str]] = field(default_factory=list)
     repeat: list[str] = field(default_factory=list)
+    refresh: int = 0

@@ -94,7 +94,7 @@ def _guard_verdict(checks: list[Check], recipe: dict[str, Any]) -> list[str]:
         return []
     found, names = verdict(checks), ", ".join(checks[0].untrained)
     at = next(check for check in checks if check.step == found.best)
-    said = f"By the rewards not trained on ({names}) step {found.best} was best"
+    said = f"By the rewards not trained on ({names}) step {found.best} was the best of the trained steps"
     if quality(at, checks[0]).mean() <= 0:
         said += ", and not better than the model as it was"
     if found.bad >= recipe["guard"]["patience"]:

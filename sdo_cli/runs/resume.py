@@ -32,6 +32,7 @@ MAY_CHANGE = (
     "description",
     "validation.grid_steps",
     "trackers",
+    "report",
     "lora.kohya",
     "guard.patience",
     "guard.stop",

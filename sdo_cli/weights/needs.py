@@ -1,7 +1,7 @@
 """Which weights a recipe needs and whether they are on this machine."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,18 +151,18 @@ def size_text(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
-def require(recipe: Recipe, name: str) -> None:
+def require(recipe: Recipe, name: str, overrides: Sequence[str] = ()) -> None:
     """Before anything heavy: say at once what is missing, unless it can be fetched while loading.
 
     Args:
-        name: of the recipe, for the line to type.
+        name, overrides: of the recipe, for the line to type.
 
     Raises:
         MissingWeights: one screen with everything that is missing.
     """
     missing = [need for need in needs_of(recipe) if not need.present]
     if cannot_be_fetched_now(missing):
-        raise MissingWeights(missing_screen(missing), remedy=remedy(missing, name))
+        raise MissingWeights(missing_screen(missing), remedy=remedy(missing, name, overrides))
 
 
 def cannot_be_fetched_now(missing: list[Need]) -> bool:
@@ -170,16 +170,18 @@ def cannot_be_fetched_now(missing: list[Need]) -> bool:
 
 
 @contextmanager
-def explaining(recipe: Recipe, name: str) -> Iterator[None]:
+def explaining(recipe: Recipe, name: str, overrides: Sequence[str] = ()) -> Iterator[None]:
     """Loading that fails because weights could not be fetched says what is missing, on one screen."""
-    require(recipe, name)
+    require(recipe, name, overrides)
     try:
         yield
     except EnvironmentFault as fault:
         missing = [need for need in needs_of(recipe) if not need.present]
         if not missing:
             raise
-        raise MissingWeights(f"{fault.message}\n{missing_screen(missing)}", remedy=remedy(missing, name)) from fault
+        raise MissingWeights(
+            f"{fault.message}\n{missing_screen(missing)}", remedy=remedy(missing, name, overrides)
+        ) from fault
 
 
 @contextmanager
@@ -223,12 +225,12 @@ def missing_screen(missing: list[Need], whose: str = "recipe's") -> str:
     return "\n".join(lines + ([f"  about {size_text(total)} in all"] if total else []))
 
 
-def remedy(missing: list[Need], name: str) -> str:
+def remedy(missing: list[Need], name: str, overrides: Sequence[str] = ()) -> str:
     fetch = []
     if any(not need.is_local for need in missing):
         # a job without a file says how to write one
         typed, gap, hint = name.partition("   ")
-        fetch.append(f"get them where there is a network:  {sdo('fetch', typed)}{gap}{hint}")
+        fetch.append(f"get them where there is a network:  {sdo('fetch', typed, *overrides)}{gap}{hint}")
     if fetch and is_offline():
         fetch.append("     (HF_HUB_OFFLINE is set here; copy the folder HF_HOME from there, or name local folders)")
     elif fetch:
