@@ -53,7 +53,11 @@ class Guarded:
             got = f"a tensor of {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
             raise self._fault(f"returned {got}, not one score per image ({len(images)},)")
         if self.info.differentiable and images.requires_grad and torch.is_grad_enabled() and not scores.requires_grad:
-            raise self._fault("returned scores without a gradient: it detached the images")
+            raise PluginFault(
+                f"the reward {self.name} has no gradient: it detached the images, or scores them outside torch",
+                remedy="measure it only (validation.rewards); trainers by policy gradient (DDPO, Flow-GRPO) learn from "
+                f"such scores; to find where the graph ends: `{sdo('reward', 'check')}`",
+            )
         # of a model that collapsed to NaN images, scores are NaN as well
         if not bool(torch.isfinite(scores).all()) and bool(torch.isfinite(images).all()):
             raise self._fault("returned a score that is no finite number, of images that are")

@@ -1,8 +1,24 @@
 """sdo: fine-tune Stable Diffusion on differentiable rewards."""
 
+from typing import TYPE_CHECKING, Any
+
 from sdo_cli.threads import set_up
+
+if TYPE_CHECKING:
+    from sdo_cli.api import Run, compare, evaluate, finetune, load_recipe, optimize, sample
+
+__all__ = ["Run", "__version__", "compare", "evaluate", "finetune", "load_recipe", "optimize", "sample"]
 
 __version__ = "0.1.0"
 
 # before anything below can import torch
 set_up()
+
+
+def __getattr__(name: str) -> Any:
+    """The Python interface, loaded when it is asked for: the command line needs none of it."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from sdo_cli import api
+
+    return getattr(api, name)

@@ -4,6 +4,8 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 
 from sdo_cli.threads import cores
@@ -28,9 +30,22 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+_instead: list[list[str]] = []
+
+
 def command() -> str:
-    """As it was typed, but for the path of `sdo`."""
-    return shlex.join(["sdo", *sys.argv[1:]])
+    """As it was typed, but for the path of `sdo`; of a call from Python, what comes nearest to it."""
+    return shlex.join(["sdo", *(_instead[-1] if _instead else sys.argv[1:])])
+
+
+@contextmanager
+def instead(words: Sequence[str]) -> Iterator[None]:
+    """The command line that stands for a call from Python."""
+    _instead.append(list(words))
+    try:
+        yield
+    finally:
+        _instead.pop()
 
 
 def machine() -> dict[str, str]:

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROWS = [
+    {"api"},
     {"cli"},
     {"bench"},
     {"finetune", "optimize", "evaluate", "prune", "doctor", "exporting"},

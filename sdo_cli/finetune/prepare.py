@@ -24,7 +24,7 @@ from sdo_cli.models.tiny_decoder import TinyDecoder, load_tiny_decoder
 from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
-from sdo_cli.scoring.rewards import build_reward
+from sdo_cli.scoring.rewards import build_reward, try_gradient
 from sdo_cli.seeding import keyed_generator
 from sdo_cli.weights.needs import explaining, reward_options
 
@@ -64,6 +64,8 @@ def _load_all(loaded: LoadedRecipe, world: World, whole_file: bool) -> tuple[Job
         WeightedReward(spec.name, reward_of(spec, recipe, device), spec.weight, spec.loss, spec.target or 0.0)
         for spec in recipe.rewards
     ]
+    for item in trained:
+        try_gradient(item.name, item.reward, prompts[0], device)
     # looked up after the move: only then are they the tensors the optimizer has to hold
     rollouts = cheap_rollouts(loaded, family)
     _save_time(family, recipe, rollouts)

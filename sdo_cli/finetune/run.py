@@ -1,7 +1,7 @@
 """One fine-tuning job from recipe to run folder."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -56,6 +56,7 @@ class Run:
     begin: Checkpoint | None
     replays: Replays
     also: outputs.Also = None
+    on_step: Callable[[StepResult], None] | None = None
 
     @property
     def is_main(self) -> bool:
@@ -72,6 +73,7 @@ def finetune(
     stopping: Stopping | None = None,
     world: World = SINGLE,
     also: outputs.Also = None,
+    on_step: Callable[[StepResult], None] | None = None,
 ) -> RunSummary:
     """Run the whole job into ``folder``, which all processes share.
 
@@ -82,6 +84,7 @@ def finetune(
         stopping: asked at every safe point.
         world: the processes that do it together; each calls this function.
         also: writes every LoRA in other formats too.
+        on_step: gets every step as it is written down.
 
     Raises:
         Stopped: there was a reason to; a checkpoint of the last step is there if any step was taken.
@@ -116,7 +119,7 @@ def finetune(
         trackers = Trackers(loaded.recipe.trackers if world.is_main else [], folder, identity(loaded, world.size))
         replays = Replays.after(begin.step if begin else 0, loaded.recipe.rollout.drift_steps)
         points = SafePoints(reporter, stopping or Stopping(world=world))
-        return _recorded(Run(loaded, job, validation, guard, folder, points, trackers, begin, replays, also))
+        return _recorded(Run(loaded, job, validation, guard, folder, points, trackers, begin, replays, also, on_step))
 
 
 @contextmanager
@@ -259,6 +262,8 @@ def _train(run: Run, stepper: Stepper, results: list[StepResult], first_grid: Te
 def _write_step(run: Run, result: StepResult) -> None:
     if not run.is_main:
         return
+    if run.on_step is not None:
+        run.on_step(result)
     append_json_line(run.folder / METRICS, without_nan(asdict(result)))
     run.trackers.log(
         {

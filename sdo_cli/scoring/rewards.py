@@ -25,6 +25,20 @@ def build_reward(
     return reward
 
 
+def try_gradient(name: str, reward: Reward, prompt: str, device: torch.device, size: int = 64) -> None:
+    """Score one plain picture with a plug-in's reward: one that gives no gradient is found before anything is drawn.
+
+    Raises:
+        PluginFault: it has none, or fails.
+    """
+    if rewards.full_name(name) not in rewards.FOREIGN:
+        return
+    # what it draws at random is not missing later
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
+        picture = torch.full((1, 3, size, size), 0.5, device=device, requires_grad=True)
+        reward.score(picture, [prompt])
+
+
 def sources(name: str, options: Mapping[str, Any]) -> dict[str, str]:
     """What a known reward's scores hang on beside its options: SHA-256 of a plug-in's code under ``code``, and for each
     option that names a local file or folder a digest of names, sizes and times, under the option.
