@@ -99,9 +99,9 @@ def measure(kind: str, folder: Path, pixels: int) -> dict[str, float]:
     import open_clip  # noqa: F401
     import peft  # noqa: F401
 
-    from sdo_cli.finetune.loop import train
-    from sdo_cli.finetune.prepare import prepare
     from sdo_cli.recipe.load import load_recipe
+    from sdo_cli.training.loop import train
+    from sdo_cli.training.prepare import prepare
 
     path = folder / f"{kind}.yaml"
     path.write_text(RECIPE.format(folder=folder, kind=kind, pixels=pixels))

@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sdo_cli.finetune import job as job_draws
-from sdo_cli.finetune import loop, passes
-from sdo_cli.finetune.batches import PromptOrder
-from sdo_cli.finetune.prepare import prepare
 from sdo_cli.parallel import adding
 from sdo_cli.parallel.world import World, joined
 from sdo_cli.recipe.load import load_recipe
+from sdo_cli.training import job as job_draws
+from sdo_cli.training import loop, passes
+from sdo_cli.training.batches import PromptOrder
+from sdo_cli.training.prepare import prepare
 
 
 def digest(tensor):
@@ -153,7 +153,7 @@ def sick():
     import test_checkpoints
 
     from sdo_cli.cli.app import main
-    from sdo_cli.finetune import prepare as preparing
+    from sdo_cli.training import prepare as preparing
 
     real = preparing.reward_of
     if os.environ["RANK"] == "1":
@@ -176,7 +176,7 @@ class Steep:
 def steep():
     """`sdo`, where a gradient of the second process is not finite in its second step."""
     from sdo_cli.cli.app import main
-    from sdo_cli.finetune import prepare as preparing
+    from sdo_cli.training import prepare as preparing
 
     real = preparing.reward_of
     if os.environ["RANK"] == "1":

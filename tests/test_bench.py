@@ -24,10 +24,10 @@ from sdo_cli.bench.training import affordable_steps, compare_training
 from sdo_cli.bench.variants import STANDARD_RULES, load_variants, parse_variant
 from sdo_cli.errors import RecipeFault
 from sdo_cli.estimate.flops import count_flops
-from sdo_cli.finetune.job import plan_step
 from sdo_cli.gradients.rules import RULES
 from sdo_cli.models.load import ModelSource, load_family
 from sdo_cli.progress import Silent
+from sdo_cli.training.job import plan_step
 
 SMALL = ["num_inference_steps=4", "train_batch_size=2", "guidance_scale=3", "validation.num_prompts=4"]
 FEW = ("full:checkpointing=none", "draft-k:k=1", "refl", "sdo", "sdo:step_choice=last", "sdo:step_choice=per-batch")

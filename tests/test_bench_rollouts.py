@@ -25,12 +25,12 @@ from sdo_cli.bench.variants import load_variants, parse_variant, plain_full
 from sdo_cli.drawing.pruned import made_for, wiring_of
 from sdo_cli.errors import RecipeFault
 from sdo_cli.estimate.flops import count_flops
-from sdo_cli.finetune.job import plan_step
-from sdo_cli.finetune.prepare import prepare
 from sdo_cli.progress import Silent
 from sdo_cli.prune.baselines import every
 from sdo_cli.recipe.load import load_recipe
 from sdo_cli.skipping.skip_plan import SkipPlan
+from sdo_cli.training.job import plan_step
+from sdo_cli.training.prepare import prepare
 
 SMALL = ["num_inference_steps=6", "train_batch_size=2", "guidance_scale=3", "validation.num_prompts=4"]
 

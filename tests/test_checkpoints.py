@@ -20,8 +20,6 @@ import rewards
 from rewards.clip_encoder import ClipEncoder
 from sdo_cli.cli.finetune import seconds_of
 from sdo_cli.errors import CheckpointFault, RecipeFault, Stopped, TrainingFault
-from sdo_cli.finetune import prepare
-from sdo_cli.finetune import run as running
 from sdo_cli.optimizers.stepper import Stepper
 from sdo_cli.parallel.stopping import Stopping
 from sdo_cli.progress import Silent
@@ -29,6 +27,8 @@ from sdo_cli.recipe.load import load_recipe
 from sdo_cli.runs import checkpoint
 from sdo_cli.runs.checkpoint import newest, restore, save
 from sdo_cli.runs.resume import cut_lines, find, identity
+from sdo_cli.training import prepare
+from sdo_cli.training import run as running
 
 STEPS = 4
 TINY = [

@@ -11,12 +11,12 @@ from PIL import Image
 
 from sdo_cli.drawing.draw import DrawSettings
 from sdo_cli.errors import RecipeFault
-from sdo_cli.evaluate.compare import compare_folders
-from sdo_cli.evaluate.evaluation import Evaluation, job_tree
-from sdo_cli.evaluate.job import EvalPrompt, Item, Job, Prompts, Settings, Variant, items_of, pairs_by_seed
-from sdo_cli.evaluate.run import write_tables
-from sdo_cli.evaluate.score import Score, ScoreFile
-from sdo_cli.evaluate.summary import Measured, compare, recommended, summary, sweeps
+from sdo_cli.evaluation.compare import compare_folders
+from sdo_cli.evaluation.evaluation import Evaluation, job_tree
+from sdo_cli.evaluation.job import EvalPrompt, Item, Job, Prompts, Settings, Variant, items_of, pairs_by_seed
+from sdo_cli.evaluation.run import write_tables
+from sdo_cli.evaluation.score import Score, ScoreFile
+from sdo_cli.evaluation.summary import Measured, compare, recommended, summary, sweeps
 from sdo_cli.files import write_json
 from sdo_cli.models.load import ModelSource
 from sdo_cli.recipe.schema import RewardSpec

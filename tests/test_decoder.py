@@ -12,11 +12,11 @@ from sdo_cli.doctor.workload import workload_of
 from sdo_cli.embedded import folder
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.estimate.stages import estimate
-from sdo_cli.finetune.loop import train
-from sdo_cli.finetune.prepare import prepare
 from sdo_cli.models.load import load_family
 from sdo_cli.models.tiny_decoder import load_tiny_decoder
 from sdo_cli.recipe.load import load_recipe
+from sdo_cli.training.loop import train
+from sdo_cli.training.prepare import prepare
 from sdo_cli.weights.needs import needs_of
 
 QUICK = ["train_batch_size=2", "num_inference_steps=4", "max_train_steps=2", *UNMEASURED]
@@ -31,8 +31,8 @@ def family():
 def latents(family):
     """What the embedded model draws."""
     job, _ = prepare(load_recipe("quickstart", [*QUICK, "train_batch_size=4", "num_inference_steps=10"]))
-    from sdo_cli.finetune.batches import PromptOrder
-    from sdo_cli.finetune.passes import accumulate
+    from sdo_cli.training.batches import PromptOrder
+    from sdo_cli.training.passes import accumulate
 
     return accumulate(job, PromptOrder(job.prompts, 0), 0)[0].x_N
 

@@ -31,12 +31,12 @@ from sdo_cli.estimate.pipelines import bytes_of, config_folder, meta_family
 from sdo_cli.estimate.scoring import RewardSetup, ScoreSetup, reward_bytes, score_cost
 from sdo_cli.estimate.stages import estimate
 from sdo_cli.estimate.towers import meta_reward
-from sdo_cli.finetune.loop import train
-from sdo_cli.finetune.prepare import prepare
 from sdo_cli.models.catalog import MODELS
 from sdo_cli.models.load import ModelSource, load_family
 from sdo_cli.optimizers.adamw import make_adamw
 from sdo_cli.recipe.load import load_recipe
+from sdo_cli.training.loop import train
+from sdo_cli.training.prepare import prepare
 
 SMALL = ["num_inference_steps=4", "train_batch_size=2", "guidance_scale=3", "validation.num_prompts=4"]
 

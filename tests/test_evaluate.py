@@ -23,23 +23,23 @@ from sdo_cli.cli.evaluate import as_text
 from sdo_cli.drawing.draw import DrawSettings
 from sdo_cli.drawing.pictures import read_image
 from sdo_cli.errors import EnvironmentFault, RecipeFault
-from sdo_cli.evaluate import draw as drawing
-from sdo_cli.evaluate.draw import metadata_row
-from sdo_cli.evaluate.evaluation import Evaluation, folder_variants
-from sdo_cli.evaluate.folders import read_folder
-from sdo_cli.evaluate.job import EvalPrompt, Job, Prompts, Settings, Variant, items_of, variants_of
-from sdo_cli.evaluate.layouts import SUFFIXES
-from sdo_cli.evaluate.picture_text import prompt_inside
-from sdo_cli.evaluate.reference import reference_files
-from sdo_cli.evaluate.report import evaluation_report
-from sdo_cli.evaluate.run import evaluate
-from sdo_cli.evaluate.score import ScoreFile, diversity_lines
+from sdo_cli.evaluation import draw as drawing
+from sdo_cli.evaluation.draw import metadata_row
+from sdo_cli.evaluation.evaluation import Evaluation, folder_variants
+from sdo_cli.evaluation.folders import read_folder
+from sdo_cli.evaluation.job import EvalPrompt, Job, Prompts, Settings, Variant, items_of, variants_of
+from sdo_cli.evaluation.layouts import SUFFIXES
+from sdo_cli.evaluation.picture_text import prompt_inside
+from sdo_cli.evaluation.reference import reference_files
+from sdo_cli.evaluation.report import evaluation_report
+from sdo_cli.evaluation.run import evaluate
+from sdo_cli.evaluation.score import ScoreFile, diversity_lines
 from sdo_cli.files import alone_in
-from sdo_cli.finetune.lora import add_lora
 from sdo_cli.models.load import ModelSource, load_family
 from sdo_cli.progress import Silent
 from sdo_cli.recipe.schema import LoraSpec, RewardSpec
 from sdo_cli.scoring.rewards import build_reward, score_images, sources
+from sdo_cli.training.lora import add_lora
 
 TEXTS = [
     ("a tiger on a teal background", "animals"),
@@ -871,7 +871,7 @@ def test_fid_and_kid_against_their_formulas(tmp_path):
     """FID by its closed form in numpy; KID's unbiased estimate by hand where one subset is the whole set."""
     from scipy.linalg import sqrtm
 
-    from sdo_cli.evaluate.reference import fid_kid
+    from sdo_cli.evaluation.reference import fid_kid
 
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(40, 6, generator=generator), 1.3 * torch.randn(40, 6, generator=generator) + 0.2
@@ -889,7 +889,7 @@ def test_fid_and_kid_against_their_formulas(tmp_path):
 
 def test_kids_spread_is_told_only_of_subsets_that_differ(monkeypatch):
     """Of 40 images in one subset, or 60 in subsets of 40, it would read as certainty."""
-    from sdo_cli.evaluate import reference
+    from sdo_cli.evaluation import reference
 
     x = torch.randn(80, 6, generator=torch.Generator().manual_seed(0))
     assert set(reference.fid_kid(x[:40], x + 1)) == {"fid", "kid"}
@@ -901,7 +901,7 @@ def test_kids_spread_is_told_only_of_subsets_that_differ(monkeypatch):
 def test_the_distance_of_a_set_to_itself_is_no_minus_zero():
     import math
 
-    from sdo_cli.evaluate.reference import fid_kid
+    from sdo_cli.evaluation.reference import fid_kid
 
     for seed in range(8):
         x = torch.randn(30, 4, generator=torch.Generator().manual_seed(seed))
@@ -968,7 +968,7 @@ def test_inceptions_real_architecture_reads_its_weight_file(tmp_path):
     """Random weights in the published names: loaded, features of the right width, others for another image."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Network
 
-    from sdo_cli.evaluate.reference import inception, inception_features, require_torchmetrics
+    from sdo_cli.evaluation.reference import inception, inception_features, require_torchmetrics
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "load", lambda *a, **k: {})

@@ -17,11 +17,6 @@ from safetensors.torch import load_file
 from small_models import KINDS, plain
 
 from sdo_cli.drawing.draw import Noise, draw_images, draw_noise, draw_settings, encode_pair, make_path
-from sdo_cli.finetune.batches import PromptOrder
-from sdo_cli.finetune.job import Job
-from sdo_cli.finetune.loop import train
-from sdo_cli.finetune.passes import accumulate
-from sdo_cli.finetune.prepare import prepare
 from sdo_cli.gradients.outcome import Scored, Terms
 from sdo_cli.gradients.plan import Mode, Plan, empty
 from sdo_cli.gradients.three_stage import three_stage
@@ -30,6 +25,11 @@ from sdo_cli.recipe.load import load_recipe
 from sdo_cli.runs.card import how_to_load
 from sdo_cli.sampling.coefficients import coefficients_of
 from sdo_cli.sampling.loop import denoise_path
+from sdo_cli.training.batches import PromptOrder
+from sdo_cli.training.job import Job
+from sdo_cli.training.loop import train
+from sdo_cli.training.passes import accumulate
+from sdo_cli.training.prepare import prepare
 
 RECIPE = """
 model: {model}

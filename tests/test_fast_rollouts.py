@@ -15,11 +15,6 @@ from toy import Toy, grads, objective, toy_path
 from sdo_cli.doctor.workload import workload_of
 from sdo_cli.drawing.draw import draw_noise, encode_pair, make_path
 from sdo_cli.errors import EnvironmentFault, RecipeFault
-from sdo_cli.finetune.job import plan_step
-from sdo_cli.finetune.loop import train
-from sdo_cli.finetune.lora import add_lora
-from sdo_cli.finetune.prepare import prepare
-from sdo_cli.finetune.sharding import check_shardable
 from sdo_cli.gradients.counts import counts
 from sdo_cli.gradients.one_graph import one_graph
 from sdo_cli.gradients.plan import Mode, Plan
@@ -31,6 +26,11 @@ from sdo_cli.recipe.rule_choice import cost_of
 from sdo_cli.recipe.schema import LoraSpec
 from sdo_cli.sampling.guidance import Guided
 from sdo_cli.sampling.loop import sample_latents
+from sdo_cli.training.job import plan_step
+from sdo_cli.training.loop import train
+from sdo_cli.training.lora import add_lora
+from sdo_cli.training.prepare import prepare
+from sdo_cli.training.sharding import check_shardable
 
 NAME = "pytorch_lora_weights.safetensors"
 FAST_SOLVER = ("solver=lcm", "num_inference_steps=2")

@@ -18,12 +18,6 @@ from safetensors.torch import load_file
 
 from sdo_cli.drawing.draw import draw_noise, make_path
 from sdo_cli.errors import RecipeFault
-from sdo_cli.finetune.batches import PromptOrder
-from sdo_cli.finetune.job import plan_step
-from sdo_cli.finetune.loop import train
-from sdo_cli.finetune.objective import RewardObjective, WeightedReward
-from sdo_cli.finetune.overview import parts_of
-from sdo_cli.finetune.prepare import only_measured, prepare
 from sdo_cli.gradients.one_graph import one_graph
 from sdo_cli.gradients.outcome import Terms
 from sdo_cli.gradients.rules import RULES, find_rule
@@ -33,6 +27,12 @@ from sdo_cli.models.load import load_family
 from sdo_cli.recipe.load import load_recipe
 from sdo_cli.runs.folder import write_recipe
 from sdo_cli.scoring.statistics import paired_gain
+from sdo_cli.training.batches import PromptOrder
+from sdo_cli.training.job import plan_step
+from sdo_cli.training.loop import train
+from sdo_cli.training.objective import RewardObjective, WeightedReward
+from sdo_cli.training.overview import parts_of
+from sdo_cli.training.prepare import only_measured, prepare
 
 TINY = [
     "max_train_steps=2",

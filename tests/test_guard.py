@@ -12,12 +12,12 @@ from test_checkpoints import STEPS, TINY, UNMEASURED, run
 from typer.testing import CliRunner
 
 from sdo_cli.errors import RecipeFault, Stopped
-from sdo_cli.finetune import guard as guarding
-from sdo_cli.finetune import run as running
 from sdo_cli.progress import Silent
 from sdo_cli.recipe.load import load_recipe
 from sdo_cli.records.check import Check, gain, quality, verdict
 from sdo_cli.runs.checkpoint import newest
+from sdo_cli.training import guard as guarding
+from sdo_cli.training import run as running
 
 OWN = "guard.prompts={lines: [a cow on a silver sky, a fish on a pale sea, a rose on a dark desk]}"
 # a rate that does not depend on the number of steps

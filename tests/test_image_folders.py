@@ -14,12 +14,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdo_cli.errors import EnvironmentFault, RecipeFault
-from sdo_cli.evaluate.comfyui import prompt_of_graph
-from sdo_cli.evaluate.evaluation import Evaluation, folder_variants, job_from, job_tree
-from sdo_cli.evaluate.folders import read_folder
-from sdo_cli.evaluate.job import EvalPrompt, Job, Prompts
-from sdo_cli.evaluate.picture_text import decoded, prompt_inside, prompt_of_parameters
-from sdo_cli.evaluate.reference import reference_files
+from sdo_cli.evaluation.comfyui import prompt_of_graph
+from sdo_cli.evaluation.evaluation import Evaluation, folder_variants, job_from, job_tree
+from sdo_cli.evaluation.folders import read_folder
+from sdo_cli.evaluation.job import EvalPrompt, Job, Prompts
+from sdo_cli.evaluation.picture_text import decoded, prompt_inside, prompt_of_parameters
+from sdo_cli.evaluation.reference import reference_files
 from sdo_cli.prompt_sets.read import read_prompt_set
 from sdo_cli.recipe.schema import RewardSpec
 

@@ -12,7 +12,7 @@ ROWS = [
     {"api"},
     {"cli"},
     {"bench"},
-    {"finetune", "optimize", "evaluate", "prune", "doctor", "exporting"},
+    {"training", "steering", "evaluation", "prune", "doctor", "exporting"},
     {"runs"},
     {"reports", "records"},
     {"scoring", "drawing", "weights", "estimate"},

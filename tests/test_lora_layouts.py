@@ -16,16 +16,16 @@ from small_models import FAMILY_OF, plain
 
 from sdo_cli.drawing.parameters import lora_name, lora_tags
 from sdo_cli.errors import EnvironmentFault, RecipeFault
-from sdo_cli.evaluate.job import variants_of
-from sdo_cli.finetune.lora import add_lora
+from sdo_cli.evaluation.job import variants_of
 from sdo_cli.models.kohya import sgm_name
 from sdo_cli.models.load import load_family
 from sdo_cli.models.lora_files import published
 from sdo_cli.models.lora_places import places_of
 from sdo_cli.models.lora_read import read_lora
 from sdo_cli.models.lora_stack import Stacked, joined, stack_of
-from sdo_cli.optimize.variables_file import whole_lora
 from sdo_cli.recipe.schema import LoraSpec
+from sdo_cli.steering.variables_file import whole_lora
+from sdo_cli.training.lora import add_lora
 
 SUFFIX = {"down": "lora_down.weight", "up": "lora_up.weight"}
 PEFT = {"down": "lora_A.weight", "up": "lora_B.weight"}

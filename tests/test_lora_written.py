@@ -17,7 +17,7 @@ from sdo_cli.models.load import ModelSource
 from sdo_cli.models.lora_files import lora_hash
 from sdo_cli.models.lora_read import has_text_layers
 from sdo_cli.models.second_lora import load_second
-from sdo_cli.optimize.variables_file import whole_lora
+from sdo_cli.steering.variables_file import whole_lora
 
 __all__ = ["base", "family_of"]
 SOME = r"^unet\..*attn2\.to_[qk]"

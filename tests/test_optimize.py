@@ -16,13 +16,13 @@ from small_models import FAMILY_OF, MAKERS
 from rewards.clip_encoder import ClipEncoder
 from sdo_cli.drawing.pictures import read_image, save_image
 from sdo_cli.errors import EnvironmentFault, RecipeFault
-from sdo_cli.optimize.job import begin, prepare
-from sdo_cli.optimize.objectives import OfReward, Seen, Style, Target, TextEdit, augmented, fitted, gram
-from sdo_cli.optimize.run import optimize, strip_steps
-from sdo_cli.optimize.variables_file import read_variables
 from sdo_cli.progress import Silent
 from sdo_cli.recipe.steering import load_steering, shipped_steerings, steering_folder
 from sdo_cli.seeding import keyed_generator
+from sdo_cli.steering.job import begin, prepare
+from sdo_cli.steering.objectives import OfReward, Seen, Style, Target, TextEdit, augmented, fitted, gram
+from sdo_cli.steering.run import optimize, strip_steps
+from sdo_cli.steering.variables_file import read_variables
 from sdo_cli.weights.needs import needs_of
 
 TIGER, ROCKET = "a tiger on a teal background", "a rocket on a red background"
@@ -292,7 +292,7 @@ def test_a_target_picture_needs_no_clip():
 
 
 def test_what_was_finished_survives_a_fault_in_a_later_group(tmp_path, monkeypatch):
-    import sdo_cli.optimize.run as module
+    import sdo_cli.steering.run as module
 
     whole = module.begin
 
@@ -503,7 +503,7 @@ def test_a_reward_counts_upwards(images):
         def score(self, images, prompts):
             return images.flatten(1).mean(1)
 
-    from sdo_cli.optimize.objectives import Wish
+    from sdo_cli.steering.objectives import Wish
 
     part = OfReward(Bright())
     values = part.values(seen_of(images))

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sdo_cli.evaluate.comfyui import prompt_of_graph
-from sdo_cli.evaluate.picture_text import decoded, is_parameters, prompt_of, prompt_of_parameters
+from sdo_cli.evaluation.comfyui import prompt_of_graph
+from sdo_cli.evaluation.picture_text import decoded, is_parameters, prompt_of, prompt_of_parameters
 from sdo_cli.prompt_sets.syntax import syntax_notes
 
 

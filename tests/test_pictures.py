@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from sdo_cli.drawing.pictures import read_image
 from sdo_cli.errors import EnvironmentFault
-from sdo_cli.evaluate.folders import read_folder
+from sdo_cli.evaluation.folders import read_folder
 from sdo_cli.pixels import perhaps_unfinished, transparent
 from sdo_cli.reports.pictures import thumbnail
 

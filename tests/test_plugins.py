@@ -15,13 +15,13 @@ import torch
 from sdo_cli.bench import cost, memory
 from sdo_cli.bench.memory import measure_memory
 from sdo_cli.errors import PluginFault
-from sdo_cli.finetune.job import plan_step
-from sdo_cli.finetune.prepare import prepare
 from sdo_cli.gradients.plan import Plan
 from sdo_cli.gradients.rules import RULES, gradient_rule, option_problem
 from sdo_cli.plugins import load_plugins
 from sdo_cli.recipe.load import load_recipe
 from sdo_cli.recipe.schema import GradientSpec
+from sdo_cli.training.job import plan_step
+from sdo_cli.training.prepare import prepare
 
 PAGE = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text()
 EXAMPLE = re.search(r"```python\n(.*?)```", PAGE, re.S).group(1)

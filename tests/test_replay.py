@@ -21,8 +21,6 @@ from test_rollouts import where  # noqa: F401
 from toy import CONFIGS, TOLERANCE, grads, objective, toy_path
 
 from sdo_cli.errors import PluginFault
-from sdo_cli.finetune.loop import train
-from sdo_cli.finetune.prepare import prepare
 from sdo_cli.gradients.drtune import drtune
 from sdo_cli.gradients.flowbp import flowbp_sparse
 from sdo_cli.gradients.outcome import Terms
@@ -32,6 +30,8 @@ from sdo_cli.gradients.rules import RULES, gradient_rule
 from sdo_cli.gradients.sdo import sdo
 from sdo_cli.gradients.three_stage import MicroBatches, three_stage
 from sdo_cli.recipe.load import load_recipe
+from sdo_cli.training.loop import train
+from sdo_cli.training.prepare import prepare
 
 CHOICES = ("stratified", "uniform", "weight-proportional", "late-biased")
 

@@ -13,17 +13,17 @@ from safetensors.torch import load_file
 
 from sdo_cli.drawing.pruned import made_for, wiring_of
 from sdo_cli.errors import RecipeFault
-from sdo_cli.finetune.batches import PromptOrder
-from sdo_cli.finetune.job import make_plan, plan_step
-from sdo_cli.finetune.loop import train
-from sdo_cli.finetune.passes import accumulate
-from sdo_cli.finetune.prepare import prepare
-from sdo_cli.finetune.rollouts import flat_gradient
 from sdo_cli.prune.baselines import uniform
 from sdo_cli.prune.ratios import Budget
 from sdo_cli.recipe.load import load_recipe
 from sdo_cli.sampling.coefficients import coefficients_of
 from sdo_cli.skipping.skip_plan import SkipPlan, load_plan
+from sdo_cli.training.batches import PromptOrder
+from sdo_cli.training.job import make_plan, plan_step
+from sdo_cli.training.loop import train
+from sdo_cli.training.passes import accumulate
+from sdo_cli.training.prepare import prepare
+from sdo_cli.training.rollouts import flat_gradient
 
 RECIPE = """
 rewards: [colorfulness]
@@ -275,7 +275,7 @@ def test_the_estimate_knows_cheaper_rollouts(where):
 @pytest.mark.parametrize("by", ["FSDP", "DeepSpeed"])
 def test_in_parts_it_is_refused(where, words, by):
     from sdo_cli.errors import EnvironmentFault
-    from sdo_cli.finetune.sharding import check_shardable
+    from sdo_cli.training.sharding import check_shardable
 
     recipe = load_recipe(str(where / "mine.yaml"), ["train=full", *words]).recipe
     with pytest.raises(EnvironmentFault, match=f"asks for {by}, under which all processes make the same calls"):

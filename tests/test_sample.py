@@ -133,7 +133,7 @@ def test_every_solver_draws_the_same_picture():
 
 def test_the_png_says_how_it_was_made(lora_folder, tmp_path):
     """A1111's text, prompt by prompt; `sdo eval --images` finds the prompts in it, and leaves the sheet alone."""
-    from sdo_cli.evaluate.folders import read_folder
+    from sdo_cli.evaluation.folders import read_folder
 
     words = ["a tiger", "a rose, red", "--seed", "5", "-n", "2", "--steps", "2", "--guidance", "3", "--grid"]
     words += [

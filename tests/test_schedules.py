@@ -14,8 +14,8 @@ from toy import CONFIGS, EPS, toy_path
 from sdo_cli.drawing.draw import DrawSettings, draw_noise, encode_pair, make_path, make_route
 from sdo_cli.drawing.prompts import PromptEmbeddings
 from sdo_cli.errors import SolverFault
-from sdo_cli.evaluate.evaluation import job_from, job_tree
-from sdo_cli.evaluate.job import EvalPrompt, Job, Prompts, Settings, Variant, digest
+from sdo_cli.evaluation.evaluation import job_from, job_tree
+from sdo_cli.evaluation.job import EvalPrompt, Job, Prompts, Settings, Variant, digest
 from sdo_cli.models.load import ModelSource, load_family
 from sdo_cli.prune.schedules import Nodes, cheapest_walks, optimal_stepsize, pair_costs, pairwise, teacher
 from sdo_cli.sampling.coefficients import coefficients_of

@@ -20,12 +20,12 @@ from test_guard import OWN
 from test_parallel import environment, finish, fragile, free_port, metrics, saved_at_its_last_step, words_of
 
 from sdo_cli.errors import EnvironmentFault
-from sdo_cli.finetune.sharding import check_shardable
 from sdo_cli.gradients.plan import Mode, Plan
 from sdo_cli.models.load import load_family
 from sdo_cli.parallel.shards import asked_for
 from sdo_cli.parallel.world import joined
 from sdo_cli.recipe.load import load_recipe
+from sdo_cli.training.sharding import check_shardable
 
 # what `accelerate launch` sets for CONFIG
 FSDP = {

@@ -9,16 +9,16 @@ from test_rollouts import prepared, where  # noqa: F401
 from torch.utils._pytree import tree_map
 
 from sdo_cli.errors import EnvironmentFault
-from sdo_cli.finetune.loop import train
-from sdo_cli.finetune.lora import in_call_order, train_everything, trainable
-from sdo_cli.finetune.prepare import prepare
-from sdo_cli.finetune.sharding import check_shardable
 from sdo_cli.models import compiling
 from sdo_cli.models.load import ModelSource, load_family
 from sdo_cli.optimizers.adamw import make_adamw
 from sdo_cli.optimizers.stepper import Stepper
 from sdo_cli.recipe.load import load_recipe
 from sdo_cli.skipping.skip_plan import load_plan
+from sdo_cli.training.loop import train
+from sdo_cli.training.lora import in_call_order, train_everything, trainable
+from sdo_cli.training.prepare import prepare
+from sdo_cli.training.sharding import check_shardable
 
 COMPILE = torch.compile
 

@@ -15,15 +15,15 @@ from sdo_cli.gradients.outcome import Scored, Terms
 from sdo_cli.gradients.plan import Mode
 from sdo_cli.gradients.run import run_plan
 from sdo_cli.gradients.three_stage import MicroBatches, three_stage
-from sdo_cli.optimize.inversion import invert
-from sdo_cli.optimize.steer import make_plan, nothing_yet, steer
-from sdo_cli.optimize.variables import Canvas, State, as_leaves, first_state, put_rows, sample_dim, spread
 from sdo_cli.recipe.schema import PromptSource
 from sdo_cli.recipe.steering_schema import ObjectiveSpec, Steering
 from sdo_cli.sampling.loop import Path, denoise_path, sample_latents
 from sdo_cli.sampling.route import Route
 from sdo_cli.sampling.solvers import make_scheduler
 from sdo_cli.sampling.steering import Steered
+from sdo_cli.steering.inversion import invert
+from sdo_cli.steering.steer import make_plan, nothing_yet, steer
+from sdo_cli.steering.variables import Canvas, State, as_leaves, first_state, put_rows, sample_dim, spread
 
 BATCH, STEPS = 4, 6
 EXACT = ("ddim", "ddim-v", "pndm", "unipc", "deis")  # step() keeps float64
@@ -462,7 +462,7 @@ class Falling(Watched):
 
 
 def test_norm_prior_is_the_likelihood_of_a_gaussians_norm():
-    from sdo_cli.optimize.steer import _prior_gradient
+    from sdo_cli.steering.steer import _prior_gradient
 
     for name, shape in (("latent", (3, 2, 3, 3)), ("noise", (2, 3, 2, 3, 3))):
         z = (2 * draw(*shape, seed=8)).requires_grad_()

@@ -26,7 +26,7 @@ WAYS = {
     "python -m": (("-m", "sdo_cli", *DRAW), {}),
     "console script": (("-c", ENTRY, *DRAW), {}),
     "launched worker": (("-u", "-m", "sdo_cli", *DRAW), WORKER),
-    "library": (("-c", "import sdo_cli.finetune.loop"), {}),
+    "library": (("-c", "import sdo_cli.training.loop"), {}),
     "rewards alone": (("-c", "import rewards.base"), {}),
     "fork server": (("-c", "import forked; forked.serve('nowhere')"), {}),
 }

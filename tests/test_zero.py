@@ -27,13 +27,13 @@ from test_parallel import environment, finish, fragile, free_port, metrics, save
 from test_sharded import FSDP, FULL, RAGGED, RULES, SDO, UNMEASURED, back_to_two, near, same, unet
 
 from sdo_cli.errors import EnvironmentFault
-from sdo_cli.finetune.sharding import check_shardable
 from sdo_cli.installed import install_extra
 from sdo_cli.optimizers.zero import settings
 from sdo_cli.parallel import zero
 from sdo_cli.parallel.world import World, joined
 from sdo_cli.parallel.zero import Zero, zero_asked_for
 from sdo_cli.recipe.load import load_recipe
+from sdo_cli.training.sharding import check_shardable
 
 runs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 NAMES = ("whole", "zero-1", "zero-2")

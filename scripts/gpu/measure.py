@@ -14,8 +14,8 @@ from sdo_cli.bench.cost import Cost, one_iteration, timed
 from sdo_cli.bench.memory import Memory, measure_here
 from sdo_cli.bench.run import MOVED
 from sdo_cli.bench.variants import Variant, load_variants
-from sdo_cli.finetune.job import Job
 from sdo_cli.progress import Reporter
+from sdo_cli.training.job import Job
 
 # full backpropagation takes about three times SDO's seconds, and is the dearest arm
 DEAREST = 3

@@ -13,12 +13,6 @@ import torch
 from torch import Tensor
 
 from sdo_cli.drawing.draw import make_route
-from sdo_cli.finetune.batches import PromptOrder
-from sdo_cli.finetune.job import Job, path_of
-from sdo_cli.finetune.passes import accumulate
-from sdo_cli.finetune.prepare import prepare
-from sdo_cli.finetune.replays import Replays
-from sdo_cli.finetune.rollouts import cosine, flat_gradient
 from sdo_cli.gradients.full import full
 from sdo_cli.gradients.outcome import Terms
 from sdo_cli.gradients.plan import Mode, Plan
@@ -26,6 +20,12 @@ from sdo_cli.gradients.three_stage import shortcut
 from sdo_cli.recipe.load import load_recipe
 from sdo_cli.sampling.coefficients import coefficients_of
 from sdo_cli.seeding import keyed_generator
+from sdo_cli.training.batches import PromptOrder
+from sdo_cli.training.job import Job, path_of
+from sdo_cli.training.passes import accumulate
+from sdo_cli.training.prepare import prepare
+from sdo_cli.training.replays import Replays
+from sdo_cli.training.rollouts import cosine, flat_gradient
 
 PLAIN = ["rollout={}", "gradient.options={}", "validation.prompts={}", "validation.rewards=[]"]
 # makes one draw of gradients [samples, calls, parameters]

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from sdo_cli.cli.output import make_reporter
-from sdo_cli.finetune.loop import train
-from sdo_cli.finetune.prepare import prepare
 from sdo_cli.recipe.load import load_recipe
 from sdo_cli.scoring.statistics import Gain, paired_gain
 from sdo_cli.seeding import keyed_generator
+from sdo_cli.training.loop import train
+from sdo_cli.training.prepare import prepare
 
 Change = Callable[[Tensor, int], Tensor] | None
 

@@ -32,12 +32,12 @@ from sdo_cli.estimate.gpus import find_gpu  # noqa: E402
 from sdo_cli.estimate.network import encoded  # noqa: E402
 from sdo_cli.estimate.pipelines import plain_family  # noqa: E402
 from sdo_cli.estimate.stages import Estimate  # noqa: E402
-from sdo_cli.finetune.job import Job  # noqa: E402
-from sdo_cli.finetune.loop import train  # noqa: E402
-from sdo_cli.finetune.prepare import prepare  # noqa: E402
 from sdo_cli.gradients import outcome  # noqa: E402
 from sdo_cli.models.load import ModelSource  # noqa: E402
 from sdo_cli.recipe.load import LoadedRecipe, load_recipe  # noqa: E402
+from sdo_cli.training.job import Job  # noqa: E402
+from sdo_cli.training.loop import train  # noqa: E402
+from sdo_cli.training.prepare import prepare  # noqa: E402
 
 HALF = ["mixed_precision=bf16", "reward_precision=bf16"]
 SMALL = {

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from sdo_cli.finetune.job import Job
-from sdo_cli.finetune.loop import train
-from sdo_cli.finetune.prepare import prepare
 from sdo_cli.recipe.load import load_recipe
 from sdo_cli.records.step import StepResult
+from sdo_cli.training.job import Job
+from sdo_cli.training.loop import train
+from sdo_cli.training.prepare import prepare
 
 PARTS = ("network", "decoder", "reward", "backward of network", "backward of decoder and reward")
 SETTINGS: tuple[tuple[str, ...], ...] = (

@@ -20,15 +20,15 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from sdo_cli.finetune.job import Job
-from sdo_cli.finetune.loop import train
-from sdo_cli.finetune.prepare import prepare
-from sdo_cli.finetune.validate import Validation
 from sdo_cli.progress import Silent
 from sdo_cli.recipe.load import load_recipe
 from sdo_cli.records.step import StepResult
 from sdo_cli.scoring.statistics import paired_gain
 from sdo_cli.skipping.skip_plan import load_plan
+from sdo_cli.training.job import Job
+from sdo_cli.training.loop import train
+from sdo_cli.training.prepare import prepare
+from sdo_cli.training.validate import Validation
 
 STEPS = 50
 

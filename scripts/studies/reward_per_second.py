@@ -18,11 +18,11 @@ from pathlib import Path
 
 import torch
 
-from sdo_cli.finetune.loop import train
-from sdo_cli.finetune.prepare import prepare
 from sdo_cli.progress import Silent
 from sdo_cli.recipe.load import load_recipe
 from sdo_cli.scoring.statistics import paired_gain
+from sdo_cli.training.loop import train
+from sdo_cli.training.prepare import prepare
 
 DEV = [
     "prompts.file=emoji-train-guarded.txt",

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from sdo_cli.device import pick_device
-from sdo_cli.finetune.batches import PromptOrder
-from sdo_cli.finetune.job import path_of
-from sdo_cli.finetune.objective import RewardObjective, WeightedReward
-from sdo_cli.finetune.prepare import prepare, reward_of
 from sdo_cli.models.tiny_decoder import load_tiny_decoder
 from sdo_cli.recipe.load import load_recipe
 from sdo_cli.recipe.schema import RewardSpec
 from sdo_cli.sampling.loop import sample_latents
+from sdo_cli.training.batches import PromptOrder
+from sdo_cli.training.job import path_of
+from sdo_cli.training.objective import RewardObjective, WeightedReward
+from sdo_cli.training.prepare import prepare, reward_of
 
 REWARDS = ("clip-embedded", "aesthetic-embedded", "colorfulness", "jpeg-compressibility")
 

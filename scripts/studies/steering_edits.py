@@ -23,12 +23,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from embedded import emoji_data  # noqa: E402
 
 from sdo_cli.drawing.pictures import read_image, save_image  # noqa: E402
-from sdo_cli.optimize.job import begin, prepare, render  # noqa: E402
-from sdo_cli.optimize.run import optimize  # noqa: E402
 from sdo_cli.progress import Silent  # noqa: E402
 from sdo_cli.recipe.steering import load_steering  # noqa: E402
 from sdo_cli.scoring.rewards import build_reward, score_images  # noqa: E402
 from sdo_cli.scoring.statistics import estimate, paired_gain  # noqa: E402
+from sdo_cli.steering.job import begin, prepare, render  # noqa: E402
+from sdo_cli.steering.run import optimize  # noqa: E402
 
 COUNT = 32
 

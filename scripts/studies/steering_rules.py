@@ -21,13 +21,13 @@ from sdo_cli.bench.memory import peak_of_tensors
 from sdo_cli.estimate.flops import count_flops
 from sdo_cli.gradients.outcome import Terms
 from sdo_cli.gradients.run import run_plan
-from sdo_cli.optimize.job import Job, begin, objective_of, prepare
-from sdo_cli.optimize.steer import make_plan, nothing_yet, steer
-from sdo_cli.optimize.variables import as_leaves, spread
 from sdo_cli.recipe.steering import load_steering
 from sdo_cli.scoring.rewards import score_images
 from sdo_cli.scoring.statistics import paired_gain
 from sdo_cli.seeding import keyed_generator
+from sdo_cli.steering.job import Job, begin, objective_of, prepare
+from sdo_cli.steering.steer import make_plan, nothing_yet, steer
+from sdo_cli.steering.variables import as_leaves, spread
 
 RULES: dict[str, tuple[str, dict[str, int]]] = {
     "sdo": ("sdo", {}),

@@ -24,10 +24,10 @@ LAUNCH = "--multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0 -
 
 def work(out: Path, steps: int, overrides: list[str]) -> None:
     """One process: the training loop of the recipe; writes samples per second after the warm-up."""
-    from sdo_cli.finetune.loop import train
-    from sdo_cli.finetune.prepare import prepare
     from sdo_cli.parallel.world import joined
     from sdo_cli.recipe.load import load_recipe
+    from sdo_cli.training.loop import train
+    from sdo_cli.training.prepare import prepare
 
     with joined() as world:
         words = [*overrides, f"max_train_steps={steps + WARM_UP}"]

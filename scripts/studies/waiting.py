@@ -35,8 +35,8 @@ def work(overrides: list[str], steps: int, turns: int) -> None:
     import sdo_cli  # noqa: F401, I001
     import torch
 
-    from sdo_cli.finetune.loop import train
-    from sdo_cli.finetune.prepare import prepare
+    from sdo_cli.training.loop import train
+    from sdo_cli.training.prepare import prepare
     from sdo_cli.recipe.load import load_recipe
 
     words = [*overrides, f"max_train_steps={steps * turns + 1}"]

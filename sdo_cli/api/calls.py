@@ -87,10 +87,10 @@ def finetune(
     loaded = recipe if isinstance(recipe, LoadedRecipe) else load_recipe(recipe)
     loaded = with_objects(loaded, rewards, rule)
     from sdo_cli.exporting.export import kohya_writer
-    from sdo_cli.finetune.run import finetune as run
     from sdo_cli.models.load import source_of
     from sdo_cli.parallel.stopping import Stopping
     from sdo_cli.runs.folder import new_run_folder
+    from sdo_cli.training.run import finetune as run
 
     folder = Path(out) if out is not None and resume else new_folder(loaded, out, new_run_folder)
     also = kohya_writer(source_of(loaded.recipe), loaded.name) if loaded.recipe.lora.kohya else None
@@ -217,7 +217,7 @@ def evaluate(
         VariantOptions,
     )
     from sdo_cli.cli.from_run import laid_over_run
-    from sdo_cli.evaluate.run import evaluate as run
+    from sdo_cli.evaluation.run import evaluate as run
 
     variants = VariantOptions(_words(loras), ",".join(f"{s:g}" for s in lora_scales), base, [Path(p) for p in images])
     start = starting_recipe(recipe, model, variants.loras)
@@ -261,7 +261,7 @@ def compare(
         from sdo_cli.runs.compare import compare_runs
 
         return Comparison(compare_runs(places, anyway=anyway))
-    from sdo_cli.evaluate.compare import compare_folders
+    from sdo_cli.evaluation.compare import compare_folders
 
     folder = Path(out) if out is not None else Path("comparisons") / _stamp()
     chosen = table.full_name(select_by) if select_by else None
@@ -286,8 +286,8 @@ def optimize(
         objectives: ``"clip"``, ``"text:{prompt} at night"``, ``"style:picture.png"``, or mappings with a weight.
         changes, more: other keys, as in a recipe of `sdo optimize`.
     """
-    from sdo_cli.optimize.run import optimize as run
     from sdo_cli.recipe.steering import load_steering
+    from sdo_cli.steering.run import optimize as run
 
     given: dict[str, Any] = {}
     if prompts is not None:

@@ -10,19 +10,19 @@ from torch import Tensor, nn
 from sdo_cli.bench.variants import Variant
 from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.estimate.flops import count_flops
-from sdo_cli.finetune.batches import PromptOrder
-from sdo_cli.finetune.job import Job, path_of
-from sdo_cli.finetune.lora import ADAPTER, add_lora
-from sdo_cli.finetune.passes import accumulate
-from sdo_cli.finetune.prepare import cheap_rollouts, check_plan, prepare, small_decoder
-from sdo_cli.finetune.replays import Replays
-from sdo_cli.finetune.validate import Validation
 from sdo_cli.gradients.outcome import Outcome
 from sdo_cli.gradients.plan import Plan
 from sdo_cli.progress import Reporter
 from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.sampling.loop import Denoise
 from sdo_cli.seeding import keyed_generator
+from sdo_cli.training.batches import PromptOrder
+from sdo_cli.training.job import Job, path_of
+from sdo_cli.training.lora import ADAPTER, add_lora
+from sdo_cli.training.passes import accumulate
+from sdo_cli.training.prepare import cheap_rollouts, check_plan, prepare, small_decoder
+from sdo_cli.training.replays import Replays
+from sdo_cli.training.validate import Validation
 
 
 @dataclass

@@ -12,9 +12,9 @@ from sdo_cli.bench.bench_job import Workbench
 from sdo_cli.bench.parts import Parts, counts, make_parts, total, without_recomputation
 from sdo_cli.bench.variants import Variant
 from sdo_cli.estimate.flops import count_flops
-from sdo_cli.finetune.job import Job, plan_step
 from sdo_cli.gradients.outcome import added
 from sdo_cli.progress import Reporter
+from sdo_cli.training.job import Job, plan_step
 
 # a bare part is much shorter than an iteration: the mean of a few in a row has the same share of noise
 PART_SECONDS = 0.3

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from sdo_cli.bench.bench_job import Workbench
 from sdo_cli.bench.variants import Variant
-from sdo_cli.finetune.job import Job, make_plan
 from sdo_cli.gradients.plan import Plan
 from sdo_cli.progress import Reporter
 from sdo_cli.scoring.statistics import Estimate, estimate
 from sdo_cli.seeding import keyed_generator
+from sdo_cli.training.job import Job, make_plan
 
 
 @dataclass(frozen=True)

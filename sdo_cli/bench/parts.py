@@ -11,13 +11,13 @@ from torch.utils.checkpoint import checkpoint
 from sdo_cli.bench.bench_job import Workbench
 from sdo_cli.drawing.draw import draw_noise, encode_pair, make_path
 from sdo_cli.estimate.units import call_shares
-from sdo_cli.finetune.job import Job
-from sdo_cli.finetune.objective import RewardObjective
 from sdo_cli.gradients.counts import LIVE
 from sdo_cli.gradients.counts import counts as part_counts
 from sdo_cli.gradients.plan import Plan
 from sdo_cli.sampling.loop import Path
 from sdo_cli.seeding import keyed_generator
+from sdo_cli.training.job import Job
+from sdo_cli.training.objective import RewardObjective
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from sdo_cli.bench.cost import CostTable
 from sdo_cli.bench.parts import counts, total
 from sdo_cli.bench.variants import Variant
 from sdo_cli.errors import RecipeFault
-from sdo_cli.finetune.job import Job, plan_step
-from sdo_cli.finetune.loop import train
 from sdo_cli.progress import Reporter
 from sdo_cli.scoring.statistics import Estimate, Gain, paired_gain
+from sdo_cli.training.job import Job, plan_step
+from sdo_cli.training.loop import train
 
 NO_PROMPTS = "validation.prompts: the training part needs held-out prompts; add them, or choose --part cost"
 

@@ -33,7 +33,7 @@ def compare(
         compare_trained(evaluations, anyway=anyway, as_json=as_json)
         return
     import rewards as table
-    from sdo_cli.evaluate.compare import compare_folders
+    from sdo_cli.evaluation.compare import compare_folders
 
     folder = out or Path("comparisons") / time.strftime("%Y%m%d-%H%M%S")
     chosen = table.full_name(select_by) if select_by else None
@@ -73,7 +73,7 @@ def compare_trained(runs: list[Path], *, anyway: bool, as_json: bool) -> None:
 
 
 def as_text(tree: dict[str, Any], folder: Path, *, report: bool) -> str:
-    from sdo_cli.evaluate.summary import ways
+    from sdo_cli.evaluation.summary import ways
 
     lines = [f"differs: {problem}" for problem in tree["differences_of_settings"]]
     for name, found in tree["results"].items():
@@ -110,8 +110,8 @@ def report(
 
     page = out or folder / "report.html"
     if (folder / "settings.json").is_file():
-        from sdo_cli.evaluate.evaluation import Evaluation
-        from sdo_cli.evaluate.report import evaluation_report
+        from sdo_cli.evaluation.evaluation import Evaluation
+        from sdo_cli.evaluation.report import evaluation_report
         from sdo_cli.files import read_json
 
         if not (folder / "summary.json").is_file():

@@ -94,7 +94,7 @@ def carry_out(
     report: bool,
 ) -> None:
     """Together with the other processes; the first one shows the result."""
-    from sdo_cli.evaluate.run import evaluate as run
+    from sdo_cli.evaluation.run import evaluate as run
     from sdo_cli.parallel.stopping import Stopping
     from sdo_cli.parallel.world import joined
 
@@ -129,7 +129,7 @@ def carry_out(
 
 def as_text(tree: dict[str, Any], folder: Path, *, report: bool) -> str:
     """A table per measure: every variant, and its difference to the first."""
-    from sdo_cli.evaluate.summary import ways
+    from sdo_cli.evaluation.summary import ways
 
     lines = []
     names = list(dict.fromkeys(name for entry in tree["variants"].values() for name in entry["measures"]))

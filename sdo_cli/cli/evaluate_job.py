@@ -23,7 +23,7 @@ from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
 from sdo_cli.sampling.solvers import AUTO
 
 if TYPE_CHECKING:
-    from sdo_cli.evaluate.job import Job, Prompts
+    from sdo_cli.evaluation.job import Job, Prompts
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Asked:
     def job(self) -> "tuple[Job, list[str]]":
         """And what is to be said of its prompts and of the folders it scores."""
         from sdo_cli.drawing.draw import draw_settings
-        from sdo_cli.evaluate.evaluation import folder_variants
-        from sdo_cli.evaluate.job import Job, Settings, variants_of
+        from sdo_cli.evaluation.evaluation import folder_variants
+        from sdo_cli.evaluation.job import Job, Settings, variants_of
         from sdo_cli.models.load import source_of
 
         asked, start, loras, prompts, settings = self.settings, self.start, self.variants.loras, self.prompts, None
@@ -247,7 +247,7 @@ def find_prompts(
     given: PromptOptions, start: LoadedRecipe | None, optional: bool, wrong: list[str], notes: list[str]
 ) -> "Prompts | None":
     """Those asked for, the recipe's held-out ones, or none; ``notes`` gets what their file leaves out."""
-    from sdo_cli.evaluate.job import EvalPrompt, Prompts
+    from sdo_cli.evaluation.job import EvalPrompt, Prompts
     from sdo_cli.prompt_sets.read import read_prompt_set
 
     # pictures that are there are paired with the whole set before it is cut

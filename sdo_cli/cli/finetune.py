@@ -56,11 +56,11 @@ def finetune(
     seconds = None if time_limit is None else seconds_of(time_limit)
     in_several_processes(processes)
     from sdo_cli.exporting.export import kohya_writer
-    from sdo_cli.finetune.run import finetune as run
     from sdo_cli.models.load import source_of
     from sdo_cli.parallel.stopping import Stopping
     from sdo_cli.parallel.world import joined
     from sdo_cli.runs.resume import finished
+    from sdo_cli.training.run import finetune as run
 
     folder: Path | None = None
     more = [*processes.words, *(["--time-limit", time_limit] if time_limit else [])]

@@ -101,7 +101,7 @@ def optimize(
     folder = out or Path(loaded.spec.output_dir) / f"{loaded.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if folder.exists() and any(folder.iterdir()):
         raise RecipeFault([f"--out {folder}: is not empty; give another folder"], what="command line")
-    from sdo_cli.optimize.run import optimize as run
+    from sdo_cli.steering.run import optimize as run
 
     reporter = output.reporter()
     try:

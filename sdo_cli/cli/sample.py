@@ -170,7 +170,7 @@ def draw_again(context: typer.Context, variables: Path, target: TargetOptions, o
     folder = target.folder()
     if wrong := [*wrong, *holds_images(folder)]:
         raise RecipeFault(wrong, what="command line")
-    from sdo_cli.optimize.render import render_file
+    from sdo_cli.steering.render import render_file
 
     with told(folder, output.reporter()) as reporter:
         files = render_file(variables, folder, grid=target.grid, reporter=reporter)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import PurePosixPath, PureWindowsPath
 
-from sdo_cli.evaluate.job import EvalPrompt
+from sdo_cli.evaluation.job import EvalPrompt
 
 # sdo's own: prompt 12, image 0
 OWN = re.compile(r"(\d{5})_(\d{2})")

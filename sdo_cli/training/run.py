@@ -12,15 +12,6 @@ import rewards
 from sdo_cli.drawing.notes import drawing_notes
 from sdo_cli.errors import Stopped
 from sdo_cli.files import alone_in, append_json_line, without_nan, write_json, write_text
-from sdo_cli.finetune import outputs
-from sdo_cli.finetune.guard import Guard, make_guard
-from sdo_cli.finetune.job import Job
-from sdo_cli.finetune.loop import make_stepper, train
-from sdo_cli.finetune.overview import overview
-from sdo_cli.finetune.passes import go_on
-from sdo_cli.finetune.prepare import prepare
-from sdo_cli.finetune.replays import Replays
-from sdo_cli.finetune.validate import Validation
 from sdo_cli.gradients.outcome import added
 from sdo_cli.optimizers.stepper import Stepper
 from sdo_cli.parallel.shards import described
@@ -40,6 +31,15 @@ from sdo_cli.runs.summary import RunSummary
 from sdo_cli.runs.trackers import Trackers
 from sdo_cli.scoring.rewards import reading_notes
 from sdo_cli.scoring.statistics import paired_gain
+from sdo_cli.training import outputs
+from sdo_cli.training.guard import Guard, make_guard
+from sdo_cli.training.job import Job
+from sdo_cli.training.loop import make_stepper, train
+from sdo_cli.training.overview import overview
+from sdo_cli.training.passes import go_on
+from sdo_cli.training.prepare import prepare
+from sdo_cli.training.replays import Replays
+from sdo_cli.training.validate import Validation
 
 
 @dataclass

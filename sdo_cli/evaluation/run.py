@@ -12,19 +12,19 @@ from torch import Tensor
 from sdo_cli.device import described, dtype_of, pick_device
 from sdo_cli.drawing.pictures import read_image
 from sdo_cli.errors import Stopped
-from sdo_cli.evaluate.draw import draw_variant, missing_items
-from sdo_cli.evaluate.evaluation import SETTINGS, Evaluation, job_tree, joined
-from sdo_cli.evaluate.job import Job, Variant
-from sdo_cli.evaluate.reference import fid_kid, inception, inception_features, reference_files, require_torchmetrics
-from sdo_cli.evaluate.report import evaluation_report
-from sdo_cli.evaluate.score import (
+from sdo_cli.evaluation.draw import draw_variant, missing_items
+from sdo_cli.evaluation.evaluation import SETTINGS, Evaluation, job_tree, joined
+from sdo_cli.evaluation.job import Job, Variant
+from sdo_cli.evaluation.reference import fid_kid, inception, inception_features, reference_files, require_torchmetrics
+from sdo_cli.evaluation.report import evaluation_report
+from sdo_cli.evaluation.score import (
     ScoreFile,
     distance_lines,
     diversity_lines,
     embed_variant,
     score_variant,
 )
-from sdo_cli.evaluate.summary import scores_csv, summary, summary_csv, values_of
+from sdo_cli.evaluation.summary import scores_csv, summary, summary_csv, values_of
 from sdo_cli.files import alone_in, read_json, write_json, write_text
 from sdo_cli.parallel.stopping import SafePoints, Stopping
 from sdo_cli.parallel.world import SINGLE, World

@@ -15,7 +15,7 @@ from torch import Tensor
 from rewards.base import Reward
 from sdo_cli.drawing.pictures import read_image
 from sdo_cli.errors import EnvironmentFault, TrainingFault
-from sdo_cli.evaluate.job import Item, pairs_by_seed
+from sdo_cli.evaluation.job import Item, pairs_by_seed
 from sdo_cli.files import write_atomic
 from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.progress import Reporter

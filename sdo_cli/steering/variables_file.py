@@ -13,11 +13,11 @@ from torch import Tensor
 from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.files import write_atomic
 from sdo_cli.models.lora_stack import Stacked, stack_of
-from sdo_cli.optimize.variables import State, sample_dim
 from sdo_cli.recipe.document import Document
 from sdo_cli.recipe.schema import PromptSource
 from sdo_cli.recipe.steering_schema import Steering
 from sdo_cli.recipe.typed import Reader
+from sdo_cli.steering.variables import State, sample_dim
 
 FORMAT = "sdo-variables-1"
 

@@ -10,10 +10,6 @@ from torch import Tensor
 
 from sdo_cli.drawing.pictures import read_image, save_grid, save_image
 from sdo_cli.files import read_json, write_json, write_text
-from sdo_cli.finetune.guard import Guard
-from sdo_cli.finetune.job import Job
-from sdo_cli.finetune.prepare import fresh_family
-from sdo_cli.finetune.validate import Validation
 from sdo_cli.models.lora_paths import BEST, CHECKPOINTS
 from sdo_cli.parallel.shards import whole
 from sdo_cli.progress import Reporter
@@ -24,6 +20,10 @@ from sdo_cli.runs.card import curve_png, model_card
 from sdo_cli.runs.read import PIPELINE
 from sdo_cli.runs.report import run_report
 from sdo_cli.runs.summary import RunSummary
+from sdo_cli.training.guard import Guard
+from sdo_cli.training.job import Job
+from sdo_cli.training.prepare import fresh_family
+from sdo_cli.training.validate import Validation
 
 LIVE_SECONDS = 30
 # writes a LoRA's other formats into the folder that holds diffusers' file

@@ -13,11 +13,11 @@ from sdo_cli.gradients.outcome import Outcome, Terms
 from sdo_cli.gradients.plan import Mode, Plan, empty
 from sdo_cli.gradients.rules import find_rule
 from sdo_cli.gradients.run import run_plan
-from sdo_cli.optimize.objectives import COMPARED, ImageObjective
-from sdo_cli.optimize.variables import Canvas, State, as_leaves, names_of, put_rows, sample_dim, snapshot, spread
 from sdo_cli.recipe.steering_schema import Steering
 from sdo_cli.sampling.coefficients import Coefficients
 from sdo_cli.seeding import keyed_generator
+from sdo_cli.steering.objectives import COMPARED, ImageObjective
+from sdo_cli.steering.variables import Canvas, State, as_leaves, names_of, put_rows, sample_dim, snapshot, spread
 
 # of what an image has to gain to count as better, relative to its best loss
 FLAT = 1e-4

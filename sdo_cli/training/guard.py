@@ -18,14 +18,14 @@ from rewards.base import Reward
 from sdo_cli.device import pick_device
 from sdo_cli.drawing.draw import draw_settings
 from sdo_cli.errors import TrainingFault
-from sdo_cli.finetune.job import Job
-from sdo_cli.finetune.prepare import guard_prompts, not_trained, only_measured, reward_of
-from sdo_cli.finetune.validate import Validation
 from sdo_cli.progress import Reporter
 from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.recipe.schema import Recipe, RewardSpec
 from sdo_cli.records.check import OBJECTIVE, Check, Verdict, checks_of, quality, verdict
 from sdo_cli.scoring.embedded_measures import DISTANCE, DIVERSITY, distances, diversities
+from sdo_cli.training.job import Job
+from sdo_cli.training.prepare import guard_prompts, not_trained, only_measured, reward_of
+from sdo_cli.training.validate import Validation
 from sdo_cli.weights.needs import explaining
 
 # the package's own where that is what there is

@@ -13,19 +13,19 @@ from sdo_cli.drawing.notes import drawing_notes
 from sdo_cli.drawing.pictures import read_image, save_grid, save_image
 from sdo_cli.errors import Interrupted
 from sdo_cli.files import alone_in, append_json_line, without_nan, write_json, write_text
-from sdo_cli.optimize.curve import curve_png
-from sdo_cli.optimize.job import Begun, Job, begin, objective_of, prepare, render
-from sdo_cli.optimize.render import save_images
-from sdo_cli.optimize.report import steering_report
-from sdo_cli.optimize.steer import Best, Step, nothing_yet, steer
-from sdo_cli.optimize.variables import State
-from sdo_cli.optimize.variables_file import save_variables, whole_lora, whole_path
 from sdo_cli.plugins import loaded_plugins
 from sdo_cli.progress import Reporter
 from sdo_cli.provenance import command, machine, now, versions
 from sdo_cli.recipe.steering import LoadedSteering
 from sdo_cli.reports.page import write_report
 from sdo_cli.scoring.rewards import reading_notes, score_images
+from sdo_cli.steering.curve import curve_png
+from sdo_cli.steering.job import Begun, Job, begin, objective_of, prepare, render
+from sdo_cli.steering.render import save_images
+from sdo_cli.steering.report import steering_report
+from sdo_cli.steering.steer import Best, Step, nothing_yet, steer
+from sdo_cli.steering.variables import State
+from sdo_cli.steering.variables_file import save_variables, whole_lora, whole_path
 from sdo_cli.weights.needs import revisions_of
 
 # an inversion that loses so much more than the autoencoder alone is worth a word

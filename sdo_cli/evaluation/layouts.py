@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sdo_cli.errors import RecipeFault, SdoError
-from sdo_cli.evaluate.pairing import bare, natural
-from sdo_cli.evaluate.picture_text import fooocus_log, is_parameters, prompt_inside, prompt_of_parameters
+from sdo_cli.evaluation.pairing import bare, natural
+from sdo_cli.evaluation.picture_text import fooocus_log, is_parameters, prompt_inside, prompt_of_parameters
 from sdo_cli.pixels import begins_as_picture
 from sdo_cli.prompt_sets.entries import lines_of, read_text
 from sdo_cli.prompt_sets.read import STYLES

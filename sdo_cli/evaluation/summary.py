@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sdo_cli.evaluate.job import Item, Job, Place, Prompts, Variant, pairs_by_seed
+from sdo_cli.evaluation.job import Item, Job, Place, Prompts, Variant, pairs_by_seed
 from sdo_cli.files import without_nan
 from sdo_cli.scoring.statistics import Interval, Values, mean_interval, win_rate
 

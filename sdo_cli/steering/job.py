@@ -14,15 +14,15 @@ from sdo_cli.drawing.prompts import PromptEmbeddings
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import load_family, source_of
-from sdo_cli.optimize.inversion import invert
-from sdo_cli.optimize.objectives import ImageObjective, OfReward, Wish, fitted, wish_of
-from sdo_cli.optimize.variables import Canvas, State, first_state
 from sdo_cli.recipe.steering import LoadedSteering
 from sdo_cli.recipe.steering_schema import Steering
 from sdo_cli.sampling.loop import Path as Way
 from sdo_cli.sampling.loop import sample_latents
 from sdo_cli.sampling.steering import Steered
 from sdo_cli.scoring.rewards import build_reward
+from sdo_cli.steering.inversion import invert
+from sdo_cli.steering.objectives import ImageObjective, OfReward, Wish, fitted, wish_of
+from sdo_cli.steering.variables import Canvas, State, first_state
 from sdo_cli.weights.needs import explaining, reward_options
 
 

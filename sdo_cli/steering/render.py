@@ -9,11 +9,11 @@ from torch import Tensor
 from sdo_cli.drawing.draw import encode_pair, solver_of
 from sdo_cli.drawing.parameters import lora_tags, parameters_text, png_note
 from sdo_cli.drawing.pictures import save_grid, save_image
-from sdo_cli.optimize.job import Job, prepare, render
-from sdo_cli.optimize.variables import Canvas, State
-from sdo_cli.optimize.variables_file import read_variables
 from sdo_cli.progress import Reporter
 from sdo_cli.recipe.steering import LoadedSteering
+from sdo_cli.steering.job import Job, prepare, render
+from sdo_cli.steering.variables import Canvas, State
+from sdo_cli.steering.variables_file import read_variables
 
 
 def render_file(path: Path, out: Path, *, grid: bool, reporter: Reporter) -> list[Path]:

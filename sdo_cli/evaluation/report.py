@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import rewards
-from sdo_cli.evaluate.job import Item, Job, Place, Prompts, Variant
-from sdo_cli.evaluate.summary import (
+from sdo_cli.evaluation.job import Item, Job, Place, Prompts, Variant
+from sdo_cli.evaluation.summary import (
     Comparison,
     Measured,
     Table,

@@ -1,8 +1,8 @@
 """What a run is about to do, in one line."""
 
 from sdo_cli.device import described
-from sdo_cli.finetune.prepare import held_out_prompts
 from sdo_cli.recipe.load import LoadedRecipe
+from sdo_cli.training.prepare import held_out_prompts
 
 
 def overview(loaded: LoadedRecipe, start: int = 0) -> str:

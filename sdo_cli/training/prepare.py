@@ -9,13 +9,6 @@ from sdo_cli.drawing.draw import draw_settings
 from sdo_cli.drawing.prompts import PromptEmbeddings
 from sdo_cli.drawing.rollouts import rollout_network, rollout_plan, rollout_settings, rollout_skips
 from sdo_cli.errors import RecipeFault
-from sdo_cli.finetune.batches import PromptOrder
-from sdo_cli.finetune.job import Job, make_plan
-from sdo_cli.finetune.lora import add_lora, train_everything, trainable
-from sdo_cli.finetune.objective import WeightedReward
-from sdo_cli.finetune.rollouts import Rollouts
-from sdo_cli.finetune.sharding import check_shardable
-from sdo_cli.finetune.validate import Validation
 from sdo_cli.gradients.rules import RULES
 from sdo_cli.models.base import Family
 from sdo_cli.models.compiling import compile_modules
@@ -26,6 +19,13 @@ from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
 from sdo_cli.scoring.rewards import build_reward, try_gradient
 from sdo_cli.seeding import keyed_generator
+from sdo_cli.training.batches import PromptOrder
+from sdo_cli.training.job import Job, make_plan
+from sdo_cli.training.lora import add_lora, train_everything, trainable
+from sdo_cli.training.objective import WeightedReward
+from sdo_cli.training.rollouts import Rollouts
+from sdo_cli.training.sharding import check_shardable
+from sdo_cli.training.validate import Validation
 from sdo_cli.weights.needs import explaining, reward_options
 
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import rewards
 from sdo_cli.errors import RecipeFault
-from sdo_cli.evaluate.folders import folder_hash, read_folder
-from sdo_cli.evaluate.job import (
+from sdo_cli.evaluation.folders import folder_hash, read_folder
+from sdo_cli.evaluation.job import (
     EvalPrompt,
     Item,
     Job,
@@ -20,9 +20,9 @@ from sdo_cli.evaluate.job import (
     items_of,
     pairs_by_seed,
 )
-from sdo_cli.evaluate.layouts import short
-from sdo_cli.evaluate.score import EMBEDDED_MEASURES, ScoreFile
-from sdo_cli.evaluate.summary import Measured
+from sdo_cli.evaluation.layouts import short
+from sdo_cli.evaluation.score import EMBEDDED_MEASURES, ScoreFile
+from sdo_cli.evaluation.summary import Measured
 from sdo_cli.files import read_json
 from sdo_cli.prompt_sets.syntax import syntax_notes
 from sdo_cli.recipe.schema import RewardSpec

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sdo_cli.drawing.pictures import read_image
 from sdo_cli.errors import EnvironmentFault, RecipeFault
-from sdo_cli.evaluate.layouts import OTHER_SUFFIXES, SUFFIXES, counted, has_picture, is_sheet
+from sdo_cli.evaluation.layouts import OTHER_SUFFIXES, SUFFIXES, counted, has_picture, is_sheet
 from sdo_cli.hub import is_offline
 from sdo_cli.installed import install_extra
 

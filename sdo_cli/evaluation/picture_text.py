@@ -11,7 +11,7 @@ from urllib.parse import unquote
 from PIL import Image
 
 from sdo_cli.errors import EnvironmentFault
-from sdo_cli.evaluate.comfyui import prompt_of_graph
+from sdo_cli.evaluation.comfyui import prompt_of_graph
 from sdo_cli.pixels import UNREADABLE
 
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286

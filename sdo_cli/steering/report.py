@@ -7,9 +7,9 @@ import numpy as np
 import yaml
 
 from sdo_cli.files import read_json
-from sdo_cli.optimize.curve import curves_of, whole_steps
 from sdo_cli.reports import content
 from sdo_cli.scoring.statistics import mean_interval
+from sdo_cli.steering.curve import curves_of, whole_steps
 
 
 def steering_report(folder: Path) -> content.Report:

@@ -7,10 +7,10 @@ from typing import Any
 
 import rewards
 from sdo_cli.errors import RecipeFault
-from sdo_cli.evaluate.evaluation import Evaluation
-from sdo_cli.evaluate.job import Job, Prompts
-from sdo_cli.evaluate.report import comparison_report
-from sdo_cli.evaluate.summary import Comparison, Measured, comparisons, pairing_row
+from sdo_cli.evaluation.evaluation import Evaluation
+from sdo_cli.evaluation.job import Job, Prompts
+from sdo_cli.evaluation.report import comparison_report
+from sdo_cli.evaluation.summary import Comparison, Measured, comparisons, pairing_row
 from sdo_cli.files import without_nan, write_json
 from sdo_cli.provenance import command, versions
 from sdo_cli.reports.page import write_report

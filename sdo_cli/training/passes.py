@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
-from sdo_cli.finetune.batches import PromptOrder
-from sdo_cli.finetune.job import Job, path_of, plan_step, slice_plan, slices_of
-from sdo_cli.finetune.objective import RewardObjective
-from sdo_cli.finetune.replays import Replays
 from sdo_cli.gradients.outcome import Outcome, Terms
 from sdo_cli.gradients.plan import Plan
 from sdo_cli.gradients.replay import replay
 from sdo_cli.gradients.run import run_plan
 from sdo_cli.gradients.three_stage import MicroBatches
+from sdo_cli.training.batches import PromptOrder
+from sdo_cli.training.job import Job, path_of, plan_step, slice_plan, slices_of
+from sdo_cli.training.objective import RewardObjective
+from sdo_cli.training.replays import Replays
 
 
 def accumulate(

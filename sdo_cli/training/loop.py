@@ -7,19 +7,19 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sdo_cli.finetune.batches import PromptOrder
-from sdo_cli.finetune.job import Job, plan_step, slices_of
-from sdo_cli.finetune.lora import in_call_order
-from sdo_cli.finetune.objective import RewardObjective
-from sdo_cli.finetune.passes import accumulate
-from sdo_cli.finetune.replays import Replays
-from sdo_cli.finetune.rollouts import cosine, distance_of, flat_gradient
 from sdo_cli.gradients.outcome import Outcome, added
 from sdo_cli.optimizers.stepper import Step, Stepper
 from sdo_cli.optimizers.zero import ZeroAdamW
 from sdo_cli.parallel.shards import forget_gathered
 from sdo_cli.recipe.schema import Recipe
 from sdo_cli.records.step import Drift, Replay, StepResult
+from sdo_cli.training.batches import PromptOrder
+from sdo_cli.training.job import Job, plan_step, slices_of
+from sdo_cli.training.lora import in_call_order
+from sdo_cli.training.objective import RewardObjective
+from sdo_cli.training.passes import accumulate
+from sdo_cli.training.replays import Replays
+from sdo_cli.training.rollouts import cosine, distance_of, flat_gradient
 
 
 @dataclass(frozen=True)

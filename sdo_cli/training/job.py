@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from sdo_cli.drawing.draw import DrawSettings, draw_noise, draw_settings, encode_pair, make_path, make_route
 from sdo_cli.drawing.prompts import PromptEmbeddings
 from sdo_cli.errors import PluginFault
-from sdo_cli.finetune.objective import WeightedReward
-from sdo_cli.finetune.rollouts import Rollouts
 from sdo_cli.gradients.plan import Plan
 from sdo_cli.gradients.rules import RULES, find_rule, with_updates
 from sdo_cli.gradients.skipped import plan_among_computed
@@ -21,6 +19,8 @@ from sdo_cli.sampling.coefficients import Coefficients, coefficients_of
 from sdo_cli.sampling.guidance import Guided
 from sdo_cli.sampling.loop import Path
 from sdo_cli.seeding import keyed_generator
+from sdo_cli.training.objective import WeightedReward
+from sdo_cli.training.rollouts import Rollouts
 
 
 @dataclass(frozen=True)

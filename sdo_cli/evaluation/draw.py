@@ -15,7 +15,7 @@ from sdo_cli.drawing.parameters import lora_tags, parameters_text, png_note
 from sdo_cli.drawing.pictures import to_pil
 from sdo_cli.drawing.prompts import ENCODE_BATCH, PromptEmbeddings
 from sdo_cli.drawing.pruned import other_weights, skips_of, with_plan
-from sdo_cli.evaluate.job import Item, Settings, Variant
+from sdo_cli.evaluation.job import Item, Settings, Variant
 from sdo_cli.files import write_text
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import load_family

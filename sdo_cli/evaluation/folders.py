@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sdo_cli.errors import RecipeFault
-from sdo_cli.evaluate.job import EvalPrompt, Item, Prompts, digest
-from sdo_cli.evaluate.layouts import Row, counted, look, short
-from sdo_cli.evaluate.pairing import bare, pair
+from sdo_cli.evaluation.job import EvalPrompt, Item, Prompts, digest
+from sdo_cli.evaluation.layouts import Row, counted, look, short
+from sdo_cli.evaluation.pairing import bare, pair
 from sdo_cli.pixels import perhaps_unfinished, transparent
 
 
