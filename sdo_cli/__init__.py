@@ -1,5 +1,6 @@
 """sdo: fine-tune Stable Diffusion on differentiable rewards."""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from sdo_cli.threads import set_up
@@ -19,6 +20,9 @@ def __getattr__(name: str) -> Any:
     """The Python interface, loaded when it is asked for: the command line needs none of it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    for library in ("DIFFUSERS", "TRANSFORMERS", "HF_HUB"):
+        # their remarks on sdo's code are no user's business; read when they are imported
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     from sdo_cli import api
 
     return getattr(api, name)

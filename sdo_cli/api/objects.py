@@ -22,8 +22,11 @@ def with_objects(loaded: LoadedRecipe, rewards: Sequence[Any], rule: Callable[..
         from sdo_cli.gradients.rules import RULES, gradient_rule
 
         name = rule.__name__.replace("_", "-")
-        if RULES.get(name) is None or RULES[name].function is not rule:
-            RULES.pop(name, None) if name in RULES and RULES[name].function is not None else None
+        known = RULES.get(name)
+        if known is not None and known.function is not None and known.function is not rule:
+            # a cell that was run again
+            del RULES[name]
+        if known is None or known.function is not rule:
             gradient_rule(name, summary=(rule.__doc__ or "given as an object").splitlines()[0])(rule)
         recipe = replace(recipe, gradient=replace(recipe.gradient, rule=name, options={}))
     if recipe is loaded.recipe:

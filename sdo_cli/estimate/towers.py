@@ -133,12 +133,15 @@ def _no_warnings() -> Iterator[None]:
 
 
 def _pickscore(options: Mapping[str, Any]) -> Reward:
-    from transformers import CLIPConfig, CLIPModel
+    from transformers import BatchEncoding, CLIPConfig, CLIPModel
 
     model = options.get("model")
     config = CLIPConfig(**CLIP_H) if model is None else CLIPConfig.from_pretrained(Path(model).expanduser())
+    def tokens(prompts: list[str], *, max_length: int, **settings: Any) -> Any:
+        return BatchEncoding({"input_ids": _zeros(max_length)(prompts)})
+
     with META:
-        return PickScore(CLIPModel(config), _zeros(CLIP_TOKENS))
+        return PickScore(CLIPModel(config), tokens)
 
 
 def _imagereward(options: Mapping[str, Any]) -> Reward:

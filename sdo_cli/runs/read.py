@@ -20,6 +20,11 @@ def is_run(folder: Path) -> bool:
     return (folder / METRICS).is_file()
 
 
+def is_training(folder: Path) -> bool:
+    """Whether this is a run of `sdo finetune`: other commands' folders have recipes and manifests too."""
+    return (folder / RECIPE).is_file() and "family" in manifest_of(folder)
+
+
 def manifest_of(folder: Path) -> dict[str, Any]:
     """What ran here and how it ended; empty where nothing did, also for a path that is a file."""
     path = folder / MANIFEST

@@ -19,7 +19,7 @@ from sdo_cli.records.check import checks_of, verdict
 from sdo_cli.runs import checkpoint
 from sdo_cli.runs.checkpoint import Checkpoint
 from sdo_cli.runs.folder import absolute_paths
-from sdo_cli.runs.read import CHECKS, MANIFEST, manifest_of, read_lines, recipe_of, steps_written
+from sdo_cli.runs.read import CHECKS, MANIFEST, is_training, manifest_of, read_lines, steps_written
 
 # how a step's samples are dealt out; their number may not change
 SPLIT = ("train_batch_size", "gradient_accumulation_steps")
@@ -168,7 +168,7 @@ def newest_stopped(runs: Path) -> Path | None:
 
 def is_stopped(folder: Path) -> bool:
     """A run of `sdo finetune` that has not come to its end."""
-    return recipe_of(folder) is not None and manifest_of(folder).get("status") != "finished"
+    return is_training(folder) and manifest_of(folder).get("status") != "finished"
 
 
 def last_touched(folder: Path) -> float:

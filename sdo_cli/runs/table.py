@@ -14,7 +14,7 @@ from sdo_cli.errors import RecipeFault
 from sdo_cli.files import is_held, read_json
 from sdo_cli.records.check import checks_of, quality, verdict
 from sdo_cli.reports import content
-from sdo_cli.runs.read import CHECKS, METRICS, RECIPE, manifest_of, read_lines, recipe_of
+from sdo_cli.runs.read import CHECKS, METRICS, RECIPE, is_training, manifest_of, read_lines, recipe_of
 
 # running, finished, interrupted and failed are the manifest's words
 KILLED = "killed"
@@ -59,13 +59,13 @@ class RunRow:
     guard: str
     seconds: float
     started: str
-    recipe: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
 def runs_in(folder: Path) -> list[Path]:
     """Runs that lie in a folder, or one below, as sweeps have them; in the order they were begun."""
     found = {path.parent for pattern in (f"*/{RECIPE}", f"*/*/{RECIPE}") for path in folder.glob(pattern)}
-    runs = [run for run in found if manifest_of(run).get("started")]
+    runs = [run for run in found if is_training(run)]
     return sorted(runs, key=lambda run: (manifest_of(run)["started"], str(run)))
 
 
