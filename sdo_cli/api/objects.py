@@ -7,6 +7,7 @@ from typing import Any
 from sdo_cli.errors import RecipeFault
 from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.recipe.schema import RewardSpec
+from sdo_cli.recipe.toys import with_toys_named
 
 
 def with_objects(loaded: LoadedRecipe, rewards: Sequence[Any], rule: Callable[..., Any] | None) -> LoadedRecipe:
@@ -37,7 +38,8 @@ def with_objects(loaded: LoadedRecipe, rewards: Sequence[Any], rule: Callable[..
     check_recipe(recipe, loaded.folder, lambda key, text: wrong.append(f"{'.'.join(key)}: {text}"))
     if wrong:
         raise RecipeFault(wrong)
-    return replace(loaded, recipe=recipe)
+    recipe, said = with_toys_named(recipe)
+    return replace(loaded, recipe=recipe, notes=tuple(dict.fromkeys([*loaded.notes, *([said] if said else [])])))
 
 
 def _registered(made: Any) -> str:
