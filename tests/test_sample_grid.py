@@ -163,6 +163,10 @@ def test_seeds_are_every_prompts_and_without_them_follow_each_other(tmp_path):
     }
     assert found == {"own": [5, 6, 7, 8], "same": [5, 6, 5, 6], "grid": [5, 6, 5, 6]}
     assert not (tmp_path / "same" / "grid.png").exists()
+    # beside another prompt as alone
+    alone = ["sample", "a rose", "--steps", "1", "--guidance", "1", "--seed", "6", "-q", "--out", "alone"]
+    assert sdo(*alone, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "grid" / "00003.png").read_bytes() == (tmp_path / "alone" / "00000.png").read_bytes()
 
 
 @pytest.mark.parametrize(

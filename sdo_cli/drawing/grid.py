@@ -60,17 +60,15 @@ class _Drawing:
         if job.plan is not None:
             self.skips = skips_of(job.plan, self.family, with_plan(job.settings, job.plan))
         self.family.text_to(device)
-        plain = self._encoded()
-        # text encoders that a LoRA changes read prompts otherwise
-        self._embed = {
-            variant: self._encoded(*variant) if self.loras and self.loras.reads_text(variant[0]) else plain
-            for variant in variants
-        }
+        # text encoders that a LoRA changes read prompts otherwise; all others share what they read
+        readers = {v: v if self.loras and self.loras.reads_text(v[0]) else (None, 0.0) for v in variants}
+        read = {reader: self._encoded(*reader) for reader in dict.fromkeys(readers.values())}
+        self._embed = {variant: read[reader] for variant, reader in readers.items()}
         self.family.free_text_encoders()
         self.family.to(device, dtype)
         self._on: tuple[str | None, float] | None = None
 
-    def _encoded(self, lora: str | None = None, scale: float = 0.0) -> PromptEmbeddings:
+    def _encoded(self, lora: str | None, scale: float) -> PromptEmbeddings:
         if self.loras:
             self.loras.switch(lora, scale)
         embed = PromptEmbeddings(self.family)

@@ -7,8 +7,6 @@ from typing import Any
 
 from sdo_cli.models.base import Family
 from sdo_cli.models.lora_carried import weighted_dora
-from sdo_cli.models.lora_files import find_lora
-from sdo_cli.models.lora_read import has_text_layers
 from sdo_cli.models.lora_stack import stack_of
 
 
@@ -52,9 +50,10 @@ class LoraVariants:
         for name, one in zip(names, stack, strict=True):
             # loading looked at the first weight alone
             weight = next((scale * one.scale for scale in scales if scale * one.scale != 1), 1.0)
-            if weight != 1 and any(name in layer.lora_magnitude_vector for layer in self._layers()):
+            if weight != 1 and any(name in layer.lora_magnitude_vector for layer in self._every_layer()):
                 raise weighted_dora(one.path, weight)
-        reads_text = any(has_text_layers(find_lora(one.path)) for one in stack)
+        encoders = list(self._layers(*self._family.text_encoders.values()))
+        reads_text = any(name in layer.scaling for layer in encoders for name in names)
         return _Loaded(names, [one.scale for one in stack], reads_text)
 
     def reads_text(self, lora: str | None) -> bool:
@@ -64,7 +63,7 @@ class LoraVariants:
     def switch(self, lora: str | None, scale: float) -> None:
         """Exactly this LoRA at this weight is on from here; None: the plain model. The others wait on the CPU."""
         on = {} if lora is None else self._weights(self._loaded[lora], scale)
-        for layer in self._layers():
+        for layer in self._every_layer():
             here = layer.get_base_layer().weight.device
             for name in layer.scaling:
                 for halves in (layer.lora_A, layer.lora_B, layer.lora_magnitude_vector):
@@ -78,8 +77,10 @@ class LoraVariants:
     def _weights(self, loaded: _Loaded, scale: float) -> dict[str, float]:
         return {name: scale * weight for name, weight in zip(loaded.names, loaded.weights, strict=True)}
 
-    def _layers(self) -> Iterator[Any]:
+    def _every_layer(self) -> Iterator[Any]:
+        return self._layers(self._family.denoiser, *self._family.text_encoders.values())
+
+    def _layers(self, *parts: Any) -> Iterator[Any]:
         from peft.tuners.lora import LoraLayer
 
-        for part in (self._family.denoiser, *self._family.text_encoders.values()):
-            yield from (module for module in part.modules() if isinstance(module, LoraLayer))
+        return (module for part in parts for module in part.modules() if isinstance(module, LoraLayer))
