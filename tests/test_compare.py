@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sdo_cli.cli.evaluate import as_text
 from sdo_cli.drawing.draw import DrawSettings
 from sdo_cli.errors import RecipeFault
 from sdo_cli.evaluation.compare import compare_folders
 from sdo_cli.evaluation.evaluation import Evaluation, job_tree
 from sdo_cli.evaluation.job import EvalPrompt, Item, Job, Prompts, Settings, Variant, items_of, pairs_by_seed
+from sdo_cli.evaluation.report import comparison_report, evaluation_report
 from sdo_cli.evaluation.run import write_tables
 from sdo_cli.evaluation.score import Score, ScoreFile
-from sdo_cli.evaluation.summary import Measured, compare, recommended, summary, sweeps
+from sdo_cli.evaluation.summary import Measured, compare, comparisons, recommended, summary, sweeps
 from sdo_cli.files import write_json
 from sdo_cli.models.load import ModelSource
 from sdo_cli.recipe.schema import RewardSpec
@@ -248,6 +250,24 @@ def test_variants_of_one_lora_are_a_sweep_from_zero():
     assert sweeps(variants[:2]) == {}
     job = Job(PROMPTS, SETTINGS, [m.variant for m in variants], {"r": RewardSpec("r")}, select_by="r")
     assert summary(job, variants, {})["recommended_scale"]["x/l"]["scale"] == 0.5
+
+
+def test_of_few_prompts_no_scale_is_recommended_and_no_verdict_given():
+    """The same three scales: of nine prompts a sentence says why, of ten they are judged."""
+    for n, few in ((9, True), (10, False)):
+        variants = sweep([0, 3, 6], n=n)
+        items = [Item(f"{k}.png", k, 0, "p", "", 0) for k in range(n)]
+        variants = [replace(m, items=items) for m in variants]
+        job = Job(PROMPTS, SETTINGS, [m.variant for m in variants], {"r": RewardSpec("r")}, select_by="r")
+        tree = summary(job, variants, {})
+        assert ("recommended_scale" in tree) != few and ("no_recommendation" in tree) == few
+        said = as_text(tree, Path("e"), report=False)
+        assert ("recommended scale of x/l" in said) != few and (f"{n} prompts, and under 10" in said) == few
+        page = evaluation_report(job, variants, {**tree, "settings_hash": "h"}, Path("e"))
+        assert (page.verdict == [tree.get("no_recommendation")]) == few
+        assert any("Recommended scale" in sentence for sentence in page.verdict) != few
+        pairs = {m.name: comparisons(variants[0], m, PROMPTS) for m in variants[1:]}
+        assert (comparison_report(variants, pairs, PROMPTS, [], "r", "c").verdict == page.verdict) == few
 
 
 def test_only_pairs_count():

@@ -126,6 +126,7 @@ def test_the_card_says_where_things_are(run_folder):
     named = re.findall(r'(?:from_pretrained|load_lora_weights)\("([^"]+)"', text)
     assert len(named) == 2 and all(Path(path).is_dir() for path in named)
     assert "only measured" in text
+    assert "Describe here what it is for" in text and load_recipe("quickstart").recipe.description not in text
 
 
 def test_the_run_has_a_page_of_its_own(run_folder, tmp_path):
@@ -134,13 +135,16 @@ def test_the_run_has_a_page_of_its_own(run_folder, tmp_path):
     page = (folder / "report.html").read_text()
     assert "<h1>Run: quickstart</h1>" in page and "clip-embedded: trained and held out" in page
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
-    assert data["columns"] == ["before", "step 1", "step 2"] and len(data["cases"]) == 2
+    assert data["columns"] == ["before", "step 1", "step 2", "before, guidance 5"] and len(data["cases"]) == 2
+    assert data["row"] and data["right"] == 2 and page.index('id="pictures"') < page.index('id="figures"')
+    assert "4 held-out prompts, and under 10 chance decides" in page
     # warm-up's first step changes something
-    assert len(set(data["cases"][0]["images"])) == 3
+    assert len(set(data["cases"][0]["images"][:3])) == 3
     held_out = json.loads((folder / "validation.json").read_text())
     judge = data["measures"].index("judge")
     row = data["cases"][1]["scores"][judge]
-    assert row == [held_out["before"]["judge"][1][0], None, held_out["after"]["judge"][1][0]]
+    ends = [held_out[when]["judge"][1][0] for when in ("before", "after", "guided")]
+    assert row == [ends[0], None, *ends[1:]]
     stopped = tmp_path / "stopped"
     shutil.copytree(folder, stopped)
     for name in ("validation.json", "report.html"):

@@ -478,6 +478,17 @@ def test_sample_uses_a_plan_and_takes_its_steps(pruned, model):
     assert not (where / "o").exists()
 
 
+def test_a_grid_under_a_plan_is_made_of_what_is_drawn_alone(pruned, model):
+    where, _ = pruned
+    words = ("sample", "a tiger", *model, "--skip-plan", "found/plan-0.60.json")
+    grid = sdo(*words, "--guidance", "1,3", "--grid", "--out", "g", cwd=where)
+    alone = sdo(*words, "--guidance", "3", "--out", "alone", cwd=where)
+    assert grid.returncode == alone.returncode == 0, grid.stderr + alone.stderr
+    assert (where / "g/00001.png").read_bytes() == (where / "alone/00000.png").read_bytes()
+    both = sdo(*words, "--steps", "5,9", "--grid", "--out", "no", cwd=where)
+    assert both.returncode == 2 and "--steps: a list, but --skip-plan says the steps" in both.stderr
+
+
 def test_sample_refuses_a_plan_of_another_model(pruned, model):
     where, _ = pruned
     done = sdo("sample", "the cat", "--skip-plan", "found/plan-0.60.json", "-q", "--out", "o", cwd=where)

@@ -4,6 +4,7 @@ import math
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,54 @@ def test_a_picture_enlarged_by_keyboard(opened):
     page.keyboard.press("Escape")
     assert not dialog.is_visible()
     assert page.evaluate("document.activeElement.textContent") == "Larger"
+
+
+@pytest.mark.parametrize("view", ["light", "narrow"])
+def test_larger_opens_at_the_top_with_the_pair_side_by_side(opened, view):
+    page = opened(view)
+    page.evaluate("scrollTo(0, document.body.scrollHeight / 2)")
+    page.locator("#cards .card").nth(5).locator("button").click()
+    dialog = page.locator("#zoom")
+    assert dialog.bounding_box()["y"] < 20 and dialog.evaluate("e => e.scrollTop") == 0
+    one, two = (image.bounding_box() for image in page.locator("#zoom-pictures img").all())
+    assert one["y"] == two["y"] and two["x"] >= one["x"] + one["width"]
+    assert one["y"] + one["height"] <= page.viewport_size["height"]
+    # as large as the window lets them be
+    assert two["x"] + two["width"] - one["x"] > 0.85 * page.viewport_size["width"]
+    shot(page, f"larger-{view}")
+
+
+@pytest.mark.parametrize("view", ["light", "narrow"])
+def test_charts_are_as_wide_as_the_page_and_settings_a_table(opened, view):
+    page = opened(view)
+    for chart in page.locator(".chart").all():
+        svg, figure = chart.locator("svg:visible").bounding_box(), chart.locator("xpath=..").bounding_box()
+        assert svg["width"] > 0.9 * figure["width"]
+    assert page.locator("#settings th").all_text_contents() == ["model", "steps", "torch"]
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_several_columns_stand_in_one_row(opened, tmp_path, view):
+    """Of a run, pictures first: before, trained, before with guidance; the slider's pair is what is enlarged."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    report = evaluation(tmp_path / "p", 4, ("before", "step 300", "before, guidance 5"))
+    report = replace(report, gallery=replace(report.gallery, row=True, right=1), pictures_first=True)
+    page = opened(view, write_report(report, tmp_path / "row.html"))
+    tops = [page.locator(f"#{name}").bounding_box()["y"] for name in ("pictures", "figures", "settings", "repeat")]
+    assert tops == sorted(tops)
+    assert page.locator("nav a").all_text_contents() == ["Pictures", "Figures", "Settings", "Repeat it"]
+    boxes = [image.bounding_box() for image in page.locator("#cards .card").first.locator("img").all()]
+    assert len(boxes) == 3 and len({box["y"] for box in boxes}) == 1
+    assert [box["x"] for box in boxes] == sorted(box["x"] for box in boxes) and boxes[0]["width"] > 80
+    assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
+    # four pictures need no search
+    assert not page.locator("#search").is_visible() and page.locator("#right").input_value() == "1"
+    shot(page, f"row-{view}")
+    page.locator("#cards .card button").first.click()
+    assert page.locator("#zoom-pictures figcaption").all_text_contents() == ["before", "step 300"]
+    found = Axe().run(page).response["violations"]
+    assert [v["id"] for v in found if v["impact"] in ("serious", "critical")] == []
 
 
 def test_every_control_is_reached_by_tab(opened):

@@ -135,7 +135,7 @@ def test_the_png_says_how_it_was_made(lora_folder, tmp_path):
     """A1111's text, prompt by prompt; `sdo eval --images` finds the prompts in it, and leaves the sheet alone."""
     from sdo_cli.evaluation.folders import read_folder
 
-    words = ["a tiger", "a rose, red", "--seed", "5", "-n", "2", "--steps", "2", "--guidance", "3", "--grid"]
+    words = ["a tiger", "a rose, red", "--seed", "7", "-n", "2", "--steps", "2", "--guidance", "3", "--grid"]
     words += [
         "--lora",
         str(lora_folder),
@@ -198,7 +198,8 @@ def test_json_names_the_files(tmp_path):
         (["sample", "x", "--lora", "gone", "-q"], "no LoRA at gone"),
         (["sample", "x", "--lora", ".", "-q"], ". holds no LoRA"),
         (["sample", "x", "--lora", "runs/gone", "-q"], "cannot load the LoRA runs/gone"),
-        (["sample", "x", "--height", "-8", "--guidance", "nan"], "--guidance: must be between 0 and 1000, not nan"),
+        (["sample", "x", "--height", "-8", "--guidance", "1001"], "--guidance: must be between 0 and 1000, not 1001"),
+        (["sample", "x", "--guidance", "nan"], "--guidance: 'nan' is no plain number"),
         (["sample", "x", "--seed", str(2**64)], "--seed: must be between 0 and"),
         (["sample", "x", "--model", "embedded:clip"], "is a folder without model_index.json"),
         (["sample", "x", "--model", "embedded:nope"], "no embedded model 'nope'"),

@@ -171,7 +171,7 @@ def sample(
     job = SampleJob(drawn, stack, lora_scale, lines, num_images, seed, batch_size, settings, asked.mixed_precision)
     place: AbstractContextManager[str] = tempfile.TemporaryDirectory() if out is None else nullcontext(str(out))
     with reporter_of(progress) as reporter, place as folder:
-        files = draw_to_folder(job, Path(folder), grid=False, reporter=reporter)
+        files = draw_to_folder(job, Path(folder), reporter=reporter)
         pictures = [opened(path) for path in files]
     each = [prompt for prompt in lines for _ in range(num_images)]
     return [Sample(image, prompt, seed + j) for j, (image, prompt) in enumerate(zip(pictures, each, strict=True))]

@@ -161,6 +161,8 @@ def as_text(tree: dict[str, Any], folder: Path, *, report: bool) -> str:
         lines.append(
             f"\nrecommended checkpoint of {run}: {name} (earliest that {found['by']} cannot tell from the best)"
         )
+    if few := tree.get("no_recommendation"):
+        lines.append(f"\n{few}")
     base, count = tree["baseline"], tree["prompts"]["count"]
     last = [f"{count} prompt{'s' * (count != 1)}"]
     if pairing := tree["pairing"]:

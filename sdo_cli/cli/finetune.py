@@ -272,6 +272,7 @@ def as_text(loaded: LoadedRecipe, summary: "RunSummary") -> str:
         words += ["--precision", recipe.mixed_precision]
     for side, pixels in (("--height", recipe.height), ("--width", recipe.width)):
         words += [side, str(pixels)] if pixels else []
+    lines += [f"\nlook at this: {sentence}" for sentence in summary.falls]
     lines += ["", "next:", f"  {sdo(*words)}"]
     if recipe.train == "lora" and summary.gains:
         lines.append(f"  {sdo('eval', '--lora', folder, '--seeds', 2)}")

@@ -12,20 +12,29 @@ import typer
 
 from sdo_cli.cli.drawing import (
     BARE,
-    BATCH_SIZE,
     ETA,
     TIMESTEPS,
-    LoraOptions,
     PlainModel,
     PlainPicture,
-    PlainSolver,
-    drawing_problems,
     laid_over,
     with_timesteps,
 )
 from sdo_cli.cli.from_run import FromRun, laid_over_run, start_from
 from sdo_cli.cli.groups import grouped
 from sdo_cli.cli.output import OutputOptions
+from sdo_cli.cli.sample_grid import (
+    ALONE,
+    BATCH,
+    TOGETHER,
+    GridOptions,
+    ListedLoras,
+    ListedSolver,
+    as_in,
+    layout_of,
+    listed,
+    seeds_of,
+    values_of,
+)
 from sdo_cli.cli.several import ProcessOptions, in_several_processes
 from sdo_cli.errors import Interrupted, RecipeFault
 from sdo_cli.installed import sdo
@@ -37,6 +46,7 @@ from sdo_cli.runs.read import pipeline_of
 from sdo_cli.sampling.solvers import AUTO
 
 if TYPE_CHECKING:
+    from sdo_cli.drawing.grid import GridJob
     from sdo_cli.drawing.sample import SampleJob
     from sdo_cli.skipping.skip_plan import SkipPlan
 
@@ -44,7 +54,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class TargetOptions:
     out: Annotated[Path | None, typer.Option(help="Folder for the images; default samples/<time>.")] = None
-    grid: Annotated[bool, typer.Option("--grid", help="Also one picture of all, a row per prompt.")] = False
+    grid: Annotated[
+        bool, typer.Option("--grid", help="Also one picture of all: what varies in named rows and columns.")
+    ] = False
 
     def folder(self) -> Path:
         return self.out or Path("samples") / time.strftime("%Y%m%d-%H%M%S")
@@ -57,40 +69,53 @@ def sample(
     prompts: Annotated[list[str] | None, typer.Argument(help="Prompts, each in quotes.")] = None,
     prompts_file: Annotated[str | None, typer.Option(help="A file with a prompt a line, or a shipped list.")] = None,
     model: PlainModel,
-    lora: LoraOptions,
-    seed: Annotated[int, typer.Option(help="Image j starts from torch.Generator('cpu').manual_seed(seed + j).")] = 0,
+    lora: ListedLoras,
+    seed: Annotated[
+        int, typer.Option(help="Image j starts from torch.Generator('cpu').manual_seed(seed + j); see --seeds.")
+    ] = 0,
     num_images: Annotated[int, typer.Option("--num-images", "-n", help="Images per prompt.")] = 1,
-    solver: PlainSolver,
+    solver: ListedSolver,
     eta: Annotated[float, ETA] = 0.0,
     timesteps: Annotated[str | None, TIMESTEPS] = None,
     picture: PlainPicture,
     skip_plan: Annotated[
         Path | None, typer.Option(help="Of `sdo prune`: what to leave out; it says --steps and --solver.")
     ] = None,
-    batch_size: Annotated[int, BATCH_SIZE] = 16,
+    batch_size: Annotated[int | None, BATCH] = None,
     variables: Annotated[
         Path | None, typer.Option(help="Of `sdo optimize`: draw these images again; the file says everything else.")
     ] = None,
     processes: ProcessOptions,
     target: TargetOptions,
+    sides: GridOptions,
     output: OutputOptions,
 ) -> None:
-    """Draw images, with or without a LoRA."""
+    """Draw images, with or without a LoRA, or several side by side."""
     if variables is not None:
         draw_again(context, variables, target, output)
         return
-    start = None if lora_problems(lora) else start_from(lora.lora or [], _if_typed(context, "model", model.model))
+    typed = [name for name in context.params if _was_typed(context, name)]
+    start = None if lora_problems(lora) else start_from(lora.lora or [], model.model if "model" in typed else None)
     lines, notes = gather_prompts(prompts or [], prompts_file, start)
-    asked = laid_over(BARE, model, solver, picture, eta=eta)
+    wrong: list[str] = []
     if start is not None:
-        typed = [name for name in context.params if _was_typed(context, name)]
-        asked, said = laid_over_run(start.loaded.recipe, typed, (model, solver, picture), eta=eta)
+        solver = as_in(start.loaded.recipe, solver, typed)
+    numbers = listed(lora, solver, grid=target.grid, wrong=wrong)
+    asked = laid_over(BARE, model, numbers.first(solver.solver), picture, eta=eta)
+    if start is not None:
+        groups = (model, numbers.first(solver.solver), picture)
+        asked, said = laid_over_run(start.loaded.recipe, typed, groups, eta=eta)
         notes = [*start.notes, *([said] if said else []), *notes]
-    asked = with_timesteps(asked, timesteps, solver.steps if _was_typed(context, "steps") else None)
-    wrong = [] if 1 <= num_images <= 10**6 else [f"--num-images: must be between 1 and {10**6}, not {num_images}"]
-    count = len(lines) * num_images
-    wrong += drawing_problems(asked, lora_scales=[lora.lora_scale], batch_size=batch_size, seed=seed, count=count)
+    asked = with_timesteps(asked, timesteps, asked.num_inference_steps if "steps" in typed else None)
+    wrong += [] if 1 <= num_images <= 10**6 else [f"--num-images: must be between 1 and {10**6}, not {num_images}"]
+    seeds = seeds_of(sides, seed, num_images, grid=target.grid, counted="num_images" in typed, wrong=wrong)
+    size = batch_size if batch_size is not None else ALONE if target.grid else TOGETHER
+    count = len(lines) * num_images if seeds is None else len(seeds)
+    wrong += numbers.problems(asked, batch_size=size, seed=seed, count=count)
+    wrong += numbers.fixed_by({"skip-plan": skip_plan, "timesteps": timesteps})
     wrong += lora_problems(lora)
+    values = values_of(lines, lora, numbers, seeds or [seed], side_by_side=target.grid)
+    layout_of(values, sides, grid=target.grid, wrong=wrong)
     folder = target.folder()
     # of several processes one may have begun already
     if wrong := [*wrong, *([] if launched() else holds_images(folder))]:
@@ -100,18 +125,29 @@ def sample(
         plan, asked = plan_and_settings(context, skip_plan, asked)
     in_several_processes(processes)
     from sdo_cli.drawing.draw import draw_settings
+    from sdo_cli.drawing.grid import GridJob
     from sdo_cli.drawing.sample import SampleJob
     from sdo_cli.models.load import source_of
 
-    job = SampleJob(
-        source_of(asked), lora.stack, lora.lora_scale, lines, num_images, seed, batch_size, draw_settings(asked),
-        asked.mixed_precision, plan,
-    )  # fmt: skip
-    draw(job, folder, grid=target.grid, output=output, notes=notes)
+    job: SampleJob | GridJob
+    how = draw_settings(asked)
+    if seeds is None:
+        stack, scale = lora.at_once.stack, numbers.scales[0]
+        job = SampleJob(
+            source_of(asked), stack, scale, lines, num_images, seed, size, how, asked.mixed_precision, plan
+        )  # fmt: skip
+    else:
+        if len(values.steps) == 1:
+            # what timesteps and skip plans say
+            values = replace(values, steps=(asked.num_inference_steps,))
+        layout = layout_of(values, sides, grid=target.grid, wrong=[])
+        job = GridJob(source_of(asked), values, layout, size, how, asked.mixed_precision, plan)
+    draw(job, folder, output=output, notes=[*lora.note(side_by_side=target.grid), *notes])
 
 
-def draw(job: "SampleJob", folder: Path, *, grid: bool, output: OutputOptions, notes: list[str]) -> None:
+def draw(job: "SampleJob | GridJob", folder: Path, *, output: OutputOptions, notes: list[str]) -> None:
     """Together with the other processes; the first one says where the images are."""
+    from sdo_cli.drawing.grid import GridJob, draw_cells
     from sdo_cli.drawing.sample import draw_to_folder
     from sdo_cli.parallel.world import joined
 
@@ -122,10 +158,13 @@ def draw(job: "SampleJob", folder: Path, *, grid: bool, output: OutputOptions, n
         with told(folder, output.reporter(talks=world.is_main)) as reporter:
             for note in notes:
                 reporter.note(note)
-            files = draw_to_folder(job, folder, grid=grid, reporter=reporter, world=world)
+            if isinstance(job, GridJob):
+                files, sheets = draw_cells(job, folder, reporter=reporter, world=world)
+            else:
+                files, sheets = draw_to_folder(job, folder, reporter=reporter, world=world), []
         if not world.is_main:
             return
-    show_files(files, folder, grid=grid, as_json=output.as_json)
+    show_files(files, folder, sheets=sheets, as_json=output.as_json)
 
 
 @contextmanager
@@ -139,7 +178,7 @@ def told(folder: Path, reporter: Reporter) -> Iterator[Reporter]:
         reporter.close()
 
 
-def lora_problems(lora: LoraOptions) -> list[str]:
+def lora_problems(lora: ListedLoras) -> list[str]:
     return [
         f"--lora {one.path}: all weights were trained in this run; draw with --model {whole}"
         for word in lora.lora or ()
@@ -148,14 +187,16 @@ def lora_problems(lora: LoraOptions) -> list[str]:
     ]
 
 
-def show_files(files: list[Path], folder: Path, *, grid: bool, as_json: bool) -> None:
+def show_files(files: list[Path], folder: Path, *, sheets: list[Path], as_json: bool) -> None:
+    names = [str(path) for path in sheets]
     if as_json:
-        typer.echo(
-            json.dumps({"images": [str(path) for path in files], "grid": str(folder / "grid.png") if grid else None})
-        )
-    else:
-        also = " and grid.png" if grid else ""
-        typer.echo(f"{folder}/: {', '.join(path.name for path in files[:3])}{' …' if len(files) > 3 else ''}{also}")
+        first = names[0] if names else None
+        typer.echo(json.dumps({"images": [str(path) for path in files], "grid": first, "grids": names}))
+        return
+    also = f" and {sheets[0].name}" if len(sheets) == 1 else ""
+    if len(sheets) > 1:
+        also = f" and {len(sheets)} sheets, {sheets[0].name} to {sheets[-1].name}"
+    typer.echo(f"{folder}/: {', '.join(path.name for path in files[:3])}{' …' if len(files) > 3 else ''}{also}")
 
 
 def draw_again(context: typer.Context, variables: Path, target: TargetOptions, output: OutputOptions) -> None:
@@ -174,7 +215,8 @@ def draw_again(context: typer.Context, variables: Path, target: TargetOptions, o
 
     with told(folder, output.reporter()) as reporter:
         files = render_file(variables, folder, grid=target.grid, reporter=reporter)
-    show_files(files, folder, grid=target.grid, as_json=output.as_json)
+    sheets = [folder / "grid.png"] if target.grid else []
+    show_files(files, folder, sheets=sheets, as_json=output.as_json)
 
 
 def plan_and_settings(context: typer.Context, path: Path, asked: Recipe) -> "tuple[SkipPlan, Recipe]":
@@ -197,10 +239,6 @@ def plan_and_settings(context: typer.Context, path: Path, asked: Recipe) -> "tup
     if wrong:
         raise RecipeFault(wrong, what="command line")
     return plan, replace(asked, num_inference_steps=plan.made_for.num_inference_steps, solver=plan.made_for.solver)
-
-
-def _if_typed(context: typer.Context, name: str, value: str) -> str | None:
-    return value if _was_typed(context, name) else None
 
 
 def _was_typed(context: typer.Context, name: str) -> bool:

@@ -9,7 +9,7 @@ from sdo_cli.device import described, dtype_of, pick_device
 from sdo_cli.drawing.draw import DrawSettings, draw_images, solver_of
 from sdo_cli.drawing.notes import drawing_notes
 from sdo_cli.drawing.parameters import lora_tags, parameters_text, png_note
-from sdo_cli.drawing.pictures import save_grid, save_image
+from sdo_cli.drawing.pictures import save_image
 from sdo_cli.drawing.prompts import PromptEmbeddings
 from sdo_cli.drawing.pruned import other_weights, skips_of, with_plan
 from sdo_cli.models.base import Family
@@ -41,8 +41,8 @@ class SampleJob:
     plan: SkipPlan | None = None
 
 
-def draw_to_folder(job: SampleJob, out: Path, *, grid: bool, reporter: Reporter, world: World = SINGLE) -> list[Path]:
-    """Write ``00000.png`` …, prompts outermost, each with A1111's text; with ``grid`` a sheet; return the images.
+def draw_to_folder(job: SampleJob, out: Path, *, reporter: Reporter, world: World = SINGLE) -> list[Path]:
+    """Write ``00000.png`` …, prompts outermost, each with A1111's text; return the images.
 
     The processes of ``world`` draw batches in turn into the folder they share.
     """
@@ -70,22 +70,14 @@ def draw_to_folder(job: SampleJob, out: Path, *, grid: bool, reporter: Reporter,
     solver = solver_of(family, job.settings)
     files = [out / f"{j:05d}.png" for j in range(len(pairs))]
     batches = torch.arange(len(pairs)).split(job.batch_size)
-    kept: dict[int, torch.Tensor] = {}
     for round_ in world.rounds(len(batches)):
         for number in filter(world.mine, round_):
             which = batches[number].tolist()
-            kept[number] = _draw(
-                family, embed, replace(job, settings=settings), [pairs[j] for j in which], which[0], skips
-            )
-            for j, image in zip(which, kept[number], strict=True):
+            images = _draw(family, embed, replace(job, settings=settings), [pairs[j] for j in which], which[0], skips)
+            for j, image in zip(which, images, strict=True):
                 how = parameters_text(pairs[j], job.seed + j, settings, solver, job.model.model, image, lora, job.plan)
                 save_image(image, files[j], png_note(how))
         reporter.advance(sum(len(batches[number]) for number in round_))
-    if grid:
-        every = {number: images for part in world.gather(kept) for number, images in part.items()}
-        rows = torch.cat([every[number] for number in range(len(batches))]).split(job.num_images)
-        if world.is_main:
-            save_grid(list(rows), job.prompts, out / "grid.png")
     return files
 
 

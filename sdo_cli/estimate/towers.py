@@ -137,6 +137,7 @@ def _pickscore(options: Mapping[str, Any]) -> Reward:
 
     model = options.get("model")
     config = CLIPConfig(**CLIP_H) if model is None else CLIPConfig.from_pretrained(Path(model).expanduser())
+
     def tokens(prompts: list[str], *, max_length: int, **settings: Any) -> Any:
         return BatchEncoding({"input_ids": _zeros(max_length)(prompts)})
 

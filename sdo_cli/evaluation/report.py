@@ -18,6 +18,7 @@ from sdo_cli.evaluation.summary import (
     pairing_row,
     recommended,
     scale_of,
+    scored_prompts,
     step_of,
     sweeps,
     values_of,
@@ -26,7 +27,7 @@ from sdo_cli.evaluation.summary import (
 from sdo_cli.provenance import machine, versions
 from sdo_cli.reports import content
 from sdo_cli.scoring.embedded_measures import DISTANCE, DIVERSITY
-from sdo_cli.scoring.statistics import Interval, mean_interval
+from sdo_cli.scoring.statistics import Interval, mean_interval, too_few
 
 # of so many variants every measure is said
 MOST_SAID = 1
@@ -52,14 +53,21 @@ def evaluation_report(job: Job, measured: list[Measured], tree: Mapping[str, Any
     return content.Report(
         title=f"Evaluation: {_named(measured)}",
         subtitle=f"{_counted(count, 'prompt')} of {job.prompts.name}, {images_said(measured)}",
-        verdict=_verdict(base, {name: pairs[name] for name in _said_first(measured)}, job.select_by)
-        + _scale_sentences(measured, job),
+        verdict=_concluded(measured, pairs, job),
         blocks=blocks,
         gallery=_gallery(measured, measures, job.prompts),
         settings=_settings(job, tree),
         machine=facts(),
         repeat=[_repeat(folder)],
     )
+
+
+def _concluded(measured: list[Measured], pairs: Mapping[str, Mapping[str, Comparison]], job: Job) -> list[str]:
+    """What the variants come to, and which scale to take; of few prompts why neither is said."""
+    if pairs and (few := too_few(scored_prompts(measured[0]))):
+        return [few]
+    said = {name: pairs[name] for name in _said_first(measured)}
+    return _verdict(measured[0], said, job.select_by) + _scale_sentences(measured, job)
 
 
 def comparison_report(
@@ -76,7 +84,7 @@ def comparison_report(
     return content.Report(
         title=f"Comparison: {' against '.join([', '.join(m.name for m in measured[1:]), base.name])}",
         subtitle=f"{count} prompts of {prompts.name} that all have, {_ways(measured)}",
-        verdict=_verdict(base, pairs, select_by),
+        verdict=[few] if (few := too_few(count)) else _verdict(base, pairs, select_by),
         blocks=_difference_blocks(measured, pairs, prompts),
         gallery=_gallery(measured, measures, prompts),
         settings=settings,

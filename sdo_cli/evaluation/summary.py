@@ -13,7 +13,7 @@ import numpy as np
 
 from sdo_cli.evaluation.job import Item, Job, Place, Prompts, Variant, pairs_by_seed
 from sdo_cli.files import without_nan
-from sdo_cli.scoring.statistics import Interval, Values, mean_interval, win_rate
+from sdo_cli.scoring.statistics import Interval, Values, mean_interval, too_few, win_rate
 
 Table = Mapping[tuple[int, int | None], float]
 
@@ -202,6 +202,11 @@ def recommended(sweep: list[Measured], measure: str) -> Measured:
     return best
 
 
+def scored_prompts(m: Measured) -> int:
+    """How many prompts its best covered measure has."""
+    return max((len(values_of(table)) for table in m.scores.values() if table), default=0)
+
+
 def summary(job: Job, measured: list[Measured], reference: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     """What ``summary.json`` holds; the same for the same scores, whenever and how often they were computed.
 
@@ -239,8 +244,10 @@ def summary(job: Job, measured: list[Measured], reference: Mapping[str, Mapping[
             }
             for name, found in comparisons(base, m, job.prompts).items()
         }
-    chosen = {}
-    for lora, sweep in sweeps(measured).items():
+    chosen, found_sweeps = {}, sweeps(measured)
+    if found_sweeps and (few := too_few(scored_prompts(base))):
+        tree["no_recommendation"], found_sweeps = few, {}
+    for lora, sweep in found_sweeps.items():
         if all(m.scores.get(job.select_by) for m in sweep):
             best = recommended(sweep, job.select_by)
             chosen[lora] = {"by": job.select_by, "scale": scale_of(best.variant), "variant": best.name}

@@ -53,6 +53,14 @@ def shipped_recipes() -> list[str]:
     return sorted(path.stem for path in shipped_folder().glob("*.yaml"))
 
 
+def shipped_descriptions() -> list[str]:
+    """What the shipped recipes say of themselves."""
+    import yaml
+
+    trees = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in shipped_folder().glob("*.yaml"))
+    return [str(tree["description"]) for tree in trees if tree.get("description")]
+
+
 def find_recipe(name: str) -> Path:
     """A path, or the name of a shipped recipe.
 

@@ -89,20 +89,28 @@ class Case:
 
 @dataclass(frozen=True)
 class Gallery:
+    """Attributes:
+    row: more than two columns are shown in one row per case; else a slider between two that are chosen.
+    right: the column that the first is held against until another is chosen; the last where it is None.
+    """
+
     columns: list[str]
     measures: list[str]
     cases: list[Case]
     title: str = "Pictures"
+    row: bool = False
+    right: int | None = None
 
 
 @dataclass(frozen=True)
 class Report:
     """Attributes:
-    verdict: said first, one to four sentences.
+    verdict: said first, a few sentences.
     blocks: in order.
     settings, machine: facts as (name, value).
     repeat: commands that repeat it.
     refresh: seconds after which an open page reads its file again; 0 is never.
+    pictures_first: the gallery stands above the blocks; for few pictures, since more come while one scrolls.
     """
 
     title: str
@@ -114,3 +122,4 @@ class Report:
     machine: list[tuple[str, str]] = field(default_factory=list)
     repeat: list[str] = field(default_factory=list)
     refresh: int = 0
+    pictures_first: bool = False

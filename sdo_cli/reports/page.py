@@ -53,6 +53,8 @@ def _data(gallery: Gallery | None, addresses: list[str], place: dict[Path, int])
     return {
         "columns": gallery.columns,
         "measures": gallery.measures,
+        "row": gallery.row,
+        "right": len(gallery.columns) - 1 if gallery.right is None else gallery.right,
         "images": addresses,
         "cases": [
             {

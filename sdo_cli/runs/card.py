@@ -8,7 +8,7 @@ from sdo_cli.files import write_atomic
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import ModelSource, locate, plain_options, source_of, text_parts
 from sdo_cli.plugins import loaded_plugins
-from sdo_cli.recipe.load import LoadedRecipe
+from sdo_cli.recipe.load import LoadedRecipe, shipped_descriptions
 from sdo_cli.recipe.schema import Recipe
 from sdo_cli.records.step import StepResult
 from sdo_cli.runs.read import PIPELINE
@@ -60,6 +60,8 @@ def model_card(loaded: LoadedRecipe, family: Family, summary: RunSummary) -> str
         means = ", ".join(f"{name} {mean:.4f}" for name, mean in summary.guided.items())
         scale = loaded.recipe.validation.base_guidance_scale
         measured += f"\nThe untrained model with guidance {scale:g}: {means}.\n"
+    if lower := summary.falls:
+        measured += "\n" + "\n".join(f"- **{sentence}**" for sentence in lower) + "\n"
     grid = f"samples/step_{summary.steps:06d}/grid.png"
     picture = f"![the same prompts and noise, before and after]({grid})\n" if (summary.folder / grid).exists() else ""
     return f"""---
@@ -70,7 +72,7 @@ tags: [{"lora, " if recipe.train == "lora" else ""}text-to-image, sdo]
 
 # {loaded.name}
 
-{recipe.description or "Fine-tuned on a differentiable reward."}
+{description_of(recipe)}
 
 {what_was_trained(recipe)} for `{recipe.model}`, trained for {summary.steps} steps of
 {recipe.global_batch()} samples with the gradient rule
@@ -86,6 +88,14 @@ tags: [{"lora, " if recipe.train == "lora" else ""}text-to-image, sdo]
 Again, from this folder: `sdo finetune --recipe resolved.yaml{plugins}`.
 
 {licences(recipe)}"""
+
+
+def description_of(recipe: Recipe) -> str:
+    """The recipe's own; one that ships with sdo is about a recipe, not about what was made of it here."""
+    own = " ".join(recipe.description.split())
+    if own and own not in (" ".join(text.split()) for text in shipped_descriptions()):
+        return recipe.description
+    return "*Describe here what it is for* (in a recipe of your own it is the key `description`)."
 
 
 def what_was_trained(recipe: Recipe) -> str:

@@ -2,10 +2,13 @@
 
 import json
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
 from sdo_cli.files import read_json
@@ -14,9 +17,12 @@ from sdo_cli.provenance import machine
 from sdo_cli.records.check import OBJECTIVE, Check, checks_of, gain, quality, verdict
 from sdo_cli.reports import content
 from sdo_cli.runs.read import CHECKS, METRICS, RECIPE, manifest_of
-from sdo_cli.scoring.statistics import Interval, Values, mean_interval, win_rate
+from sdo_cli.runs.summary import falls
+from sdo_cli.scoring.statistics import FEWEST, Interval, Values, mean_interval, paired_gain, too_few, win_rate
 
 SMOOTH = 10
+# sentences on rewards, beside those on what fell
+MOST_SAID = 4
 
 
 def run_report(folder: Path, status: str | None = None) -> content.Report:
@@ -49,10 +55,11 @@ def run_report(folder: Path, status: str | None = None) -> content.Report:
         f"{', '.join(trained) or 'nothing yet'}",
         verdict=[*_verdict(held_out, trained), *_guard_verdict(checks, recipe)],
         blocks=blocks,
-        gallery=_gallery(folder, held_out),
-        settings=[(key, _shown(value)) for key, value in recipe.items() if value not in (None, "", [], {})],
+        gallery=_gallery(folder, held_out, recipe["validation"].get("base_guidance_scale")),
+        settings=list(_settings(recipe)),
         machine=[*machine().items(), *manifest["versions"].items(), ("started", manifest["started"])],
-        repeat=[manifest["command"], f"sdo finetune --recipe {folder.name}/{RECIPE}"],
+        repeat=[manifest["command"], _again(folder, manifest)],
+        pictures_first=True,
     )
 
 
@@ -93,6 +100,8 @@ def _guard_verdict(checks: list[Check], recipe: dict[str, Any]) -> list[str]:
     if len(checks) < 2:
         return []
     found, names = verdict(checks), ", ".join(checks[0].untrained)
+    if (count := len(checks[0].of(OBJECTIVE))) < FEWEST and found.bad < recipe["guard"]["patience"]:
+        return [f"The checks are of {count} prompt{'s' * (count != 1)}: too few to say which step was best."]
     at = next(check for check in checks if check.step == found.best)
     said = f"By the rewards not trained on ({names}) step {found.best} was the best of the trained steps"
     if quality(at, checks[0]).mean() <= 0:
@@ -103,7 +112,32 @@ def _guard_verdict(checks: list[Check], recipe: dict[str, Any]) -> list[str]:
     return [f"{said}."]
 
 
+def _again(folder: Path, manifest: dict[str, Any]) -> str:
+    """The command that runs it again from its folder, where the report was written: with its plug-ins."""
+    here, place = Path.cwd().resolve(), folder.resolve() / RECIPE
+    recipe = place.relative_to(here) if place.is_relative_to(here) else place
+    # of installed packages there is nothing to give
+    plugins = [plugin["path"] for plugin in manifest.get("plugins", ()) if not plugin.get("package")]
+    return shlex.join(
+        ["sdo", "finetune", "--recipe", str(recipe), *(w for path in plugins for w in ("--plugin", path))]
+    )
+
+
+def _settings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """A row for every key that says something, spelled as it is overridden on the command line."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _settings(inner, f"{name}.{key}" if name else key)
+    elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        for number, inner in enumerate(value):
+            yield from _settings(inner, f"{name}[{number}]")
+    elif value not in (None, "", []):
+        yield name, _shown(value)
+
+
 def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -183,15 +217,23 @@ def _optimizer(steps: list[dict[str, Any]]) -> content.Chart:
 
 
 def _verdict(held_out: dict[str, Any] | None, trained: list[str]) -> list[str]:
+    """What fell, always; what the rewards did, of the first few, where there are prompts enough to say it."""
     if not held_out:
         return []
+    gains = {
+        name: paired_gain(*(torch.tensor(held_out[when][name]) for when in ("before", "after")))
+        for name in held_out["before"]
+    }
+    lower = falls(gains, trained)
+    if few := too_few(len(held_out["prompts"]), "held-out prompts"):
+        return [*lower, few]
     sentences = []
-    for name in held_out["before"]:
+    for name in (name for name in gains if not gains[name].fell):
         found = mean_interval(_gain(held_out, name))
         said = "rose" if found.low > 0 else "fell" if found.high < 0 else "did not change by more than chance"
         role = "trained" if name in trained else "not trained on"
         sentences.append(f"{name} ({role}) {said} on held-out prompts: {_signed(found)}.")
-    return sentences[:4]
+    return [*lower, *sentences[: max(0, MOST_SAID - len(lower))]]
 
 
 def _held_out_prompts(folder: Path) -> list[str]:
@@ -200,13 +242,22 @@ def _held_out_prompts(folder: Path) -> list[str]:
     return [prompt.text for prompt in read_path(next(path for path in files if path.is_file()))]
 
 
-def _gallery(folder: Path, held_out: dict[str, Any] | None) -> content.Gallery | None:
-    """The grid prompts at every step that was drawn; scores are those of the first and last."""
+def _gallery(folder: Path, held_out: dict[str, Any] | None, scale: float | None) -> content.Gallery | None:
+    """The grid prompts at every step that was drawn; scores are those of the first and last.
+
+    Args:
+        scale: of the guidance that the untrained model was drawn with too.
+    """
     stages = sorted(path for path in (folder / "samples").glob("step_*") if any(path.glob("[0-9]*.png")))
     if not stages:
         return None
     numbers = [int(re.sub(r"\D", "", stage.name)) for stage in stages]
     columns = ["before" if number == 0 else f"step {number}" for number in numbers]
+    last = len(columns) - 1
+    guided = folder / "samples" / "guided"
+    if any(guided.glob("[0-9]*.png")):
+        stages.append(guided)
+        columns.append(f"before, guidance {scale:g}" if scale is not None else "before, with guidance")
     prompts = held_out["prompts"] if held_out else _held_out_prompts(folder)
     names = sorted({path.name for stage in stages for path in stage.glob("[0-9]*.png")})
     cases = []
@@ -214,12 +265,16 @@ def _gallery(folder: Path, held_out: dict[str, Any] | None) -> content.Gallery |
         index = int(Path(name).stem)
         images = [stage / name if (stage / name).exists() else None for stage in stages]
         scores = {}
-        if held_out and len(stages) > 1:
+        if held_out and last:
             for reward in held_out["before"]:
-                between: list[float | None] = [None] * (len(stages) - 2)
+                row: list[float | None] = [None] * len(stages)
                 # the pictures show the first seed
-                ends = [float(held_out[when][reward][index][0]) for when in ("before", "after")]
-                scores[reward] = [ends[0], *between, ends[1]]
+                whens = {"before": 0, "after": last} | ({"guided": last + 1} if "guided" in held_out else {})
+                for when, column in whens.items():
+                    if column < len(row) and reward in held_out[when]:
+                        row[column] = float(held_out[when][reward][index][0])
+                scores[reward] = row
         cases.append(content.Case(f"{index:05d}", prompts[index], "", images, scores))
-    measures = list(held_out["before"]) if held_out and len(stages) > 1 else []
-    return content.Gallery(columns, measures, cases, title="Held-out pictures, same noise")
+    measures = list(held_out["before"]) if held_out and last else []
+    title = "Held-out pictures, same noise"
+    return content.Gallery(columns, measures, cases, title=title, row=True, right=last)

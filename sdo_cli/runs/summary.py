@@ -1,9 +1,10 @@
 """What a finished run has to say."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sdo_cli.scoring.statistics import Gain
+from sdo_cli.scoring.statistics import FELL, Gain
 
 
 @dataclass(frozen=True)
@@ -24,3 +25,18 @@ class RunSummary:
     best_step: int | None = None
     stopped_at: int | None = None
     guided: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def falls(self) -> list[str]:
+        """What to look at before the LoRA is used: rewards that are lower than before."""
+        return falls(self.gains, self.trained_on)
+
+
+def falls(gains: Mapping[str, Gain], trained_on: Collection[str]) -> list[str]:
+    """A sentence for every reward that training lowered by more than three standard errors, trained or not."""
+    return [
+        f"{name} ({'trained' if name in trained_on else 'only measured'}) fell by more than {FELL:g} standard errors: "
+        f"{gain.difference.mean:+.4f} ± {gain.difference.standard_error:.4f} on {gain.difference.n} held-out prompts."
+        for name, gain in gains.items()
+        if gain.fell
+    ]

@@ -12,6 +12,10 @@ LEVEL = 0.95
 RESAMPLES = 4000
 # Below this many prompts the resamples are too alike; Student's t needs no resampling.
 FEW = 10
+# Below this many prompts nothing is concluded: no verdict, no recommended scale.
+FEWEST = 10
+# standard errors by which a reward has to be lower before it is said to have fallen
+FELL = 3.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,11 @@ class Gain:
         """``+8.1``, or a dash where there is no error to count in: one prompt, or no difference at all."""
         return f"{self.in_standard_errors:+.1f}" if self.difference.standard_error > 0 else "–"
 
+    @property
+    def fell(self) -> bool:
+        """By more than three standard errors; one prompt has none to tell by."""
+        return self.difference.mean < -FELL * self.difference.standard_error
+
 
 def estimate(scores: Tensor) -> Estimate:
     """Mean and standard error over prompts of ``scores [prompts]`` or ``[prompts, seeds]``."""
@@ -63,6 +72,17 @@ def paired_gain(before: Tensor, after: Tensor) -> Gain:
     if before.shape != after.shape:
         raise ValueError(f"not paired: {tuple(before.shape)} against {tuple(after.shape)}")
     return Gain(estimate(before), estimate(after), estimate(after.double() - before.double()))
+
+
+def too_few(count: int, noun: str = "prompts") -> str | None:
+    """Why nothing is concluded from so few prompts; None where there are enough."""
+    if count >= FEWEST:
+        return None
+    shown = noun.removesuffix("s") if count == 1 else noun
+    return (
+        f"No verdict and no recommendation: {count} {shown}, and under {FEWEST} chance decides; "
+        "the figures are shown as they came out."
+    )
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,14 @@
 
   if (!byId("controls")) return;
   const data = JSON.parse(byId("data").textContent);
-  const PAGE = 24, EXTREMES = 4, SMALL = 128;
+  const PAGE = 24, EXTREMES = 4, SMALL = 128, FEW = 8;
   const single = data.columns.length === 1;
+  // every column of a prompt in one row, where there are more than a slider shows
+  const strips = data.row && data.columns.length > 2;
+  for (const cards of strips ? document.querySelectorAll(".cards") : []) {
+    cards.classList.add("strips");
+    cards.style.setProperty("--columns", data.columns.length);
+  }
   const control = Object.fromEntries(["left", "right", "measure", "category", "gain", "order", "search"].map((id) => [id, byId(id)]));
 
   const fill = (select, names, chosen) => names.forEach((name, i) => {
@@ -36,10 +42,15 @@
     select.add(option);
   });
   fill(control.left, data.columns, 0);
-  fill(control.right, data.columns, data.columns.length - 1);
+  fill(control.right, data.columns, data.right);
   fill(control.measure, data.measures, 0);
   if (single) { control.left.parentElement.hidden = control.right.parentElement.hidden = true; }
   if (!data.measures.length) for (const id of ["measure", "gain", "order"]) control[id].parentElement.hidden = true;
+  // few pictures are seen at a glance: what picks some of them would only stand above them
+  if (data.cases.length < FEW) {
+    for (const id of ["category", "measure", "gain", "order", "search"]) control[id].parentElement.hidden = true;
+    byId("controls").querySelector("button").hidden = true;
+  }
   if (single) {
     const words = { better: "above the median", worse: "below the median", most: "highest first", least: "lowest first" };
     for (const option of [...control.gain.options, ...control.order.options]) if (words[option.value]) option.textContent = words[option.value];
@@ -111,6 +122,12 @@
     return image;
   }
 
+  function shownAs(c, column) {
+    const figure = element("figure");
+    figure.append(picture(c, column, ""), element("figcaption", "", data.columns[column]));
+    return figure;
+  }
+
   const number = (v) => known(v) ? v.toFixed(4) : "–";
   function scores(c) {
     const list = element("dl", "scores");
@@ -129,9 +146,13 @@
 
   function card(c) {
     const made = element("article", "card");
-    const pair = element("div", "pair");
+    const pair = element("div", strips ? "strip" : "pair");
     made.append(pair);
-    if (single || left() === right()) {
+    if (strips) {
+      pair.append(...data.columns.map((name, column) => shownAs(c, column)));
+      // what may have to be scrolled is reached by keyboard
+      if (data.columns.length > 4) Object.assign(pair, { tabIndex: 0, role: "group", ariaLabel: `Pictures of ${c.prompt}` });
+    } else if (single || left() === right()) {
       pair.append(picture(c, right(), ""));
       pair.style.cursor = "auto";
     } else {
@@ -174,14 +195,11 @@
     zoomed = c;
     byId("zoom-title").textContent = c.prompt;
     const columns = single ? [0] : [...new Set([left(), right()])];
-    byId("zoom-pictures").replaceChildren(...columns.map((column) => {
-      const figure = element("figure");
-      figure.append(picture(c, column, ""), element("figcaption", "", data.columns[column]));
-      return figure;
-    }));
+    byId("zoom-pictures").replaceChildren(...columns.map((column) => shownAs(c, column)));
     const said = data.measures.map((name, m) => `${name} ${columns.map((column) => number(c.scores[m][column])).join(" → ")}`);
     byId("zoom-details").textContent = [c.category, c.details, ...said].filter(Boolean).join(" · ");
     if (!dialog.open) dialog.showModal();
+    dialog.scrollTop = 0;
   }
   const step = (by) => {
     const at = shown.indexOf(zoomed) + by;
