@@ -187,6 +187,15 @@ def test_sample_draws_as_the_run_did_and_what_is_typed_wins(runs):
     assert "as in" not in done.stderr and "CFG scale: 7.5" in Image.open(runs / "s3/00000.png").text["parameters"]
 
 
+def test_a_grid_of_checkpoints_is_drawn_as_the_run_was(runs):
+    words = ["--lora", "runs/a@all", "--lora-scale", "0,1", "--seeds", "2", "--grid", "--out", "g"]
+    done = sdo("sample", "a tiger", *words, cwd=runs)
+    assert done.returncode == 0 and "model and sampling as in runs/a/resolved.yaml" in done.stderr
+    texts = [Image.open(path).text["parameters"] for path in sorted((runs / "g").glob("0*.png"))]
+    assert len(texts) == 2 * 5 and all("Steps: 2, Sampler: DDIM, CFG scale: 1.5" in text for text in texts)
+    assert {text.splitlines()[0] for text in texts} == {"a tiger", *(f"a tiger <lora:a-{n}:1>" for n in (1, 2, 3, 4))}
+
+
 def test_sample_without_a_prompt_takes_the_runs_own(runs):
     done = sdo("sample", "--lora", "runs/a", "--out", "s4", cwd=runs)
     assert "no prompt was given: the first 2 of the run's held-out ones" in done.stderr

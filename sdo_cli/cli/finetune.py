@@ -18,7 +18,7 @@ from sdo_cli.plugins import load_plugins
 from sdo_cli.recipe.load import LoadedRecipe, load_recipe
 from sdo_cli.recipe.schema import Recipe
 from sdo_cli.runs.again import check_places, load_run, resume_line
-from sdo_cli.runs.read import RECIPE, recipe_of
+from sdo_cli.runs.read import PIPELINE, RECIPE, recipe_of
 
 if TYPE_CHECKING:
     from sdo_cli.runs.summary import RunSummary
@@ -249,31 +249,10 @@ def as_text(loaded: LoadedRecipe, summary: "RunSummary") -> str:
     lines.append("  report.html  reward_curve.png  README.md  metrics.jsonl")
     recipe = loaded.recipe
     example = (loaded.prompts(recipe.validation.prompts) if summary.gains else loaded.prompts(recipe.prompts))[0]
-    tuned = ["--model", str(folder / "pipeline")]
-    if recipe.train == "lora":
-        tuned = ["--model", recipe.model, "--lora", str(folder)]
-    words = ["sample", example, *tuned, "--solver", recipe.solver]
-    steps = ["--steps", str(recipe.num_inference_steps)]
-    if recipe.timesteps is not None:
-        steps = ["--timesteps", ",".join(map(str, recipe.timesteps))]
-    words += [*steps, "--guidance", str(recipe.guidance_scale)]
-    if recipe.eta:
-        words += ["--eta", str(recipe.eta)]
-    if recipe.negative_prompt:
-        words += ["--negative-prompt", recipe.negative_prompt]
-    for option in ("revision", "variant", "vae", "text_encoders", "prediction_type", "timestep_spacing"):
-        if recipe.train == "lora" and (value := getattr(recipe, option)):
-            words += [f"--{option.replace('_', '-')}", value]
-    if recipe.train == "lora" and recipe.rescale_betas_zero_snr is not None:
-        words += [f"--{'' if recipe.rescale_betas_zero_snr else 'no-'}rescale-betas-zero-snr"]
-    if not recipe.t5:
-        words += ["--no-t5"]
-    if recipe.mixed_precision != "no":
-        words += ["--precision", recipe.mixed_precision]
-    for side, pixels in (("--height", recipe.height), ("--width", recipe.width)):
-        words += [side, str(pixels)] if pixels else []
+    # the folder says everything else
+    tuned = ["--lora", str(folder)] if recipe.train == "lora" else ["--model", str(folder / PIPELINE)]
     lines += [f"\nlook at this: {sentence}" for sentence in summary.falls]
-    lines += ["", "next:", f"  {sdo(*words)}"]
+    lines += ["", "next:", f"  {sdo('sample', example, *tuned)}"]
     if recipe.train == "lora" and summary.gains:
         lines.append(f"  {sdo('eval', '--lora', folder, '--seeds', 2)}")
     return "\n".join(lines)

@@ -7,12 +7,12 @@ from typing import Any
 
 from sdo_cli.cli.drawing import BARE, KEYS, PictureOptions, SolverOptions, WeightOptions
 from sdo_cli.models.load import ModelSource
-from sdo_cli.models.lora_paths import lora_place
+from sdo_cli.models.lora_paths import lora_place, written_out
 from sdo_cli.models.lora_stack import stack_of
 from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.recipe.schema import Recipe
 from sdo_cli.runs.again import check_places, load_run
-from sdo_cli.runs.read import run_of
+from sdo_cli.runs.read import pipeline_of, run_of
 
 # what an image looks like, beside model and LoRA
 SAMPLING = (
@@ -43,7 +43,8 @@ class FromRun:
 
 def runs_behind(loras: Sequence[str]) -> list[Path]:
     """Run folders that the LoRAs of ``--lora`` come from, each once."""
-    found = [run_of(lora_place(one.path)) for word in loras for one in stack_of(word)]
+    words = written_out(list(loras))
+    found = [run_of(lora_place(one.path)) for word in words for one in stack_of(word)]
     return list(dict.fromkeys(run for run in found if run is not None))
 
 
@@ -57,7 +58,7 @@ def start_from(loras: Sequence[str], model: str | None) -> FromRun | None:
         RecipeFault: the run's model is not on this machine, and no other was typed.
     """
     if not (runs := runs_behind(loras)):
-        return None
+        return _of_pipeline(model)
     folder, loaded = runs[0], load_run(runs[0], checked=False)
     notes = [f"model and sampling as in {folder / 'resolved.yaml'}"]
     if model is None or model == loaded.recipe.model:
@@ -73,6 +74,17 @@ def start_from(loras: Sequence[str], model: str | None) -> FromRun | None:
             said = ", ".join(f"{name} {getattr(theirs, name)}" for name in differs)
             notes.append(f"{other} was trained with another {said}; drawn like {folder} all the same")
     return FromRun(folder, loaded, tuple(notes))
+
+
+def _of_pipeline(model: str | None) -> FromRun | None:
+    """A run that trained all weights, where its ``pipeline/`` is the model."""
+    run = run_of(model) if model is not None and (Path(model) / "model_index.json").is_file() else None
+    if run is None or model is None or pipeline_of(run) is None:
+        return None
+    loaded = load_run(run, checked=False)
+    plain = {name: getattr(BARE, name) for name in WEIGHTS if name != "t5"} | {"model": model}
+    loaded = replace(loaded, recipe=replace(loaded.recipe, **plain))
+    return FromRun(run, loaded, (f"sampling as in {run / 'resolved.yaml'}",))
 
 
 def laid_over_run(
