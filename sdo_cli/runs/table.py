@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ import yaml
 import rewards
 from sdo_cli.errors import RecipeFault
 from sdo_cli.files import is_held, read_json
+from sdo_cli.recipe.schema import PromptSource, Recipe
 from sdo_cli.records.check import checks_of, quality, verdict
 from sdo_cli.reports import content
 from sdo_cli.runs.read import CHECKS, METRICS, RECIPE, is_training, manifest_of, read_lines, recipe_of
 
 # running, finished, interrupted and failed are the manifest's words
 KILLED = "killed"
+DIFFERS = "differs in"
 RECENT = 20
 # where a run lies, not what it is
 NOT_COMPARED = ("description", "output_dir", "trackers", "prompts", "validation.prompts", "guard.prompts")
@@ -97,7 +99,8 @@ def run_row(folder: Path) -> RunRow:
         guard=_guard_said(folder, recipe),
         seconds=seconds,
         started=manifest.get("started", ""),
-        recipe={key: value for key, value in _flat(recipe, "") if not key.startswith(NOT_COMPARED)},
+        # a run of an older sdo had what was not there yet as it is by default
+        recipe={key: value for key, value in {**_DEFAULTS, **dict(_flat(recipe, ""))}.items() if _is_compared(key)},
     )
 
 
@@ -135,6 +138,13 @@ def _flat(tree: dict[str, Any], place: str) -> Iterable[tuple[str, Any]]:
             yield place + key, value
 
 
+def _is_compared(key: str) -> bool:
+    return not key.startswith(NOT_COMPARED)
+
+
+_DEFAULTS = dict(_flat(asdict(Recipe("", [], PromptSource())), ""))
+
+
 def differences(rows: Sequence[RunRow]) -> list[dict[str, Any]]:
     """For each run its values of the keys that are not the same in all."""
     keys = list(dict.fromkeys(key for row in rows for key in row.recipe))
@@ -166,7 +176,7 @@ def sorted_by(rows: Sequence[RunRow], reward: str) -> list[RunRow]:
 def table_of(rows: Sequence[RunRow], named: Callable[[Path], str]) -> tuple[list[str], list[list[str]]]:
     """Head and cells for people; columns without anything are left out."""
     names = list(dict.fromkeys(name for row in rows for name in (*row.gains, *row.trained)))
-    head = ["run", "status", "steps", *names, "guard", "training", "differs in"]
+    head = ["run", "status", "steps", *names, "guard", "training", DIFFERS]
     differs = differences(rows)
     body = []
     for row, other in zip(rows, differs, strict=True):
@@ -178,22 +188,50 @@ def table_of(rows: Sequence[RunRow], named: Callable[[Path], str]) -> tuple[list
     return [head[i] for i in kept], [[cells[i] for i in kept] for cells in body]
 
 
+def _by_value(rows: Sequence[RunRow], named: Callable[[Path], str]) -> list[list[str]]:
+    """A row for every value of a key that is not the same in all, with the runs that have it."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row, other in zip(rows, differences(rows), strict=True):
+        for key, value in other.items():
+            found.setdefault((key, _short(value)), []).append(named(row.folder))
+    order = list(dict.fromkeys(key for key, _ in found))
+    return [
+        [key, value, ", ".join(runs)]
+        for (key, value), runs in sorted(found.items(), key=lambda x: order.index(x[0][0]))
+    ]
+
+
 def _now(value: float | None) -> str:
     return "" if value is None else f"now {value:.4f}"
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, list) and value and all(isinstance(item, dict) and "weight" in item for item in value):
+        # rewards: names, with a weight where it is not 1, and what else is not plain
+        return " + ".join(_reward_said(item) for item in value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _reward_said(item: dict[str, Any]) -> str:
+    weight = "" if item["weight"] == 1 else f"{item['weight']:g} × "
+    loss = "" if item.get("loss", "maximize") == "maximize" else f" {item['loss']} {item['target']:g}"
+    options = ", ".join(f"{key}={value}" for key, value in (item.get("options") or {}).items())
+    return f"{weight}{item['name']}{loss}" + (f" ({options})" if options else "")
 
 
 def runs_page(rows: Sequence[RunRow], title: str, named: Callable[[Path], str]) -> content.Report:
     """The table, and the gains as intervals, on one page."""
     head, body = table_of(rows, named)
+    if head[-1] == DIFFERS:
+        # a table of its own: it would run out of the page
+        head, body = head[:-1], [cells[:-1] for cells in body]
     note = (
         "Before and after training on held-out prompts, with the mean difference and its standard error over prompts. "
         "Who picks a run by these prompts should state its gain on others."
     )
     blocks: list[content.Chart | content.Forest | content.Table] = [content.Table("Runs", head, body, note=note)]
+    if apart := _by_value(rows, named):
+        blocks.append(content.Table("What sets them apart", ["key of the recipe", "value", "runs"], apart))
     for name in dict.fromkeys(name for row in rows for name in row.gains):
         lines = []
         for row in rows:
