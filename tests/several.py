@@ -161,6 +161,15 @@ def sick():
     main()
 
 
+def saving():
+    """`sdo`, where a search of gates is kept after every second update."""
+    from sdo_cli.cli.app import main
+    from sdo_cli.prune import run as pruning
+
+    pruning.SAVE_EVERY = 2
+    main()
+
+
 class Steep:
     """A reward whose third gradient is not finite, though its value is."""
 
