@@ -1,6 +1,8 @@
 """`sdo optimize` by several processes, stopped, killed, and gone on with: the same files every time."""
 
 import json
+import os
+import random
 import shlex
 import signal
 import subprocess
@@ -167,6 +169,32 @@ def test_the_launcher_starts_stops_and_goes_on(whole, tmp_path):
     process = lightly(line[line.index("optimize") :], script)
     _, err = process.communicate(120)
     assert process.returncode == 0 and "--processes" in line and "going on:" in err, err
+    assert_same(out, whole)
+
+
+def killed_until_done(argv, **how):
+    """With one, two or three processes, any of them, with SIGKILL, ever later; how often."""
+    seed = int(os.environ.get("SDO_SEED", time.time_ns() % 2**31))
+    print(f"\nseed {seed}")
+    moments, longest, kills = random.Random(seed), 4.0, 0
+    while True:
+        processes = start(moments.randint(1, 3), argv, **how)
+        end = time.monotonic() + moments.uniform(0, longest)
+        while time.monotonic() < end and processes[0].poll() is None:
+            time.sleep(0.01)
+        if processes[0].poll() is None:
+            moments.choice(processes).kill()
+        codes, _, errs = finish(processes)
+        if set(codes) == {0}:
+            return kills
+        assert -signal.SIGKILL in codes and set(codes) <= {-signal.SIGKILL, 1}, (codes, errs)
+        kills, longest = kills + 1, 1.5 * longest
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_is_as_if_left_alone(whole, tmp_path):
+    out = tmp_path / "out"
+    assert killed_until_done(words(out, "--resume")) >= 3
     assert_same(out, whole)
 
 
