@@ -14,6 +14,7 @@ from test_optimize_several import done_by, killed_until_done, wait_for
 from test_parallel import environment, finish, lightly, start
 from test_prune import setting  # noqa: F401
 
+from sdo_cli.parallel.world import World
 from sdo_cli.prune.search import SearchSettings, search
 from sdo_cli.runs.kept import Kept
 
@@ -112,9 +113,10 @@ def test_killed_in_the_search_and_while_measuring_it_is_as_if_left_alone(words, 
         assert codes == [-9 if piece else 0] * size and said in errs[0], errs
         told.append(errs[0])
         if piece == "search":
-            # a line that was cut off
+            # an update after the kept one, and a line that was cut off
+            later = json.dumps({"update": 99, "distance": 0.0, "kept": 1.0, "seconds": 0.0})
             lines = (out / "search.jsonl").read_text()
-            (out / "search.jsonl").write_text(lines + '{"update": 99, "dist')
+            (out / "search.jsonl").write_text(f'{lines}{later}\n{{"update": 100, "dist')
     # what was found before is not looked for again
     for what in ("times: ", "optimal-steps: ", "images: full: "):
         assert what in told[1] and what not in told[2]
@@ -211,6 +213,28 @@ def test_a_search_goes_on_from_any_update(setting, tmp_path, pruner, optimizer):
     assert [found.distance for found in rest] == [found.distance for found in alone[2:]]
     assert torch.equal(rest[-1].scores, alone[-1].scores)
     assert not torch.equal(rest[-1].scores, first.scores)
+
+
+class Two(World):
+    """As two processes gather: the samples of the first, then those of the second."""
+
+    def gather(self, value):
+        return [{k: v for k, v in value.items() if k % 2 == rank} for rank in range(2)]
+
+
+def test_gradients_are_added_in_the_order_of_the_samples(setting, monkeypatch):  # noqa: F811
+    """In another order these three give 1 instead of 0."""
+    import sdo_cli.prune.search as module
+
+    def by_hand(setting, wanted, number, gates, sample):
+        gates.grad = torch.full_like(gates, (1e8, 1.0, -1e8)[sample])
+        return (1e16, 1.0, -1e16)[sample]
+
+    monkeypatch.setattr(module, "shortcut_update", by_hand)
+    wanted = SearchSettings("table", "shortcut", updates=1, batch=3, sparsity=0.0, learning_rate=1.0)
+    for world in (World(), Two()):
+        (found,) = search(setting, wanted, world=world)
+        assert bool((found.scores == 1.0).all()) and found.distance == 0.0
 
 
 def test_an_update_is_the_mean_of_its_samples(setting, monkeypatch):  # noqa: F811
