@@ -31,6 +31,12 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def remove_partial(folder: Path) -> None:
+    """What processes that were killed had begun to write; nobody else may be writing there."""
+    for path in folder.rglob(".*.partial-*"):
+        path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     write_atomic(path, lambda temporary: _write_text(temporary, text))
 

@@ -161,6 +161,39 @@ def sick():
     main()
 
 
+def saving():
+    """`sdo`, where a search of gates is kept after every second update."""
+    from sdo_cli.cli.app import main
+    from sdo_cli.prune import run as pruning
+
+    pruning.SAVE_EVERY = 2
+    main()
+
+
+def counting():
+    """`sdo prune`, which writes how much of what a process did itself."""
+    from sdo_cli.cli.app import main
+    from sdo_cli.prune import measure, schedules, search
+
+    counts = {}
+
+    def counted(place, name):
+        real = getattr(place, name)
+
+        def call(*given):
+            counts[name] = counts.get(name, 0) + 1
+            return real(*given)
+
+        setattr(place, name, call)
+
+    for place, name in ((search, "shortcut_update"), (measure._Gallery, "pictures"), (schedules, "_output")):
+        counted(place, name)
+    try:
+        main()
+    finally:
+        Path(f"counts-{os.environ['RANK']}.json").write_text(json.dumps(counts))
+
+
 class Steep:
     """A reward whose third gradient is not finite, though its value is."""
 

@@ -74,13 +74,17 @@ def launched(out, *words):
 
 
 def lightly_launched(out, *words):
-    """The same, but all three are forks: the launcher starts ``light_worker.py`` for ``sdo``."""
-    script = out.with_name("sdo")
+    """The same, but all three are forks."""
+    return lightly([*words_of(out, *words), "--processes", "2", "--json"], out.with_name("sdo"))
+
+
+def lightly(argv, script):
+    """``sdo argv``, where the launcher starts ``light_worker.py``, written to ``script``, for ``sdo``."""
     if not script.exists():
         script.write_text(f"#!{sys.executable}\n{(HERE / 'light_worker.py').read_text()}")
         script.chmod(0o755)
     env = environment() | {"SDO_TEST_SERVER": address(), "SDO_TEST_WORKER": str(script)}
-    return Forked([*words_of(out, *words), "--processes", "2", "--json"], env=env, call="several:launching")
+    return Forked(argv, env=env, call="several:launching")
 
 
 def alive(folder):

@@ -10,8 +10,10 @@ import typer
 
 from sdo_cli.cli.groups import grouped
 from sdo_cli.cli.output import OutputOptions
+from sdo_cli.cli.several import ProcessOptions, in_several_processes, stopped_well
 from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.files import without_nan
+from sdo_cli.parallel.launch import launched
 from sdo_cli.plugins import load_plugins
 from sdo_cli.recipe.steering import LoadedSteering, load_steering, shipped_steerings
 from sdo_cli.recipe.steering_schema import KINDS, VARIABLES
@@ -82,6 +84,13 @@ def optimize(
     show: Annotated[bool, typer.Option("--list", help="Show the shipped recipes of this command.")] = False,
     plugin: Annotated[list[Path] | None, typer.Option(help="A Python file with rewards or rules of your own.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; default steered/<recipe>-<time>.")] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on in --out: finished batches of images stay, one in the middle begins anew."
+        ),
+    ] = False,
+    processes: ProcessOptions,
     dry_run: Annotated[bool, typer.Option(help="Check everything and show the settings; run nothing.")] = False,
     output: OutputOptions,
 ) -> None:
@@ -98,20 +107,50 @@ def optimize(
     if dry_run:
         typer.echo(_shown(loaded, output.as_json))
         return
+    if resume and out is None:
+        raise RecipeFault(["--resume: says to go on with --out FOLDER; name it"], what="command line")
     folder = out or Path(loaded.spec.output_dir) / f"{loaded.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if folder.exists() and any(folder.iterdir()):
-        raise RecipeFault([f"--out {folder}: is not empty; give another folder"], what="command line")
+    # of several processes one may have begun already
+    if not launched() and not resume:
+        refuse_full(folder)
+    in_several_processes(processes)
+    carry_out(loaded, folder, output, resume=resume)
+
+
+def carry_out(loaded: LoadedSteering, folder: Path, output: OutputOptions, *, resume: bool) -> None:
+    """Together with the other processes; the first one shows the result."""
+    from sdo_cli.parallel.stopping import Stopping
+    from sdo_cli.parallel.world import joined
+    from sdo_cli.runs.kept import status_in
+    from sdo_cli.steering.run import identity
     from sdo_cli.steering.run import optimize as run
 
-    reporter = output.reporter()
-    try:
-        rows = run(loaded, folder, reporter)
-    finally:
-        reporter.close()
-    if output.as_json:
-        typer.echo(json.dumps(without_nan({"folder": str(folder), "images": rows})))
-    else:
-        typer.echo(_summary(rows, folder))
+    with stopped_well(lambda: folder, "--resume"), joined() as world:
+        folder = Path(world.share(lambda: str(folder)))
+        if not resume:
+            world.share(lambda: refuse_full(folder))
+        elif world.share(lambda: status_in(folder, identity(loaded))) == "finished":
+            if world.is_main:
+                typer.echo(f"{folder}/ is finished already")
+            return
+        reporter = output.reporter(talks=world.is_main)
+        try:
+            with Stopping(None, reporter.note, world) as stopping:
+                rows = run(loaded, folder, reporter, stopping=stopping, world=world)
+        finally:
+            reporter.close()
+        if world.is_main and output.as_json:
+            typer.echo(json.dumps(without_nan({"folder": str(folder), "images": rows})))
+        elif world.is_main:
+            typer.echo(_summary(rows, folder))
+
+
+def refuse_full(folder: Path) -> None:
+    """Raises RecipeFault for a folder with something in it."""
+    if folder.exists() and any(folder.iterdir()):
+        raise RecipeFault(
+            [f"--out {folder}: is not empty; give another folder, or go on with it by --resume"], what="command line"
+        )
 
 
 def _require(given: dict[str, Any], overrides: list[str]) -> None:

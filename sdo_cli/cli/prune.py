@@ -29,11 +29,14 @@ from sdo_cli.cli.prune_options import (
     reward_specs,
     search_prompts,
 )
-from sdo_cli.errors import Interrupted, RecipeFault
+from sdo_cli.cli.several import ProcessOptions, in_several_processes, stopped_well
+from sdo_cli.errors import RecipeFault, Stopped
 from sdo_cli.installed import sdo
+from sdo_cli.parallel.launch import launched
 
 if TYPE_CHECKING:
     from sdo_cli.prune.job import PruneJob
+    from sdo_cli.prune.measure import ArmMeasures
 
 
 @grouped
@@ -49,6 +52,14 @@ def prune(
     measure: MeasureOptions,
     seed: Annotated[int, typer.Option(help="Of the search and of the noise that is measured on.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder; default prunes/<method>-<time>.")] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on in --out; what is in the middle (a sampler's measures, a schedule) begins anew.",
+        ),
+    ] = False,
+    processes: ProcessOptions,
     output: OutputOptions,
 ) -> None:
     """Find which blocks of which steps can be skipped, and measure what that saves and costs."""
@@ -66,10 +77,12 @@ def prune(
     prompts = search_prompts(plan.prompts_file, wrong)
     measured, kept = measured_prompts(prompts, measure.measure_on, measure.num_prompts, wrong)
     folder = out or Path("prunes") / f"{plan.method}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if folder.is_dir() and any(folder.iterdir()):
-        wrong.append(f"--out {folder}: is not empty; give another folder, nothing is overwritten")
-    if wrong:
+    if resume and out is None:
+        wrong.append("--resume: says to go on with --out FOLDER; name it")
+    # of several processes one may have begun already
+    if wrong := [*wrong, *([] if resume or launched() else full(folder))]:
         raise RecipeFault(wrong, what="command line")
+    in_several_processes(processes)
     from sdo_cli.drawing.draw import draw_settings
     from sdo_cli.models.load import source_of
     from sdo_cli.prune.job import MeasureSettings, PruneJob
@@ -90,25 +103,49 @@ def prune(
         search.scores,
         search.schedule,
     )
-    carry_out(job, folder, output)
+    carry_out(job, folder, output, resume=resume)
 
 
-def carry_out(job: "PruneJob", folder: Path, output: OutputOptions) -> None:
+def full(folder: Path) -> list[str]:
+    """What is wrong with beginning in ``folder``."""
+    if folder.is_dir() and any(folder.iterdir()):
+        return [f"--out {folder}: is not empty; give another folder, or go on with it by --resume"]
+    return []
+
+
+def carry_out(job: "PruneJob", folder: Path, output: OutputOptions, *, resume: bool) -> None:
+    """Together with the other processes; the first one shows the result."""
+    from sdo_cli.parallel.stopping import Stopping
+    from sdo_cli.parallel.world import joined
+    from sdo_cli.prune.run import SCORES, identity
     from sdo_cli.prune.run import prune as run
+    from sdo_cli.runs.kept import status_in
+
+    with stopped_well(lambda: folder, "--resume"), joined() as world:
+        folder = Path(world.share(lambda: str(folder)))
+        if not resume and (wrong := world.share(lambda: full(folder))):
+            raise RecipeFault(wrong, what="command line")
+        if resume and world.share(lambda: status_in(folder, identity(job))) == "finished":
+            if world.is_main:
+                typer.echo(f"{folder}/ is finished already")
+            return
+        reporter = output.reporter(talks=world.is_main)
+        try:
+            with Stopping(None, reporter.note, world) as stopping:
+                found = run(job, folder, reporter, stopping=stopping, world=world)
+        except Stopped:
+            if (folder / SCORES).exists():
+                reporter.note(f"its scores so far can be used: --scores {folder}")
+            raise
+        finally:
+            reporter.close()
+        if world.is_main:
+            show(job, found, folder, output)
+
+
+def show(job: "PruneJob", found: "list[ArmMeasures]", folder: Path, output: OutputOptions) -> None:
     from sdo_cli.prune.tables import table
 
-    reporter = output.reporter()
-    try:
-        found = run(job, folder, reporter)
-    except KeyboardInterrupt:
-        left = (
-            "its scores so far can be used: --scores"
-            if (folder / "scores.safetensors").exists()
-            else "it holds no plan"
-        )
-        raise Interrupted(f"interrupted; {folder}/ is kept", remedy=left) from None
-    finally:
-        reporter.close()
     plans = sorted(str(path) for path in folder.glob("plan-*.json"))
     if output.as_json:
         typer.echo(json.dumps({"folder": str(folder), "plans": plans}))

@@ -62,6 +62,7 @@ class SearchOptions:
     live_calls: Annotated[int, typer.Option(help="Network calls with gradients; shortcut and one-step.")] = 4
     distance: Annotated[str, typer.Option(help="ssim, l1 or l2, to the full sampler's image.")] = "ssim"
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Of the gates; by the pruner.")] = None
+    search_batch: Annotated[int, typer.Option(help="Prompts of an update; several processes share them out.")] = 1
     sparsity: Annotated[float, typer.Option(help="Weight of the computation in the loss.")] = 1.0
     scores: Annotated[
         Path | None, typer.Option(help="Folder of an earlier search: other ratios of it, without searching.")
@@ -76,7 +77,7 @@ class SearchOptions:
             gradients=self.gradients,
             distance=self.distance,
             updates=self.updates,
-            batch=1,
+            batch=self.search_batch,
             learning_rate=rate if self.learning_rate is None else self.learning_rate,
             optimizer=optimizer,
             sparsity=self.sparsity,
@@ -106,6 +107,7 @@ def problems(plan: PlanOptions, search: SearchOptions, measure: MeasureOptions, 
         ("distance", search.distance, DISTANCES),
     ]
     numbers = {"updates": search.updates, "live-calls": search.live_calls, "rounds": measure.rounds}
+    numbers["search-batch"] = search.search_batch
     wrong = [f"--{name}: {given!r} is not one of {', '.join(of)}" for name, given, of in choices if given not in of]
     wrong += [f"--ratio: must be at least 0 and below 1, not {r:g}" for r in plan.ratios if not 0 <= r < 1]
     wrong += [f"--ratio: {r:g} has more than two decimals" for r in plan.ratios if 0 <= r < 1 and round(r, 2) != r]

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from sdo_cli.errors import SolverFault
+from sdo_cli.parallel.world import SINGLE, World
+from sdo_cli.progress import Reporter
 from sdo_cli.prune.baselines import deep_cache, random_gates, uniform
 from sdo_cli.prune.measure import Arm
 from sdo_cli.prune.ratios import runs_at
@@ -57,8 +60,13 @@ SCHEDULES = ("optimal-steps", "pairwise-steps")
 TEACHERS = 8
 
 
-def schedules(setting: Setting, method: str, most: int) -> dict[int, Schedule]:
+def schedules(
+    setting: Setting, method: str, most: int, *, reporter: Reporter | None = None, world: World = SINGLE
+) -> dict[int, Schedule]:
     """Step schedules of every number of steps up to ``most``, found on a few of the search's prompts.
+
+    Args:
+        world: shares out Optimal Stepsize's network calls; every process walks the teacher's path itself.
 
     Raises:
         SolverFault: the solver carries history, so no step can be left out of its walk.
@@ -67,7 +75,12 @@ def schedules(setting: Setting, method: str, most: int) -> dict[int, Schedule]:
     seeds = [key_to_seed(setting.seed, "prune-schedule", j) for j in range(len(prompts))]
     path = setting.path(prompts, seeds)
     # on prompts of the search plain costs were better than carried ones at a tenth and a fifth of the steps
-    return optimal_stepsize(path, most) if method == "optimal-steps" else pairwise(path, carried=False)
+    found = (
+        optimal_stepsize(path, most, reporter=reporter, world=world)
+        if method == "optimal-steps"
+        else pairwise(path, carried=False)
+    )
+    return world.share(lambda: found)
 
 
 def from_schedule(setting: Setting, schedule: Schedule, method: str, ratio: float) -> SkipPlan:
@@ -80,10 +93,15 @@ def from_schedule(setting: Setting, schedule: Schedule, method: str, ratio: floa
     return SkipPlan(shorter, setting.grain, setting.wiring, runs, made_by)
 
 
-def controls(setting: Setting, ratios: list[float]) -> list[Arm]:
+# find(method, most) -> schedules by number of steps
+FindSchedules = Callable[[str, int], dict[int, Schedule]]
+
+
+def controls(setting: Setting, ratios: list[float], find: FindSchedules | None = None) -> list[Arm]:
     """For every ratio the samplers with as much computation at most, none of which was learned but the schedules."""
     found = list[Arm]()
-    found_schedules = {name: _schedules_or_none(setting, name, ratios) for name in SCHEDULES}
+    find = find or partial(schedules, setting)
+    found_schedules = {name: _schedules_or_none(setting, name, ratios, find) for name in SCHEDULES}
     for ratio in ratios:
         k = calls_at(ratio, setting.calls)
         for solver in _plain_solvers(setting):
@@ -105,9 +123,11 @@ def _plain_solvers(setting: Setting) -> list[str]:
     return [own] if is_flow(setting.family.scheduler_config) else list(dict.fromkeys((own, "dpm++2m")))
 
 
-def _schedules_or_none(setting: Setting, method: str, ratios: list[float]) -> dict[int, Schedule] | None:
+def _schedules_or_none(
+    setting: Setting, method: str, ratios: list[float], find: FindSchedules
+) -> dict[int, Schedule] | None:
     try:
-        return schedules(setting, method, max(calls_at(ratio, setting.calls) for ratio in ratios))
+        return find(method, max(calls_at(ratio, setting.calls) for ratio in ratios))
     except SolverFault:
         # one that carries history has no such control
         return None

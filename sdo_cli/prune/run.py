@@ -4,7 +4,9 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,48 +17,98 @@ from sdo_cli.drawing.draw import DrawSettings, solver_of
 from sdo_cli.drawing.notes import drawing_notes
 from sdo_cli.drawing.prompts import PromptEmbeddings
 from sdo_cli.drawing.pruned import with_plan
-from sdo_cli.errors import EnvironmentFault
-from sdo_cli.files import append_json_line, write_atomic, write_json
+from sdo_cli.errors import EnvironmentFault, Stopped
+from sdo_cli.files import alone_in, append_json_line, remove_partial, write_atomic, write_json, write_text
 from sdo_cli.installed import sdo
 from sdo_cli.models.load import load_family
+from sdo_cli.parallel.stopping import SafePoints, Stopping
+from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.progress import Reporter
 from sdo_cli.provenance import command, machine, now, versions
 from sdo_cli.prune.job import PruneJob
 from sdo_cli.prune.measure import Arm, ArmMeasures, measure
 from sdo_cli.prune.methods import DIP_GO, METHODS, SCHEDULES, calls_at, controls, from_schedule, from_scores, schedules
-from sdo_cli.prune.search import search
+from sdo_cli.prune.schedules import Schedule
+from sdo_cli.prune.search import Update, search
 from sdo_cli.prune.setting import Setting
 from sdo_cli.prune.tables import record, save_figures
+from sdo_cli.runs.kept import Kept, identity_of, status_in
+from sdo_cli.runs.read import read_lines
 from sdo_cli.sampling.solvers import AUTO
 from sdo_cli.scoring.rewards import build_reward
 from sdo_cli.skipping.skip_plan import SkipPlan, load_plan
 
 SCORES, SEARCH, MANIFEST, FIGURES = "scores.safetensors", "search.jsonl", "manifest.json", "measures.json"
-# keep-scores are kept so often that little is lost
+# the search is kept so often that little is lost
 SAVE_EVERY = 25
 
 
-def prune(job: PruneJob, folder: Path, reporter: Reporter) -> list[ArmMeasures]:
-    """Search, write plans, measure; ``folder`` is new.
+def prune(
+    job: PruneJob, folder: Path, reporter: Reporter, *, stopping: Stopping | None = None, world: World = SINGLE
+) -> list[ArmMeasures]:
+    """Search, write plans, measure.
+
+    The search's state, schedules and every arm's figures are kept: the same job goes on in the same folder, with any
+    number of processes.
+
+    Args:
+        folder: new, or of the same job.
+        stopping: asked after every update, batch of pictures and timing.
+        world: the processes that do it together, in a folder they share.
 
     Returns:
         The full sampler, the plans in the order of the ratios, then the controls.
+
+    Raises:
+        Stopped: there was a reason to.
+        RecipeFault: the folder holds another job.
     """
-    setting = open_setting(job, reporter)
-    folder.mkdir(parents=True, exist_ok=True)
-    status = "failed"
-    try:
-        plans = make_plans(setting, job, folder, reporter)
-        for ratio, plan in plans.items():
-            plan.save(plan_file(folder, ratio))
-        found = measure_plans(setting, job, plans, folder, reporter)
-        status = "finished"
-    except KeyboardInterrupt:
-        status = "interrupted"
-        raise
-    finally:
-        write_json(folder / MANIFEST, _manifest(job, status))
+    identity = world.share(lambda: identity_in(job, folder))
+    setting, points = open_setting(job, reporter), SafePoints(reporter, stopping or Stopping(world=world))
+
+    def note(status: str) -> None:
+        if world.is_main:
+            write_json(folder / MANIFEST, _manifest(job, status, identity, world))
+
+    with ExitStack() as stack:
+        if world.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(alone_in(folder))
+            remove_partial(folder)
+        note("running")
+        # when another process fails there is no way back to here
+        world.peers.before_the_end = lambda: note("failed")
+        status = "failed"
+        try:
+            plans = make_plans(setting, job, folder, points, world)
+            for ratio, plan in plans.items() if world.is_main else ():
+                plan.save(plan_file(folder, ratio))
+            found = measure_plans(setting, job, plans, folder, points, world)
+            status = "finished"
+        except (KeyboardInterrupt, Stopped):
+            status = "interrupted"
+            raise
+        finally:
+            world.peers.before_the_end = None
+            note(status)
+        if world.is_main:
+            Kept(folder).clear()
     return found
+
+
+def identity_in(job: PruneJob, folder: Path) -> dict[str, Any]:
+    """What this job is; raises RecipeFault where ``folder`` holds another."""
+    found = identity(job)
+    status_in(folder, found)
+    return found
+
+
+def identity(job: PruneJob) -> dict[str, Any]:
+    """What a job of pruning is, by dotted key: everything that changes what comes of it."""
+    tree = _tree(job)
+    prompts = {"prompts": tree.pop("prompts"), "measure.prompts": tree["measure"].pop("prompts")}
+    files = {"scores": None if job.scores is None else _scores_file(job.scores), "schedule": job.schedule}
+    return identity_of(tree, prompts, job.measure.rewards, {**files, "lora": job.lora})
 
 
 def plan_file(folder: Path, ratio: float) -> Path:
@@ -100,14 +152,17 @@ def scheduled(settings: DrawSettings, path: Path) -> DrawSettings:
     return with_plan(replace(settings, solver=solver), plan)
 
 
-def make_plans(setting: Setting, job: PruneJob, folder: Path, reporter: Reporter) -> dict[float, SkipPlan]:
+def make_plans(
+    setting: Setting, job: PruneJob, folder: Path, reporter: Reporter, world: World = SINGLE
+) -> dict[float, SkipPlan]:
     """One plan per ratio; one search serves them all."""
     if job.method == DIP_GO:
-        scores, made_by = keep_scores(setting, job, folder, reporter)
+        scores, made_by = keep_scores(setting, job, folder, reporter, world)
         return {ratio: from_scores(setting, ratio, scores, **made_by) for ratio in job.ratios}
     if job.method in SCHEDULES:
         reporter.note(f"{job.method}: a teacher of {setting.calls} steps")
-        table = schedules(setting, job.method, max(calls_at(ratio, setting.calls) for ratio in job.ratios))
+        most = max(calls_at(ratio, setting.calls) for ratio in job.ratios)
+        table = kept_schedules(setting, folder, reporter, world, job.method, most)
         return {
             ratio: from_schedule(setting, table[calls_at(ratio, setting.calls)], job.method, ratio)
             for ratio in job.ratios
@@ -115,11 +170,28 @@ def make_plans(setting: Setting, job: PruneJob, folder: Path, reporter: Reporter
     return {ratio: METHODS[job.method](setting, ratio) for ratio in job.ratios}
 
 
-def keep_scores(setting: Setting, job: PruneJob, folder: Path, reporter: Reporter) -> tuple[Tensor, dict[str, Any]]:
+def kept_schedules(
+    setting: Setting, folder: Path, reporter: Reporter, world: World, method: str, most: int
+) -> dict[int, Schedule]:
+    """Step schedules of a job that may have found them before."""
+    kept, name = Kept(folder), f"{method}-{most}"
+    table = world.share(lambda: kept.get(name))
+    if table is None:
+        found = schedules(setting, method, most, reporter=reporter, world=world)
+        table = {count: (schedule.timesteps, schedule.error) for count, schedule in found.items()}
+        if world.is_main:
+            kept.put(name, table)
+    return {count: Schedule(*entry) for count, entry in table.items()}
+
+
+def keep_scores(
+    setting: Setting, job: PruneJob, folder: Path, reporter: Reporter, world: World = SINGLE
+) -> tuple[Tensor, dict[str, Any]]:
     """``[calls, units]``, trained or of an earlier search, and what they were made with."""
     if job.scores is not None:
         scores, made_by = load_scores(job.scores, setting, job.measure.prompts)
-        save_scores(folder / SCORES, scores, setting, made_by)
+        if world.is_main:
+            save_scores(folder / SCORES, scores, setting, made_by)
         return scores, made_by
     made_by = {
         "search": asdict(job.search),
@@ -127,21 +199,39 @@ def keep_scores(setting: Setting, job: PruneJob, folder: Path, reporter: Reporte
         "seed": job.seed,
         "guidance_scale": setting.settings.guidance_scale,
     }
+    kept, lines = Kept(folder), folder / SEARCH
+    so_far = world.share(lambda: kept.get("search"))
+    number, reached, state = so_far or (0, None, None)
+    # what came after it is done again
+    before = world.share(lambda: [line for line in read_lines(lines) if line["update"] <= number])
+    if world.is_main:
+        write_text(lines, "".join(json.dumps(line) + "\n" for line in before))
     reporter.phase("search", job.search.updates)
-    begun, done = time.perf_counter(), None
+    if number:
+        reporter.note(f"going on after update {number} of {job.search.updates}")
+        reporter.advance(number)
+    begun, done = time.perf_counter() - (before[-1]["seconds"] if before else 0.0), None
+
+    def save(update: Update) -> None:
+        if world.is_main:
+            kept.put("search", (update.number, update.scores, update.state))
+            save_scores(folder / SCORES, update.scores, setting, made_by | {"updates_done": update.number})
+
     try:
-        for done in search(setting, job.search):
-            line = {"update": done.number, "distance": done.distance, "kept": done.kept}
-            append_json_line(folder / SEARCH, line | {"seconds": time.perf_counter() - begun})
+        for done in search(setting, job.search, world=world, state=state):
+            if world.is_main:
+                line = {"update": done.number, "distance": done.distance, "kept": done.kept}
+                append_json_line(lines, line | {"seconds": time.perf_counter() - begun})
             if done.number % SAVE_EVERY == 0:
-                save_scores(folder / SCORES, done.scores, setting, made_by | {"updates_done": done.number})
+                save(done)
             reporter.advance(1, f"distance {done.distance:.4f}  kept {done.kept:.0%}")
     finally:
         if done is not None:
-            save_scores(folder / SCORES, done.scores, setting, made_by | {"updates_done": done.number})
-    assert done is not None
-    scores = done.scores
-    return scores, made_by
+            save(done)
+    if done is not None:
+        return done.scores, made_by
+    assert reached is not None
+    return reached, made_by
 
 
 def save_scores(path: Path, scores: Tensor, setting: Setting, made_by: dict[str, Any]) -> None:
@@ -157,6 +247,10 @@ def save_scores(path: Path, scores: Tensor, setting: Setting, made_by: dict[str,
     write_atomic(path, lambda temporary: save_file({"scores": scores.contiguous()}, temporary, metadata=told))
 
 
+def _scores_file(folder: Path) -> Path:
+    return folder / SCORES if folder.is_dir() else folder
+
+
 def load_scores(folder: Path, setting: Setting, measured_on: Sequence[str] = ()) -> tuple[Tensor, dict[str, Any]]:
     """Those of an earlier search.
 
@@ -165,7 +259,7 @@ def load_scores(folder: Path, setting: Setting, measured_on: Sequence[str] = ())
     """
     from safetensors import SafetensorError, safe_open
 
-    path = folder / SCORES if folder.is_dir() else folder
+    path = _scores_file(folder)
     if not path.is_file():
         raise EnvironmentFault(
             f"{folder} holds no {SCORES}", remedy="give the folder of an `sdo prune --method dip-go`"
@@ -198,7 +292,12 @@ def _short(prompt: str) -> str:
 
 
 def measure_plans(
-    setting: Setting, job: PruneJob, plans: dict[float, SkipPlan], folder: Path, reporter: Reporter
+    setting: Setting,
+    job: PruneJob,
+    plans: dict[float, SkipPlan],
+    folder: Path,
+    reporter: Reporter,
+    world: World = SINGLE,
 ) -> list[ArmMeasures]:
     """Figures of every plan, put into its file, and of the controls; written after each."""
     spec, device = job.measure, setting.family.device
@@ -209,20 +308,25 @@ def measure_plans(
     if spec.controls:
         reporter.note("step schedules for the controls")
         # its own is not its control
-        arms += [arm for arm in controls(setting, some_of(job.ratios)) if not arm.name.startswith(job.method)]
+        find = partial(kept_schedules, setting, folder, reporter, world)
+        arms += [arm for arm in controls(setting, some_of(job.ratios), find) if not arm.name.startswith(job.method)]
     found = list[ArmMeasures]()
     for measured in measure(
         setting, arms, spec.prompts, rewards,
         reporter=reporter, seed=job.seed, batch_size=spec.batch_size, rounds=spec.rounds,
+        kept=Kept(folder), world=world,
     ):  # fmt: skip
         found.append(measured)
+        if not world.is_main:
+            continue
         tree = record(found, setting.flops)
         write_json(folder / FIGURES, {"written": now(), "machine": machine(), "versions": versions(), **tree})
         if measured.arm.ratio in plans and measured.arm.plan is plans[measured.arm.ratio]:
             row = tree["arms"][-1]
             plan = measured.arm.plan.with_measures(cost=row["cost"], quality=row["quality"])
             plan.save(plan_file(folder, measured.arm.ratio))
-    save_figures(found, folder)
+    if world.is_main:
+        save_figures(found, folder)
     return found
 
 
@@ -231,10 +335,15 @@ def some_of(ratios: list[float]) -> list[float]:
     return ratios[::-1][:: -(-len(ratios) // 3)][::-1]
 
 
-def _manifest(job: PruneJob, status: str) -> dict[str, Any]:
+def _manifest(job: PruneJob, status: str, identity: dict[str, Any], world: World) -> dict[str, Any]:
+    told = {"status": status, "command": command(), "written": now(), "versions": versions(), "job": _tree(job)}
+    return {**told, "processes": world.size, "identity": identity}
+
+
+def _tree(job: PruneJob) -> dict[str, Any]:
     told = replace(job, scores=None, schedule=None)
     tree = {key: value for key, value in asdict(told).items() if key not in ("scores", "schedule")}
     for name in ("scores", "schedule"):
         path = getattr(job, name)
         tree[name] = None if path is None else str(path)
-    return {"status": status, "command": command(), "written": now(), "versions": versions(), "job": tree}
+    return tree

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from sdo_cli.errors import SolverFault
+from sdo_cli.parallel.world import SINGLE, World
+from sdo_cli.progress import Reporter, Silent
 from sdo_cli.sampling.coefficients import coefficients_of
 from sdo_cli.sampling.loop import Path, denoise_path
 from sdo_cli.sampling.route import Route
@@ -42,7 +44,11 @@ class Schedule:
 
 
 def cheapest_walks(
-    nodes: int, budget: int, start: State, jump: Jump[State]
+    nodes: int,
+    budget: int,
+    start: State,
+    jump: Jump[State],
+    prepare: Callable[[dict[int, State]], None] = lambda states: None,
 ) -> dict[int, tuple[float, tuple[int, ...]]]:
     """Dynamic programming over walks from node 0 to the last one, for every number of jumps at once.
 
@@ -53,6 +59,7 @@ def cheapest_walks(
         nodes: how many, the last included.
         budget: most jumps.
         start: the state at node 0.
+        prepare: is told the states by node before anything is asked of them.
 
     Returns:
         For 1 … ``budget`` jumps the cost at the last node, and the nodes jumped from.
@@ -61,6 +68,7 @@ def cheapest_walks(
     found = {}
     for count in range(1, budget + 1):
         there: dict[int, tuple[float, State, tuple[int, ...]]] = {}
+        prepare({i: state for i, (_, state, _) in here.items()})
         for i, (_, state, walked) in here.items():
             for j, cost, new in jump(i, state):
                 if j not in there or cost < there[j][0]:
@@ -145,7 +153,9 @@ def _walked(path: Path, nodes: Nodes, rows: Tensor) -> tuple[list[Tensor], list[
 
 
 @torch.no_grad()
-def optimal_stepsize(path: Path, budget: int, *, batch_size: int = 16) -> dict[int, Schedule]:
+def optimal_stepsize(
+    path: Path, budget: int, *, batch_size: int = 16, reporter: Reporter | None = None, world: World = SINGLE
+) -> dict[int, Schedule]:
     """Optimal Stepsize distillation (arXiv 2503.21774, algorithm 1), with one schedule for all samples.
 
     A student's latent is computed anew where it goes: at every node, for every number of jumps, the jump that lands
@@ -155,6 +165,7 @@ def optimal_stepsize(path: Path, budget: int, *, batch_size: int = 16) -> dict[i
         path: the teacher's, of a one-step solver without noise; samples ``[B, …]`` of the prompts to search with.
         budget: most steps wanted, 1 … N.
         batch_size: samples the network sees at a time.
+        world: the processes that the nodes of each number of jumps are dealt out to.
 
     Returns:
         The schedule of every number of steps up to ``budget``. About ``budget · N - budget² / 2`` network calls per
@@ -162,15 +173,29 @@ def optimal_stepsize(path: Path, budget: int, *, batch_size: int = 16) -> dict[i
     """
     nodes = _nodes(path, budget)
     latents, outputs = teacher(path, nodes, batch_size)
+    reporter, ready = reporter or Silent(), dict[int, Tensor]()
+    reporter.phase("optimal-steps", 1 + sum(nodes.last - count + 1 for count in range(2, budget + 1)))
+
+    def prepare(states: dict[int, Tensor]) -> None:
+        """The network's output at every node."""
+        numbers, mine = list(states), dict[int, Tensor]()
+        for round_ in world.rounds(len(numbers)):
+            for i in (numbers[k] for k in round_ if world.mine(k)):
+                e = outputs[0] if i == 0 else _output(path, nodes, i, states[i], batch_size)
+                mine[i] = e if world.size == 1 else e.cpu()
+            reporter.advance(len(round_))
+        ready.clear()
+        for theirs in world.gather(mine):
+            ready.update(theirs)
 
     def jump(i: int, z: Tensor) -> Iterable[tuple[int, float, Tensor]]:
-        e = outputs[0] if i == 0 else _output(path, nodes, i, z, batch_size)
+        e = ready[i].to(z.device)
         for j in range(i + 1, nodes.last + 1):
             a, b = nodes.jump(i, j)
             landed = a * z + b * e
             yield j, _mean_square(landed - latents[j]), landed
 
-    found = cheapest_walks(nodes.last + 1, budget, latents[0], jump)
+    found = cheapest_walks(nodes.last + 1, budget, latents[0], jump, prepare)
     return {count: nodes.schedule(walk, cost**0.5) for count, (cost, walk) in found.items()}
 
 

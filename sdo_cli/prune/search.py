@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.prune.gated import gated_call, gated_latents
 from sdo_cli.prune.gates import PRUNERS, straight_through
 from sdo_cli.prune.setting import Setting
@@ -33,6 +35,7 @@ class SearchSettings:
     gradients: ``full`` backpropagates through the whole trajectory, ``shortcut`` through ``live_calls`` of its calls,
         ``one-step`` compares single outputs on the pruned path with those of the whole network.
     distance: ``ssim``, ``l1`` or ``l2`` of decoded images; ``one-step`` compares outputs.
+    batch: samples of an update; each is computed alone.
     sparsity: weight of the kept share of computation; dropped once that is below ``enough``.
     """
 
@@ -50,42 +53,71 @@ class SearchSettings:
 
 @dataclass(frozen=True)
 class Update:
-    """One update of a search. ``scores``: ``[calls, units]``, higher is kept sooner."""
+    """One update of a search.
+
+    Attributes:
+        scores: ``[calls, units]``, higher is kept sooner.
+        state: what :func:`search` goes on from; to be put away before the next update.
+    """
 
     number: int
     distance: float
     kept: float
     scores: Tensor
+    state: dict[str, Any]
 
 
-def search(setting: Setting, wanted: SearchSettings) -> Iterator[Update]:
-    """Train the gates, one update after each result."""
+def search(
+    setting: Setting, wanted: SearchSettings, *, world: World = SINGLE, state: dict[str, Any] | None = None
+) -> Iterator[Update]:
+    """Train the gates, one update after each result.
+
+    Args:
+        world: the processes that samples of an update are dealt out to; gates are the same on all of them, bit for bit.
+        state: of an earlier update of the same search, which is gone on with.
+    """
     units = setting.wiring.units
     pruner = PRUNERS[wanted.pruner](setting.calls, len(units)).to(setting.family.device)
     parameters = list(pruner.parameters())
     make = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[wanted.optimizer]
     optimizer = make(parameters, lr=wanted.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, wanted.updates)
+    if state is not None:
+        pruner.load_state_dict(state["pruner"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
     shares = setting.shares.to(setting.family.device)
     differentiate = {"full": full_update, "shortcut": shortcut_update, "one-step": one_step_update}[wanted.gradients]
-    for number in range(wanted.updates):
+    for number in range(0 if state is None else state["number"], wanted.updates):
         optimizer.zero_grad()
         gates = straight_through(pruner())
-        leaf = gates.detach().requires_grad_()
-        distance = differentiate(setting, wanted, number, leaf)
+        mine = {}
+        for sample in filter(world.mine, range(wanted.batch)):
+            leaf = gates.detach().requires_grad_()
+            distance = differentiate(setting, wanted, number, leaf, sample)
+            mine[sample] = distance, (leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)).cpu()
+        every = {sample: found for theirs in world.gather(mine) for sample, found in theirs.items()}
         kept = float((gates.detach().double() @ shares).mean())
-        into = leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
+        into, distance = every[0][1], every[0][0]
+        for sample in range(1, wanted.batch):
+            # in the order of the samples, whoever computed them: sums of floats depend on it
+            into, distance = into + every[sample][1], distance + every[sample][0]
+        into = into.to(gates) / wanted.batch
         if kept >= wanted.enough:
             into = into + wanted.sparsity * shares.to(into)[None] / setting.calls
         gates.backward(into)
         optimizer.step()
         schedule.step()
-        yield Update(number + 1, distance, kept, pruner().detach().cpu().clone())
+        # a device may not add up alike twice
+        world.make_same(parameters)
+        now = {"pruner": pruner.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+        scores = pruner().detach().cpu().clone()
+        yield Update(number + 1, distance / wanted.batch, kept, scores, {"number": number + 1, **now})
 
 
-def full_update(setting: Setting, wanted: SearchSettings, number: int, gates: Tensor) -> float:
+def full_update(setting: Setting, wanted: SearchSettings, number: int, gates: Tensor, sample: int = 0) -> float:
     """Gradient of the distance of the pruned image to the full one, through all calls, into ``gates.grad``."""
-    path = setting.update_path(number, wanted.batch)
+    path = setting.update_path(number, wanted.batch, sample)
     with torch.no_grad():
         full = setting.family.decode(sample_latents(path))
     latents = gated_latents(path, setting.family.skippable(setting.grain), setting.wiring.units, gates)
@@ -119,18 +151,18 @@ def pruned_walk(
     return denoise_path(path, call), kept
 
 
-def _live_calls(setting: Setting, wanted: SearchSettings, number: int) -> list[int]:
-    """Calls of this update: one of each of as many even strata, never the first, whose gates are fixed."""
-    generator, k = keyed_generator(setting.seed, "prune-live", number), wanted.live_calls
+def _live_calls(setting: Setting, wanted: SearchSettings, number: int, sample: int) -> list[int]:
+    """Calls of this sample: one of each of as many even strata, never the first, whose gates are fixed."""
+    generator, k = keyed_generator(setting.seed, "prune-live", number, sample), wanted.live_calls
     edges = torch.linspace(1, setting.calls, k + 1, dtype=torch.float64)
     inside = torch.rand(k, generator=generator, dtype=torch.float64)
     return [int(a + u * (b - a)) for a, b, u in zip(edges[:-1], edges[1:], inside, strict=True)]
 
 
-def shortcut_update(setting: Setting, wanted: SearchSettings, number: int, gates: Tensor) -> float:
+def shortcut_update(setting: Setting, wanted: SearchSettings, number: int, gates: Tensor, sample: int = 0) -> float:
     """The same gradient by shortcuts: of ``live_calls`` calls alone, the solver's linear path from there."""
-    path, modules = setting.update_path(number, wanted.batch), setting.family.skippable(setting.grain)
-    plan, chosen = setting.plan(gates.detach().cpu() > 0.5), _live_calls(setting, wanted, number)
+    path, modules = setting.update_path(number, wanted.batch, sample), setting.family.skippable(setting.grain)
+    plan, chosen = setting.plan(gates.detach().cpu() > 0.5), _live_calls(setting, wanted, number, sample)
     with torch.no_grad():
         full = setting.family.decode(sample_latents(path))
     x_N, kept = pruned_walk(path, plan, set(chosen), modules)
@@ -146,11 +178,11 @@ def shortcut_update(setting: Setting, wanted: SearchSettings, number: int, gates
     return distance.item()
 
 
-def one_step_update(setting: Setting, wanted: SearchSettings, number: int, gates: Tensor) -> float:
+def one_step_update(setting: Setting, wanted: SearchSettings, number: int, gates: Tensor, sample: int = 0) -> float:
     """On the pruned path, single outputs against the whole network's (as in Learning-to-Cache, Ma et al. 2024, arXiv
     2406.01733), each weighed as it reaches the image: ``Σ_i w_i² |e_i - ê_i|²``, of ``live_calls`` calls."""
-    path, modules = setting.update_path(number, wanted.batch), setting.family.skippable(setting.grain)
-    plan, chosen = setting.plan(gates.detach().cpu() > 0.5), _live_calls(setting, wanted, number)
+    path, modules = setting.update_path(number, wanted.batch, sample), setting.family.skippable(setting.grain)
+    plan, chosen = setting.plan(gates.detach().cpu() > 0.5), _live_calls(setting, wanted, number, sample)
     _, kept = pruned_walk(path, plan, set(chosen), modules)
     w, factor, total = coefficients_of(path.route).w, (setting.calls - 1) / wanted.live_calls, 0.0
     for i in chosen:

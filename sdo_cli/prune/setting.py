@@ -94,7 +94,7 @@ class Setting:
         skips = None if plan is None else skips_of(plan, self.family, settings)
         return make_path(self.family, settings, noise, condition, negative, skips=skips)
 
-    def update_path(self, update: int, batch: int) -> Path:
-        """Fresh noise for the prompts of one update."""
-        seeds = [key_to_seed(self.seed, "prune-noise", update, j) for j in range(batch)]
-        return self.path(self.prompts_of(update, batch), seeds)
+    def update_path(self, update: int, batch: int, sample: int = 0) -> Path:
+        """Fresh noise for one of the prompts of an update."""
+        seed = key_to_seed(self.seed, "prune-noise", update, sample)
+        return self.path([self.prompts_of(update, batch)[sample]], [seed])

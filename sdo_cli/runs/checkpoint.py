@@ -74,7 +74,7 @@ def save(
     # whole ones, or what is put together later
     tensors: dict[str, Any] = {}
     parts = {"stepper": stepper.state(), "random": random_states, "guard": guard, "replays": replays}
-    state = _split(parts, tensors, "")
+    state = split(parts, tensors, "")
     copies = {}
     for name, tensor in tensors.items():
         # one after the other: no process holds all of them on its device
@@ -119,7 +119,7 @@ def restore(checkpoint: Checkpoint, stepper: Stepper, *, rank: int = 0) -> dict[
     Raises:
         CheckpointFault: made with other parameters.
     """
-    state = _join(checkpoint.state, checkpoint.tensors)
+    state = join(checkpoint.state, checkpoint.tensors)
     try:
         stepper.load_state(state["stepper"])
     except (KeyError, ValueError, RuntimeError) as fault:
@@ -195,31 +195,31 @@ def _read(folder: Path) -> Checkpoint:
     return Checkpoint(folder, tree["step"], tree["run"], load_file(folder / FILES[0]), tree["state"])
 
 
-def _split(tree: Any, tensors: dict[str, Any], place: str) -> Any:
+def split(tree: Any, tensors: dict[str, Any], place: str) -> Any:
     """``tree`` as JSON: tensors go into ``tensors`` and leave their name; keys that are numbers are kept as such."""
     if isinstance(tree, Tensor) or hasattr(tree, "full_tensor"):
         tensors[place] = tree
         return {"tensor": place}
     if isinstance(tree, dict):
-        items = [[key, _split(value, tensors, f"{place}/{key}")] for key, value in tree.items()]
+        items = [[key, split(value, tensors, f"{place}/{key}")] for key, value in tree.items()]
         return {"dict": items}
     if isinstance(tree, list | tuple):
         kind = "tuple" if isinstance(tree, tuple) else "list"
-        return {kind: [_split(value, tensors, f"{place}/{i}") for i, value in enumerate(tree)]}
+        return {kind: [split(value, tensors, f"{place}/{i}") for i, value in enumerate(tree)]}
     if tree is None or isinstance(tree, bool | int | float | str):
         return tree
     raise TypeError(f"{place} is a {type(tree).__name__}, which a checkpoint cannot hold")
 
 
-def _join(tree: Any, tensors: dict[str, Tensor]) -> Any:
+def join(tree: Any, tensors: dict[str, Tensor]) -> Any:
     if not isinstance(tree, dict):
         return tree
     ((kind, value),) = tree.items()
     if kind == "tensor":
         return tensors[value]
     if kind == "dict":
-        return {key: _join(inner, tensors) for key, inner in value}
-    found = [_join(inner, tensors) for inner in value]
+        return {key: join(inner, tensors) for key, inner in value}
+    found = [join(inner, tensors) for inner in value]
     return tuple(found) if kind == "tuple" else found
 
 

@@ -48,10 +48,10 @@ def identity(loaded: LoadedRecipe, processes: int = 1) -> dict[str, Any]:
     tree = asdict(loaded.recipe)
     tree["global_batch"] = loaded.recipe.global_batch(processes)
     guarded = loaded.recipe.guard.prompts
-    tree["guard"]["prompts"] = _digest(loaded.prompts(guarded)) if guarded != PromptSource() else None
-    tree["prompts"] = _digest(loaded.prompts(loaded.recipe.prompts))
+    tree["guard"]["prompts"] = digest_of(loaded.prompts(guarded)) if guarded != PromptSource() else None
+    tree["prompts"] = digest_of(loaded.prompts(loaded.recipe.prompts))
     held_out = loaded.recipe.validation.prompts
-    tree["validation"]["prompts"] = _digest(loaded.prompts(held_out)) if held_out != PromptSource() else None
+    tree["validation"]["prompts"] = digest_of(loaded.prompts(held_out)) if held_out != PromptSource() else None
     plan = rollout_plan(loaded.recipe, loaded.folder)
     lora = loaded.recipe.rollout.lora
     if lora is not None:
@@ -59,25 +59,25 @@ def identity(loaded: LoadedRecipe, processes: int = 1) -> dict[str, Any]:
     tree["rollout"]["skip_plan"] = plan.fingerprint if plan is not None else None
     # the same file, from wherever it is named
     absolute_paths(tree)
-    return {key: value for key, value in _flat(tree, "") if key not in MAY_CHANGE}
+    return {key: value for key, value in flat(tree, "") if key not in MAY_CHANGE}
 
 
 def _defaults() -> dict[str, Any]:
     """Keys of a recipe that have a default, as :func:`identity` writes them."""
     tree = asdict(Recipe("", [], PromptSource()))
-    kept = {key: value for key, value in _flat(tree, "") if key.split(".")[0] not in ("model", "rewards", "prompts")}
+    kept = {key: value for key, value in flat(tree, "") if key.split(".")[0] not in ("model", "rewards", "prompts")}
     return {key: value for key, value in kept.items() if key not in MAY_CHANGE and ".prompts." not in key}
 
 
-def _digest(prompts: list[str]) -> str:
+def digest_of(prompts: list[str]) -> str:
     return f"{len(prompts)} prompts, {hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:12]}"
 
 
-def _flat(tree: dict[str, Any], place: str) -> list[tuple[str, Any]]:
+def flat(tree: dict[str, Any], place: str) -> list[tuple[str, Any]]:
     found = []
     for key, value in tree.items():
         inner = isinstance(value, dict) and value and key != "options"
-        found += _flat(value, f"{place}{key}.") if inner else [(place + key, value)]
+        found += flat(value, f"{place}{key}.") if inner else [(place + key, value)]
     return found
 
 

@@ -1,6 +1,10 @@
 """One job of `sdo optimize`: every group of images steered, and a folder with what came of it."""
 
+import itertools
+import json
 import math
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,85 +15,249 @@ from torch import Tensor
 
 from sdo_cli.drawing.notes import drawing_notes
 from sdo_cli.drawing.pictures import read_image, save_grid, save_image
-from sdo_cli.errors import Interrupted
-from sdo_cli.files import alone_in, append_json_line, without_nan, write_json, write_text
+from sdo_cli.errors import EnvironmentFault, Stopped
+from sdo_cli.files import alone_in, append_json_line, remove_partial, without_nan, write_json, write_text
+from sdo_cli.parallel.stopping import Stopping
+from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.plugins import loaded_plugins
 from sdo_cli.progress import Reporter
 from sdo_cli.provenance import command, machine, now, versions
 from sdo_cli.recipe.steering import LoadedSteering
 from sdo_cli.reports.page import write_report
+from sdo_cli.runs.kept import Kept, identity_of, status_in
 from sdo_cli.scoring.rewards import reading_notes, score_images
 from sdo_cli.steering.curve import curve_png
 from sdo_cli.steering.job import Begun, Job, begin, objective_of, prepare, render
 from sdo_cli.steering.render import save_images
 from sdo_cli.steering.report import steering_report
 from sdo_cli.steering.steer import Best, Step, nothing_yet, steer
-from sdo_cli.steering.variables import State
 from sdo_cli.steering.variables_file import save_variables, whole_lora, whole_path
 from sdo_cli.weights.needs import revisions_of
 
+STEPS = "objective.jsonl"
 # an inversion that loses so much more than the autoencoder alone is worth a word
 POOR_INVERSION = 0.03
 
 
 @dataclass
-class Done:
-    """What is known of the images so far, in their order."""
+class Group:
+    """Images that are computed together, and what is known of them so far."""
 
-    states: list[State] = field(default_factory=list)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    interrupted: bool = False
+    number: int
+    which: range
+    begun: Begun
+    best: Best
+    values: dict[str, Tensor] = field(default_factory=dict)
+    first: Step | None = None
+    shots: dict[int, Tensor] = field(default_factory=dict)
+    lines: list[dict[str, Any]] = field(default_factory=list)
 
-    @property
-    def count(self) -> int:
-        return len(self.rows)
+    def take(self, step: Step) -> None:
+        if self.first is None:
+            self.first, self.values = step, {key: value.clone() for key, value in step.values.items()}
+        for key, value in step.values.items():
+            self.values[key] = torch.where(step.better, value, self.values[key])
+
+    def outcome(self, job: Job, folder: Path) -> dict[str, Any]:
+        """Its pictures into ``folder``; its state, rows and steps as they are kept."""
+        assert self.first is not None
+        after = render(self.begun.canvas, self.best.state).cpu()
+        _write_images(job, self.which, folder, self.begun, self.first.images, after, self.shots)
+        rows = [
+            {
+                "image": number,
+                "prompt": job.prompts[number],
+                "seed": job.spec.seed + number,
+                "before": {key: value[row].item() for key, value in self.first.values.items()},
+                "after": {key: value[row].item() for key, value in self.values.items()},
+                "best_step": int(self.best.steps[row]),
+                "L1": (after[row] - self.first.images[row]).abs().mean().item(),
+                "inversion": {key: value[row].item() for key, value in self.begun.errors.items()},
+            }
+            for row, number in enumerate(self.which)
+        ]
+        state = {name: value.detach().cpu() for name, value in self.best.state.tensors().items()}
+        return {"state": state, "rows": rows, "lines": self.lines}
 
 
-def optimize(loaded: LoadedSteering, folder: Path, reporter: Reporter) -> list[dict[str, Any]]:
-    """Steer every image and write the folder; what was reached counts, also when it is interrupted.
+@dataclass
+class Hand:
+    """What one process does: its groups one after the other.
+
+    Attributes:
+        done: by number under which name groups are kept.
+        group: the one in the middle.
+    """
+
+    job: Job
+    folder: Path
+    reporter: Reporter
+    done: dict[int, str] = field(default_factory=dict)
+    group: Group | None = None
+
+    def steps(self, numbers: list[int]) -> Iterator[bool]:
+        """A true value after every step; a group is kept before its last one is told."""
+        groups = self.job.groups()
+        for number in numbers:
+            for last in self._steer(number, groups[number]):
+                if last:
+                    self.keep(_piece(number))
+                yield True
+
+    def keep(self, name: str) -> None:
+        """The group in the middle, if there is one, as it is by now."""
+        if self.group is not None:
+            Kept(self.folder).put(name, self.group.outcome(self.job, self.folder))
+            self.done[self.group.number] = name
+            self.group = None
+
+    def _steer(self, number: int, which: range) -> Iterator[bool]:
+        """After every step whether it is the group's last."""
+        spec, reporter = self.job.spec, self.reporter
+        name = f"image {which.start}" if len(which) == 1 else f"images {which.start} to {which.stop - 1}"
+        reporter.phase(name, spec.steps + 1)
+        begun = begin(self.job, which)
+        _say_inversion(begun, which, reporter)
+        wanted = strip_steps(spec.steps, spec.strip)
+        best = nothing_yet(begun.canvas, spec, begun.state)
+        group = Group(number, which, begun, best)
+        for step in steer(begun.canvas, spec, begun.state, objective_of(self.job, begun, which), best):
+            group.take(step)
+            self.group = group
+            if step.number in wanted:
+                group.shots[step.number] = step.images
+            group.lines.append(_line(which, step))
+            append_json_line(self.folder / STEPS, group.lines[-1])
+            shown = "  ".join(f"{key} {value.mean().item():.4f}" for key, value in step.values.items())
+            reporter.advance(1, shown)
+            if best.stopped:
+                reporter.note(f"{name}: {best.stopped}")
+            yield step.number == spec.steps or bool(best.stopped)
+
+
+def _piece(number: int) -> str:
+    return f"group-{number:05d}"
+
+
+def optimize(
+    loaded: LoadedSteering,
+    folder: Path,
+    reporter: Reporter,
+    *,
+    stopping: Stopping | None = None,
+    world: World = SINGLE,
+) -> list[dict[str, Any]]:
+    """Steer every image and write the folder; what was reached counts, also when it is stopped.
+
+    Groups of images are dealt out, and those that are finished are kept: the same job goes on in the same folder, with
+    any number of processes, and begins the groups anew that it was stopped in.
+
+    Args:
+        stopping: asked after every step.
+        world: the processes that do it together, in a folder they share.
 
     Returns:
         One row per image: prompt, values before and after, the step of its best state.
 
     Raises:
-        Interrupted: by Ctrl-C, after everything was written as it was then.
+        Stopped: there was a reason to, after everything was written as it was then.
+        RecipeFault: the folder holds another job.
     """
+    identity = world.share(lambda: identity_in(loaded, folder))
     job, started = prepare(loaded), now()
     # guidance below 1 is what it says here
     notes = drawing_notes(job.family, loaded.prompts, replace(job.settings, guidance_scale=1.0))
     for sentence in [*loaded.prompt_notes(), *notes, *reading_notes(job.rewards, loaded.prompts)]:
         reporter.note(sentence)
-    folder.mkdir(parents=True, exist_ok=True)
-    with alone_in(folder):
-        _begin_folder(loaded, folder, started)
-        done, status = Done(), "failed"
+
+    def record(status: str) -> None:
+        if world.is_main:
+            _record(loaded, folder, status, started, identity, world)
+
+    with ExitStack() as stack:
+        if world.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(alone_in(folder))
+        record("running")
+        # when another process fails there is no way back to here
+        world.peers.before_the_end = lambda: record("failed")
+        status = "failed"
         try:
-            try:
-                for which in job.groups():
-                    _steer_group(job, which, folder, done, reporter)
-                    if done.interrupted:
-                        break
-            except KeyboardInterrupt:
-                # while images were drawn or written: what was done before them counts
-                done.interrupted = True
-            finally:
-                # whatever ended it, finished groups are not lost
-                if done.count:
-                    _write_results(job, loaded, folder, done, reporter)
-            status = "interrupted" if done.interrupted else "finished"
+            done, stop = _steer_all(job, loaded, folder, reporter, stopping or Stopping(world=world), world)
+            rows = world.share(lambda: _write_results(job, loaded, folder, done, reporter))
+            status = "interrupted" if stop else "finished"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
         finally:
-            _record(loaded, folder, status, started)
-        if done.count:
+            world.peers.before_the_end = None
+            record(status)
+        if world.is_main and rows:
             write_report(steering_report(folder), folder / "report.html")
-    if done.interrupted:
-        raise Interrupted(
-            f"interrupted; {folder}/ holds {done.count} of {len(job.prompts)} images as far as they came",
-            remedy="start it again, into another folder, for the rest",
-        )
-    return done.rows
+        if stop:
+            reporter.note(f"{folder}/ holds {len(rows)} of {len(job.prompts)} images as far as they came")
+            raise stop
+        if world.is_main:
+            Kept(folder).clear()
+    return rows
 
 
-def _begin_folder(loaded: LoadedSteering, folder: Path, started: str) -> None:
+def identity_in(loaded: LoadedSteering, folder: Path) -> dict[str, Any]:
+    """What this job is; raises RecipeFault where ``folder`` holds another."""
+    found = identity(loaded)
+    status_in(folder, found)
+    return found
+
+
+def identity(loaded: LoadedSteering) -> dict[str, Any]:
+    """What a job of steering is, by dotted key: everything that changes what comes of it."""
+    spec = loaded.spec
+    tree = {key: value for key, value in asdict(spec).items() if key not in ("prompts", "description", "output_dir")}
+    pictures = {f"images.{number}": path for number, path in enumerate(spec.images)}
+    pictures |= {item.name: item.value for item in spec.objectives if item.kind in ("style", "image")}
+    scored = [item.reward for item in spec.objectives if item.reward is not None]
+    files = {**pictures, "lora": spec.lora}
+    return identity_of(tree, {"prompts": loaded.prompts}, [*scored, *spec.measures], files)
+
+
+def _steer_all(
+    job: Job, loaded: LoadedSteering, folder: Path, reporter: Reporter, stopping: Stopping, world: World
+) -> tuple[dict[int, str], Stopped | None]:
+    """By number under which name groups are kept, and why it was stopped: then also those in the middle."""
+    numbers = range(len(job.groups()))
+
+    def begin_folder() -> dict[int, str]:
+        remove_partial(folder)
+        _write_recipe(loaded, folder)
+        found = {number: outcome for number in numbers if (outcome := Kept(folder).get(_piece(number))) is not None}
+        _write_steps(folder, list(found.values()))
+        return {number: _piece(number) for number in found}
+
+    done = world.share(begin_folder)
+    if done:
+        reporter.note(f"going on: {len(done)} of {len(numbers)} groups of images are finished")
+    todo = [number for number in numbers if number not in done]
+    hand, stop = Hand(job, folder, reporter), None
+    steps = hand.steps([number for place, number in enumerate(todo) if world.mine(place)])
+    try:
+        # who has finished its groups waits: a safe point is everybody's
+        while world.largest(int(next(steps, False))):
+            stopping.check()
+    except Stopped as reason:
+        stop = reason
+        # under a name that nothing goes on from
+        hand.keep(f"reached-{world.rank}")
+    except BaseException:
+        # whatever ended it, finished groups are not lost
+        if world.size == 1:
+            _write_results(job, loaded, folder, done | hand.done, reporter)
+        raise
+    for theirs in world.gather(hand.done):
+        done = done | theirs
+    return done, stop
+
+
+def _write_recipe(loaded: LoadedSteering, folder: Path) -> None:
     tree = loaded.resolved() | {"prompts": {"lines": loaded.prompts}}
     tree |= {"model": whole_path(tree["model"]), "vae": whole_path(tree["vae"]), "lora": whole_lora(tree["lora"])}
     tree["images"] = [whole_path(name) for name in tree["images"]]
@@ -97,10 +265,11 @@ def _begin_folder(loaded: LoadedSteering, folder: Path, started: str) -> None:
         kind, colon, place = item["name"].partition(":")
         item["name"] = f"{kind}:{whole_path(place)}" if colon and kind in ("style", "image") else item["name"]
     write_text(folder / "resolved.yaml", OmegaConf.to_yaml(OmegaConf.create(tree)))
-    _record(loaded, folder, "running", started)
 
 
-def _record(loaded: LoadedSteering, folder: Path, status: str, started: str) -> None:
+def _record(
+    loaded: LoadedSteering, folder: Path, status: str, started: str, identity: dict[str, Any], world: World
+) -> None:
     write_json(
         folder / "manifest.json",
         {
@@ -111,59 +280,12 @@ def _record(loaded: LoadedSteering, folder: Path, status: str, started: str) -> 
             "versions": versions(),
             "plugins": [asdict(plugin) for plugin in loaded_plugins()],
             "machine": machine(),
+            "processes": world.size,
             "started": started,
             "written": now(),
+            "identity": identity,
         },
     )
-
-
-def _steer_group(job: Job, which: range, folder: Path, done: Done, reporter: Reporter) -> None:
-    """Steer the images ``which`` and put what they became into ``done``; Ctrl-C ends it where it is."""
-    spec = job.spec
-    name = f"image {which.start}" if len(which) == 1 else f"images {which.start} to {which.stop - 1}"
-    reporter.phase(name, spec.steps + 1)
-    shots: dict[int, Tensor] = {}
-    first: Step | None = None
-    best: Best | None = None
-    values: dict[str, Tensor] = {}
-    try:
-        begun = begin(job, which)
-        _say_inversion(begun, which, reporter)
-        wanted = strip_steps(spec.steps, spec.strip)
-        best = nothing_yet(begun.canvas, spec, begun.state)
-        for step in steer(begun.canvas, spec, begun.state, objective_of(job, begun, which), best):
-            if first is None:
-                first, values = step, {key: value.clone() for key, value in step.values.items()}
-            for key, value in step.values.items():
-                values[key] = torch.where(step.better, value, values[key])
-            if step.number in wanted:
-                shots[step.number] = step.images
-            _log(folder, which, step)
-            shown = "  ".join(f"{key} {value.mean().item():.4f}" for key, value in step.values.items())
-            reporter.advance(1, shown)
-        if best.stopped:
-            reporter.note(f"{name}: {best.stopped}")
-    except KeyboardInterrupt:
-        done.interrupted = True
-        if first is None or best is None:
-            return
-    assert first is not None and best is not None
-    after = render(begun.canvas, best.state).cpu()
-    _write_images(job, which, folder, begun, first.images, after, shots)
-    done.states.append(best.state)
-    for row, number in enumerate(which):
-        done.rows.append(
-            {
-                "image": number,
-                "prompt": job.prompts[number],
-                "seed": job.spec.seed + number,
-                "before": {key: value[row].item() for key, value in first.values.items()},
-                "after": {key: value[row].item() for key, value in values.items()},
-                "best_step": int(best.steps[row]),
-                "L1": (after[row] - first.images[row]).abs().mean().item(),
-                "inversion": {key: value[row].item() for key, value in begun.errors.items()},
-            }
-        )
 
 
 def _say_inversion(begun: Begun, which: range, reporter: Reporter) -> None:
@@ -183,7 +305,7 @@ def strip_steps(steps: int, count: int) -> list[int]:
     return sorted({math.ceil(steps * (i / (count - 1)) ** 2) for i in range(count)})
 
 
-def _log(folder: Path, which: range, step: Step) -> None:
+def _line(which: range, step: Step) -> dict[str, Any]:
     row = {
         "images": [which.start, which.stop],
         "step": step.number,
@@ -192,7 +314,13 @@ def _log(folder: Path, which: range, step: Step) -> None:
         "calls": step.calls,
         "seconds": step.seconds,
     }
-    append_json_line(folder / "objective.jsonl", without_nan(row))
+    return dict(without_nan(row))
+
+
+def _write_steps(folder: Path, outcomes: list[dict[str, Any]]) -> None:
+    """Every group's steps, group by group; while it runs they come as they come."""
+    lines = [line for outcome in outcomes for line in outcome["lines"]]
+    write_text(folder / STEPS, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _write_images(
@@ -209,24 +337,43 @@ def _write_images(
             save_grid([row_of], [""], folder / "strips" / f"{number:05d}.png", captions=heads)
 
 
-def _write_results(job: Job, loaded: LoadedSteering, folder: Path, done: Done, reporter: Reporter) -> None:
-    """Variables, measures of the files as they are, grid and curve."""
-    prompts = job.prompts[: done.count]
-    save_variables(folder / "variables.safetensors", job.spec, prompts, loaded.prompts, done.states)
-    write_json(folder / "results.json", without_nan({"images": done.rows}))
+def _write_results(
+    job: Job, loaded: LoadedSteering, folder: Path, done: dict[int, str], reporter: Reporter
+) -> list[dict[str, Any]]:
+    """Variables, measures of the files as they are, grid and curve, of all groups up to the first that is missing."""
+    names = itertools.takewhile(bool, (done.get(number, "") for number in range(len(job.groups()))))
+    whole = [_kept(folder, name) for name in names]
+    rows: list[dict[str, Any]] = [row for outcome in whole for row in outcome["rows"]]
+    if not rows:
+        return rows
+    prompts = job.prompts[: len(rows)]
+    _write_steps(folder, whole)
+    states = [outcome["state"] for outcome in whole]
+    save_variables(folder / "variables.safetensors", job.spec, prompts, loaded.prompts, states)
+    write_json(folder / "results.json", without_nan({"images": rows}))
     ends = {
-        when: torch.stack([read_image(place / f"{number:05d}.png") for number in range(done.count)])
+        when: torch.stack([read_image(place / f"{number:05d}.png") for number in range(len(rows))])
         for when, place in (("before", folder / "before"), ("after", folder))
     }
     for name, reward in job.measures.items():
         reporter.phase(f"measuring {name}", 1)
         for when, images in ends.items():
             scores = score_images(reward, images.to(job.family.device), prompts)
-            for row, score in zip(done.rows, scores.tolist(), strict=True):
+            for row, score in zip(rows, scores.tolist(), strict=True):
                 row[when][name] = score
         reporter.advance(1)
-    write_json(folder / "results.json", without_nan({"images": done.rows}))
+    write_json(folder / "results.json", without_nan({"images": rows}))
     columns = slice(0, 8)
-    rows = [ends["before"][columns], ends["after"][columns]]
-    save_grid(rows, ["before", "after"], folder / "grid.png", captions=prompts[columns])
-    curve_png(folder / "objective.jsonl", folder / "curve.png")
+    sheet = [ends["before"][columns], ends["after"][columns]]
+    save_grid(sheet, ["before", "after"], folder / "grid.png", captions=prompts[columns])
+    curve_png(folder / STEPS, folder / "curve.png")
+    return rows
+
+
+def _kept(folder: Path, name: str) -> dict[str, Any]:
+    found = Kept(folder).get(name)
+    if found is None:
+        raise EnvironmentFault(
+            f"{folder}/: {name} is not to be seen whole", remedy="the folder must be on a disk that all processes share"
+        )
+    return dict(found)

@@ -46,14 +46,17 @@ class Saved:
         )
 
 
-def save_variables(path: Path, spec: Steering, prompts: list[str], encoded: list[str], states: list[State]) -> None:
-    """Latents, scales and noise, which make an image, and embeddings where they are variables."""
+def save_variables(
+    path: Path, spec: Steering, prompts: list[str], encoded: list[str], states: list[dict[str, Tensor]]
+) -> None:
+    """Latents, scales and noise, which make an image, and embeddings where they are variables.
+
+    Args:
+        states: of every group of images what :meth:`State.tensors` gives, on the CPU.
+    """
     embedding = any(name.startswith("embedding") for name in spec.variables)
-    names = [name for name in states[0].tensors() if embedding or not name.startswith("embedding")]
-    tensors = {
-        name: torch.cat([state.tensors()[name].detach().cpu() for state in states], sample_dim(name)).contiguous()
-        for name in names
-    }
+    names = [name for name in states[0] if embedding or not name.startswith("embedding")]
+    tensors = {name: torch.cat([state[name] for state in states], sample_dim(name)).contiguous() for name in names}
     settings = {**asdict(spec), **{key: whole_path(getattr(spec, key)) for key in ("model", "vae")}}
     settings["lora"] = whole_lora(spec.lora)
     words = {"prompts": prompts, "encoded": encoded}
