@@ -203,6 +203,21 @@ def test_sample_without_a_prompt_takes_the_runs_own(runs):
     assert text == ["a dog on a red field <lora:a:1>", "a cat on a blue field <lora:a:1>"]
 
 
+def test_optimize_and_prune_begin_with_the_run_too(runs):
+    done = sdo("optimize", "--prompt", "x", "-o", "clip", "--lora", "runs/a", "--steps", "1", "--out", "o", cwd=runs)
+    assert done.returncode == 0 and "model and sampling as in runs/a/resolved.yaml" in done.stderr
+    text = (runs / "o/resolved.yaml").read_text()
+    assert "num_inference_steps: 2" in text and "guidance_scale: 1.5" in text and "negative_prompt: grey" in text
+    words = ["--steps", "6", "--method", "uniform", "--ratio", "0.3", "--num-prompts", "0", "--out", "p"]
+    done = sdo("prune", "--lora", "runs/a", *words, cwd=runs)
+    assert done.returncode == 0, done.stderr
+    assert "no --prompts: the 3 the run was trained on" in done.stderr
+    assert "by hand in place of the run's: num_inference_steps 6" in done.stderr
+    (plan,) = (runs / "p").glob("plan-*.json")
+    assert json.loads(plan.read_text())["made_for"]["num_inference_steps"] == 6
+    assert json.loads(plan.read_text())["made_for"]["guidance_scale"] == 1.5
+
+
 def test_a_second_run_that_was_drawn_otherwise_is_said(runs, tmp_path):
     shutil.copytree(runs / "runs", tmp_path / "runs")
     path = tmp_path / "runs/b/resolved.yaml"

@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from sdo_cli.cli.drawing import BARE, KEYS, PictureOptions, SolverOptions, WeightOptions
 from sdo_cli.models.load import ModelSource
 from sdo_cli.models.lora_paths import lora_place, written_out
@@ -85,6 +87,12 @@ def _of_pipeline(model: str | None) -> FromRun | None:
     plain = {name: getattr(BARE, name) for name in WEIGHTS if name != "t5"} | {"model": model}
     loaded = replace(loaded, recipe=replace(loaded.recipe, **plain))
     return FromRun(run, loaded, (f"sampling as in {run / 'resolved.yaml'}",))
+
+
+def typed_in(context: typer.Context) -> list[str]:
+    """Names of the command's parameters that stand on its command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
 
 
 def laid_over_run(

@@ -2,12 +2,13 @@
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from sdo_cli.cli.from_run import SAMPLING, WEIGHTS, start_from
 from sdo_cli.cli.groups import grouped
 from sdo_cli.cli.output import OutputOptions
 from sdo_cli.cli.several import ProcessOptions, in_several_processes, stopped_well
@@ -16,7 +17,7 @@ from sdo_cli.files import without_nan
 from sdo_cli.parallel.launch import launched
 from sdo_cli.plugins import load_plugins
 from sdo_cli.recipe.steering import LoadedSteering, load_steering, shipped_steerings
-from sdo_cli.recipe.steering_schema import KINDS, VARIABLES
+from sdo_cli.recipe.steering_schema import KINDS, VARIABLES, Steering
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def optimize(
     given = {name: value for name, value in (steering.keys() | images.keys()).items() if value is not None}
     if recipe is None:
         _require(given, overrides or [])
-    loaded = load_steering(recipe, given, overrides or [])
+    own, notes = from_run(given, overrides or [], named=recipe is not None)
+    loaded = load_steering(recipe, own | given, overrides or [])
     if dry_run:
         typer.echo(_shown(loaded, output.as_json))
         return
@@ -114,10 +116,22 @@ def optimize(
     if not launched() and not resume:
         refuse_full(folder)
     in_several_processes(processes)
-    carry_out(loaded, folder, output, resume=resume)
+    carry_out(loaded, folder, output, notes, resume=resume)
 
 
-def carry_out(loaded: LoadedSteering, folder: Path, output: OutputOptions, *, resume: bool) -> None:
+def from_run(given: dict[str, Any], overrides: list[str], *, named: bool) -> tuple[dict[str, Any], list[str]]:
+    """What the run behind ``--lora`` says of its model and sampling, and sentences on it; nothing beside a recipe."""
+    lora = given.get("lora")
+    start = start_from([lora], given.get("model")) if lora and not named else None
+    if start is None:
+        return {}, []
+    typed = {word.partition("=")[0] for word in overrides}
+    keys = [f.name for f in fields(Steering) if f.name in (*WEIGHTS, *SAMPLING, "mixed_precision")]
+    recipe = start.loaded.recipe
+    return {key: getattr(recipe, key) for key in keys if key not in typed and key not in given}, list(start.notes)
+
+
+def carry_out(loaded: LoadedSteering, folder: Path, output: OutputOptions, notes: list[str], *, resume: bool) -> None:
     """Together with the other processes; the first one shows the result."""
     from sdo_cli.parallel.stopping import Stopping
     from sdo_cli.parallel.world import joined
@@ -134,6 +148,8 @@ def carry_out(loaded: LoadedSteering, folder: Path, output: OutputOptions, *, re
                 typer.echo(f"{folder}/ is finished already")
             return
         reporter = output.reporter(talks=world.is_main)
+        for sentence in notes:
+            reporter.note(sentence)
         try:
             with Stopping(None, reporter.note, world) as stopping:
                 rows = run(loaded, folder, reporter, stopping=stopping, world=world)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ from sdo_cli.cli.drawing import (
     drawing_problems,
     laid_over,
 )
+from sdo_cli.cli.from_run import laid_over_run, start_from, typed_in
 from sdo_cli.cli.groups import grouped
 from sdo_cli.cli.output import OutputOptions
 from sdo_cli.cli.prune_options import (
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 @grouped
 def prune(
+    context: typer.Context,
     *,
     plan: PlanOptions,
     weights: PlainWeights,
@@ -63,8 +66,15 @@ def prune(
     output: OutputOptions,
 ) -> None:
     """Find which blocks of which steps can be skipped, and measure what that saves and costs."""
-    asked = laid_over(BARE, weights, sampler, picture, precision=precision)
-    wrong = problems(plan, search, measure, steps=sampler.steps)
+    asked, notes = laid_over(BARE, weights, sampler, picture, precision=precision), list[str]()
+    typed = typed_in(context)
+    if (start := start_from(lora.lora or [], weights.model if "model" in typed else None)) is not None:
+        own = start.loaded.recipe
+        asked, said = laid_over_run(own, typed, (weights, sampler, picture), precision=precision)
+        notes = [*start.notes, *([said] if said else [])]
+        # plans are made for steps by their number
+        asked = replace(asked, timesteps=None)
+    wrong = problems(plan, search, measure, steps=asked.num_inference_steps)
     wrong += drawing_problems(
         asked,
         lora_scales=[lora.lora_scale],
@@ -73,8 +83,12 @@ def prune(
         count=measure.num_prompts,
     )
     wrong += file_problems(plan, search)
-    specs = reward_specs(measure.reward or [], weights.model, wrong)
-    prompts = search_prompts(plan.prompts_file, wrong)
+    specs = reward_specs(measure.reward or [], asked.model, wrong)
+    if start is not None and plan.prompts_file is None:
+        prompts = list(dict.fromkeys(start.loaded.prompts(start.loaded.recipe.prompts)))
+        notes.append(f"no --prompts: the {len(prompts)} the run was trained on")
+    else:
+        prompts = search_prompts(plan.prompts_file, wrong)
     measured, kept = measured_prompts(prompts, measure.measure_on, measure.num_prompts, wrong)
     folder = out or Path("prunes") / f"{plan.method}-{time.strftime('%Y%m%d-%H%M%S')}"
     if resume and out is None:
@@ -103,7 +117,7 @@ def prune(
         search.scores,
         search.schedule,
     )
-    carry_out(job, folder, output, resume=resume)
+    carry_out(job, folder, output, notes, resume=resume)
 
 
 def full(folder: Path) -> list[str]:
@@ -113,7 +127,7 @@ def full(folder: Path) -> list[str]:
     return []
 
 
-def carry_out(job: "PruneJob", folder: Path, output: OutputOptions, *, resume: bool) -> None:
+def carry_out(job: "PruneJob", folder: Path, output: OutputOptions, notes: list[str], *, resume: bool) -> None:
     """Together with the other processes; the first one shows the result."""
     from sdo_cli.parallel.stopping import Stopping
     from sdo_cli.parallel.world import joined
@@ -130,6 +144,8 @@ def carry_out(job: "PruneJob", folder: Path, output: OutputOptions, *, resume: b
                 typer.echo(f"{folder}/ is finished already")
             return
         reporter = output.reporter(talks=world.is_main)
+        for sentence in notes:
+            reporter.note(sentence)
         try:
             with Stopping(None, reporter.note, world) as stopping:
                 found = run(job, folder, reporter, stopping=stopping, world=world)

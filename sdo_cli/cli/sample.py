@@ -19,7 +19,7 @@ from sdo_cli.cli.drawing import (
     laid_over,
     with_timesteps,
 )
-from sdo_cli.cli.from_run import FromRun, laid_over_run, start_from
+from sdo_cli.cli.from_run import FromRun, laid_over_run, start_from, typed_in
 from sdo_cli.cli.groups import grouped
 from sdo_cli.cli.output import OutputOptions
 from sdo_cli.cli.sample_grid import (
@@ -94,7 +94,7 @@ def sample(
     if variables is not None:
         draw_again(context, variables, target, output)
         return
-    typed = [name for name in context.params if _was_typed(context, name)]
+    typed = typed_in(context)
     start = None if lora_problems(lora) else start_from(lora.lora or [], model.model if "model" in typed else None)
     lines, notes = gather_prompts(prompts or [], prompts_file, start)
     wrong: list[str] = []
@@ -206,7 +206,7 @@ def draw_again(context: typer.Context, variables: Path, target: TargetOptions, o
         RecipeFault: other options, which the file would contradict.
     """
     free = {"variables", *(field.name for group in (target, output) for field in fields(group))}
-    given = [name for name in context.params if name not in free and _was_typed(context, name)]
+    given = [name for name in context.params if name not in free and name in typed_in(context)]
     wrong = [f"--{name.replace('_', '-')}: the file of --variables says it; leave it out" for name in given]
     folder = target.folder()
     if wrong := [*wrong, *holds_images(folder)]:
@@ -234,16 +234,11 @@ def plan_and_settings(context: typer.Context, path: Path, asked: Recipe) -> "tup
     wrong += [
         f"--{name} {mine[name]}: {path} was made for {its[name]}; leave it out"
         for name in its
-        if _was_typed(context, name) and mine[name] not in (its[name], AUTO)
+        if name in typed_in(context) and mine[name] not in (its[name], AUTO)
     ]
     if wrong:
         raise RecipeFault(wrong, what="command line")
     return plan, replace(asked, num_inference_steps=plan.made_for.num_inference_steps, solver=plan.made_for.solver)
-
-
-def _was_typed(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def holds_images(folder: Path) -> list[str]:
