@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -141,6 +142,15 @@ def test_what_was_reached_is_there_when_it_is_stopped(tmp_path):
         assert (tmp_path / "again" / name).exists()
     # they are begun anew, not gone on with
     assert not list((out / "kept").glob("group-*"))
+
+
+def test_killed_before_its_report_it_is_not_finished(whole, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    (out / "report.html").unlink()
+    done = entry.run(words(out, "--resume"))
+    assert done.returncode == 0 and "is finished already" not in done.stdout and (out / "report.html").exists()
+    assert_same(out, whole)
 
 
 def test_another_job_does_not_go_on_in_the_folder(whole, tmp_path):

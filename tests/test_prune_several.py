@@ -14,6 +14,7 @@ from test_optimize_several import done_by, killed_until_done, wait_for
 from test_parallel import environment, finish, lightly, start
 from test_prune import setting  # noqa: F401
 
+from sdo_cli.files import alone_in
 from sdo_cli.parallel.world import World
 from sdo_cli.prune.search import SearchSettings, search
 from sdo_cli.runs.kept import Kept
@@ -161,6 +162,13 @@ def test_another_job_does_not_go_on_in_the_folder(words, whole, tmp_path):
     assert nowhere.returncode == 2 and "--resume: says to go on with --out FOLDER" in nowhere.stderr
     batch = entry.run(words(tmp_path / "x", "--search-batch", "0"))
     assert batch.returncode == 2 and "--search-batch: must be at least 1" in batch.stderr
+
+
+def test_one_job_at_a_time_in_a_folder(words, tmp_path):
+    with alone_in(tmp_path):
+        done = entry.run(words(tmp_path, "--resume"))
+    assert done.returncode == 2 and "another process works in" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_launcher_starts_and_stops_them(words, whole, tmp_path):

@@ -214,8 +214,8 @@ def test_optimize_and_prune_begin_with_the_run_too(runs):
     assert "no --prompts: the 3 the run was trained on" in done.stderr
     assert "by hand in place of the run's: num_inference_steps 6" in done.stderr
     (plan,) = (runs / "p").glob("plan-*.json")
-    assert json.loads(plan.read_text())["made_for"]["num_inference_steps"] == 6
-    assert json.loads(plan.read_text())["made_for"]["guidance_scale"] == 1.5
+    assert json.loads(plan.read_text())["num_inference_steps"] == 6
+    assert json.loads(plan.read_text())["made_by"]["guidance_scale"] == 1.5
 
 
 def test_a_second_run_that_was_drawn_otherwise_is_said(runs, tmp_path):

@@ -135,15 +135,14 @@ def carry_out(loaded: LoadedSteering, folder: Path, output: OutputOptions, notes
     """Together with the other processes; the first one shows the result."""
     from sdo_cli.parallel.stopping import Stopping
     from sdo_cli.parallel.world import joined
-    from sdo_cli.runs.kept import status_in
-    from sdo_cli.steering.run import identity
+    from sdo_cli.steering.run import is_finished
     from sdo_cli.steering.run import optimize as run
 
     with stopped_well(lambda: folder, "--resume"), joined() as world:
         folder = Path(world.share(lambda: str(folder)))
         if not resume:
             world.share(lambda: refuse_full(folder))
-        elif world.share(lambda: status_in(folder, identity(loaded))) == "finished":
+        elif world.share(lambda: is_finished(loaded, folder)):
             if world.is_main:
                 typer.echo(f"{folder}/ is finished already")
             return

@@ -34,7 +34,7 @@ from sdo_cli.steering.steer import Best, Step, nothing_yet, steer
 from sdo_cli.steering.variables_file import save_variables, whole_lora, whole_path
 from sdo_cli.weights.needs import revisions_of
 
-STEPS = "objective.jsonl"
+STEPS, REPORT = "objective.jsonl", "report.html"
 # an inversion that loses so much more than the autoencoder alone is worth a word
 POOR_INVERSION = 0.03
 
@@ -193,7 +193,7 @@ def optimize(
             world.peers.before_the_end = None
             record(status)
         if world.is_main and rows:
-            write_report(steering_report(folder), folder / "report.html")
+            write_report(steering_report(folder), folder / REPORT)
         if stop:
             reporter.note(f"{folder}/ holds {len(rows)} of {len(job.prompts)} images as far as they came")
             raise stop
@@ -207,6 +207,11 @@ def identity_in(loaded: LoadedSteering, folder: Path) -> dict[str, Any]:
     found = identity(loaded)
     status_in(folder, found)
     return found
+
+
+def is_finished(loaded: LoadedSteering, folder: Path) -> bool:
+    """Whether ``folder`` holds all of this job, its report included; raises RecipeFault where it holds another."""
+    return status_in(folder, identity(loaded)) == "finished" and (folder / REPORT).exists()
 
 
 def identity(loaded: LoadedSteering) -> dict[str, Any]:
