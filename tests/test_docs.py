@@ -9,6 +9,7 @@ import pytest
 from typer.main import get_command
 
 from sdo_cli.cli.app import app
+from sdo_cli.cli.options import RecipeOptions
 from sdo_cli.recipe.explain import entries, path_of
 from sdo_cli.recipe.load import load_recipe, shipped_recipes
 from sdo_cli.recipe.steering import shipped_steerings
@@ -81,6 +82,13 @@ def check_typed(line):
     check_options(command, words)
     # types, required arguments, values out of range
     params = command.make_context(command.name, words).params
+    if "words" in params:
+        # a recipe may be the first of the words
+        given = RecipeOptions(params["words"], params["recipe_option"])
+        params |= {"recipe": given.recipe, "overrides": given.overrides}
+        if params.get("resume") and Path(given.recipe).suffix == "" and "/" in given.recipe:
+            # a run's folder
+            params["recipe"] = ""
     verb = "optimize" if command.name == "optimize" else "finetune"
     check_keys(verb, params.get("overrides") or [])
     if command.name in ("finetune", "optimize", "bench", "doctor", "fetch"):

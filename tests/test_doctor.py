@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 
 import entry
 import pytest
@@ -71,7 +72,9 @@ def test_what_is_missing_is_one_screen(tmp_path, monkeypatch):
     assert done.returncode == 2 and done.stderr == ""
     report = json.loads(done.stdout)
     wrong = {finding["text"].split(":")[0]: finding["remedy"] for finding in report["findings"] if not finding["ok"]}
-    assert wrong["model"] == wrong["reward aesthetic-v2"] and wrong["model"].endswith("sdo fetch aesthetic")
+    assert wrong["model"] == wrong["reward aesthetic-v2"] and wrong["model"].endswith(
+        f"sdo fetch aesthetic {shlex.join(words)}"
+    )
     assert wrong["optimizer=adamw8bit needs bitsandbytes, which is not installed"] == install_extra("8bit")
     found = report["estimate"]
     assert report["fits"] is True and report["advice"] is None

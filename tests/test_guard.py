@@ -290,7 +290,10 @@ def test_it_warns_and_stops_if_asked(tmp_path, monkeypatch, stop):
     tree = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert tree["status"] == "finished" and tree["stopped_at"] == (2 if stop else None)
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "Over-optimised: " in page and "step 1 was best, and not better than the model as it was" in page
+    assert (
+        "Over-optimised: " in page
+        and "step 1 was the best of the trained steps, and not better than the model as it was" in page
+    )
     if stop:
         again = run(tmp_path / "run", "--resume", *words)
         assert again.returncode == 0 and "is finished already; its guard ended it" in again.stdout

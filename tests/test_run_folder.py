@@ -418,7 +418,7 @@ def test_runs_are_sorted_by_a_reward_that_selects_never_by_the_judge(runs):
     done = sdo("runs", "--sort", "clip", "--report", "runs.html", cwd=runs)
     assert done.returncode == 0 and "state the first one's gain on others" in done.stdout
     page = (runs / "runs.html").read_text()
-    assert "learning_rate 0.002" in page and "clip-embedded: gain on held-out prompts" in page
+    assert "What sets them apart" in page and "0.002" in page and "clip-embedded: gain on held-out prompts" in page
 
 
 def test_a_run_whose_process_is_gone_is_killed_not_running(runs, tmp_path):

@@ -84,11 +84,20 @@ def test_settings_are_rows_as_they_are_typed(tmp_path):
     assert not any(value.startswith(("{", "[")) for value in rows.values())
 
 
+RULE = """
+from sdo_cli.gradients.rules import gradient_rule
+
+@gradient_rule("mine", summary="mine")
+def mine(calls, batch, coefficients, generator):
+    ...
+"""
+
+
 @pytest.mark.parametrize("place", ["", "elsewhere"])
 def test_the_command_that_repeats_it_runs_as_it_is_printed(place, tmp_path, monkeypatch):
     """From above the run, from elsewhere, with a blank in its name, and with its plug-in."""
     plugin = tmp_path / "my rule.py"
-    plugin.write_text("from sdo_cli.plugins import *\n")
+    plugin.write_text(RULE)
     folder = a_run(
         tmp_path / "runs" / "a run",
         {"trained": 0.3},

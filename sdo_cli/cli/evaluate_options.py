@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from sdo_cli.models.catalog import hub_lora
-from sdo_cli.models.lora_paths import at_checkpoint, lora_place, what_there_is, written_out
+from sdo_cli.models.catalog import LORA_FILE, hub_lora
+from sdo_cli.models.lora_paths import RUN_MARK, at_checkpoint, lora_place, what_there_is, written_out
 from sdo_cli.models.lora_stack import number_of, stack_of
 from sdo_cli.runs.read import pipeline_of
 
@@ -101,7 +101,9 @@ def _path_problem(path: str) -> str | None:
     place = Path(lora_place(path)).expanduser()
     if (whole := pipeline_of(place)) is not None:
         return f"--lora {path}: all weights were trained in this run; evaluate it with --model {whole}"
-    is_empty = place.is_dir() and not any(place.glob("*.safetensors")) and not any(place.glob("*/*.safetensors"))
+    # a run's own file; what else lies beside it was exported
+    files = (LORA_FILE,) if (place / RUN_MARK).is_file() else ("*.safetensors", "*/*.safetensors")
+    is_empty = place.is_dir() and not any(True for pattern in files for _ in place.glob(pattern))
     if not is_empty and (place.exists() or hub_lora(path) is not None):
         return None
     found = at_checkpoint(path)

@@ -18,7 +18,7 @@ from sdo_cli.files import file_hash
 from sdo_cli.hub import cached_file, find_file
 from sdo_cli.models.catalog import LORA_FILE, hub_lora
 from sdo_cli.models.kohya import kohya_names
-from sdo_cli.models.lora_paths import at_checkpoint, lora_place, step_of, what_there_is
+from sdo_cli.models.lora_paths import RUN_MARK, at_checkpoint, lora_place, step_of, what_there_is
 from sdo_cli.models.lora_stack import is_plain, stack_of
 
 NAME = LORA_FILE
@@ -92,7 +92,8 @@ def sources_of(path: Path) -> list[Source]:
         )
     if parts := [name for name in COMPONENTS if (path / name / _PEFT).is_file()]:
         return [_source(path / name / _PEFT, name) for name in parts]
-    files = sorted(path.glob("*.safetensors"))
+    # a run's own is called otherwise: what else lies in its folder was exported, of a checkpoint perhaps
+    files = [] if (path / RUN_MARK).is_file() else sorted(path.glob("*.safetensors"))
     if len(files) > 1:
         names = ", ".join(file.name for file in files[:8]) + (", …" if len(files) > 8 else "")
         raise EnvironmentFault(f"{path} holds {len(files)} LoRA files: {names}", remedy="name the one that is meant")

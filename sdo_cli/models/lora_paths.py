@@ -10,7 +10,8 @@ from pathlib import Path
 from sdo_cli import embedded
 from sdo_cli.models.catalog import LORA_FILE
 
-# within a run's folder
+# in every run's folder, and within it
+RUN_MARK = "resolved.yaml"
 CHECKPOINTS, BEST = "checkpoints", "best"
 ALL, LAST = "all", "last"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")

@@ -436,7 +436,7 @@ MEANINGS: dict[Any, dict[str, Meaning]] = {
             "A run folder or a file, with diffusers' or kohya's names. Rank, alpha and layers are then the file's.",
         ),
         "kohya": Meaning(
-            "Whether every LoRA that is written also gets a file for ComfyUI and A1111 beside it.",
+            "Whether each LoRA also gets a file for ComfyUI and A1111.",
             "lora: {kohya: true}",
             "`<recipe>-kohya.safetensors`, in the run's folder, in `best/` and in every checkpoint. `sdo export` makes"
             " one of any LoRA afterwards.",

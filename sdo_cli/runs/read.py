@@ -6,9 +6,10 @@ from typing import Any
 
 from sdo_cli.files import read_json
 from sdo_cli.models.catalog import LORA_FILE
+from sdo_cli.models.lora_paths import RUN_MARK
 
 # the recipe as it was given, and spelled out with its prompts beside it
-MANIFEST, AS_GIVEN, RECIPE = "manifest.json", "recipe.yaml", "resolved.yaml"
+MANIFEST, AS_GIVEN, RECIPE = "manifest.json", "recipe.yaml", RUN_MARK
 # a line per step (sdo_cli.records.step), a line per check (sdo_cli.records.check)
 METRICS, CHECKS = "metrics.jsonl", "guard.jsonl"
 # of `train: full`
