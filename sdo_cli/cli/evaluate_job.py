@@ -174,7 +174,7 @@ def reward_specs(
     """By full name, with every option. Where the embedded model draws, its own rewards are meant; of pictures that were
     made elsewhere the published ones. The embedded ones stand under names of their own."""
     import rewards as table
-    from sdo_cli.recipe.check import check_reward
+    from sdo_cli.recipe.reward_check import check_reward
     from sdo_cli.weights.needs import reward_options
 
     own = [*start.recipe.rewards, *start.recipe.validation.rewards] if start else []

@@ -49,7 +49,7 @@ def fetch(
 
 def known_rewards(names: str) -> list[RewardSpec]:
     """Of a list with commas; raises RecipeFault for names nobody knows."""
-    from sdo_cli.recipe.check import check_reward
+    from sdo_cli.recipe.reward_check import check_reward
 
     wrong: list[str] = []
     specs = [RewardSpec(name.strip()) for name in names.split(",") if name.strip()]

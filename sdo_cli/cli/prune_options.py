@@ -8,8 +8,8 @@ import typer
 
 import rewards as table
 from sdo_cli.cli.drawing import PlainSolver
-from sdo_cli.recipe.check import check_reward
 from sdo_cli.recipe.prompts import read_prompts
+from sdo_cli.recipe.reward_check import check_reward
 from sdo_cli.recipe.schema import PromptSource, RewardSpec
 from sdo_cli.recipe.toys import named
 

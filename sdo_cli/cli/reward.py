@@ -141,8 +141,8 @@ def check(
 
 def read_options(name: str, pairs: list[str]) -> dict[str, Any]:
     """``key=value`` words as recipes' overrides are read, checked as recipes' options are; raises RecipeFault."""
-    from sdo_cli.recipe.check import check_reward
     from sdo_cli.recipe.document import read_document
+    from sdo_cli.recipe.reward_check import check_reward
     from sdo_cli.recipe.schema import RewardSpec
 
     document = read_document("{}", "command line", pairs)

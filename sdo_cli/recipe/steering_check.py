@@ -6,7 +6,9 @@ from typing import Any
 
 import rewards as reward_table
 from sdo_cli.gradients.rules import RULES, known_names, option_problem, resolve
-from sdo_cli.recipe.check import Problem, check_prompts, check_reward, wrong_option
+from sdo_cli.recipe.check import check_prompts, wrong_option
+from sdo_cli.recipe.reward_check import check_reward
+from sdo_cli.recipe.rollout_check import Problem
 from sdo_cli.recipe.schema import RewardSpec
 from sdo_cli.recipe.steering_schema import (
     KIND_OPTIONS,
