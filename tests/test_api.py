@@ -1,6 +1,8 @@
 """The Python interface: what a notebook gets; the commands' own code behind it."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +12,11 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+import rewards
 import sdo_cli
 from sdo_cli import Run, compare, evaluate, finetune, load_recipe, optimize, sample
 from sdo_cli.api import Told
-from sdo_cli.errors import PluginFault, RecipeFault, SdoError
+from sdo_cli.errors import Interrupted, PluginFault, RecipeFault, SdoError
 from sdo_cli.gradients.plan import Mode, plan_of
 from sdo_cli.runs.read import manifest_of
 
@@ -92,6 +95,28 @@ def test_resume_goes_on(run, tmp_path):
     name = "pytorch_lora_weights.safetensors"
     # the rate falls to the end of the steps, which was another
     assert again.checkpoints == [1, 2] and (again.folder / name).is_file() and len(again.metrics) == 2
+
+
+def test_a_run_goes_on_as_it_was_with_its_objects_given_again(run, tmp_path):
+    """Stopped by a signal after its first step; equal to one that was left alone."""
+    recipe = load_recipe("quickstart", SMALL)
+
+    def stop(step):
+        if step.step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    whole = finetune(recipe, out=tmp_path / "whole", rewards=[(Redness(), 2.0)])
+    with pytest.raises(Interrupted, match=r"stopped \(SIGINT\); what is done is kept") as fault:
+        finetune(recipe, out=tmp_path / "r", rewards=[(Redness(), 2.0)], on_step=stop)
+    assert f'finetune(Run("{tmp_path}/r"))' in fault.value.remedy
+    del rewards.FOREIGN["Redness"]
+    with pytest.raises(RecipeFault, match="unknown reward 'Redness'"):
+        finetune(Run(tmp_path / "r"))
+    again = finetune(Run(tmp_path / "r"), rewards=[Redness()])
+    mine, theirs = (load_file(place.folder / "pytorch_lora_weights.safetensors") for place in (again, whole))
+    assert again.status == "finished" and all(bool((mine[key] == theirs[key]).all()) for key in mine)
+    with pytest.raises(RecipeFault, match="resume=True: goes on in out=FOLDER"):
+        finetune(recipe, resume=True)
 
 
 def test_rewards_and_rules_are_objects(tmp_path):

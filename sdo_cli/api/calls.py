@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdo_cli import provenance
-from sdo_cli.api.objects import with_objects
+from sdo_cli.api.objects import registered_reward, registered_rule, with_objects
 from sdo_cli.api.progress import Told, reporter_of
 from sdo_cli.api.results import Comparison, Evaluation, Run, Sample, Steered, opened
-from sdo_cli.errors import RecipeFault
-from sdo_cli.plugins import load_plugins
+from sdo_cli.errors import Interrupted, PluginFault, RecipeFault, Stopped
+from sdo_cli.plugins import load_plugins, loaded_plugins
 from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.recipe.load import load_recipe as read_recipe
+from sdo_cli.runs.again import check_places, load_run, plugins_of
 
 if TYPE_CHECKING:
     from sdo_cli.records.step import StepResult
@@ -57,7 +58,7 @@ def _word(key: str, value: Any) -> str:
 
 
 def finetune(
-    recipe: LoadedRecipe | str | Path,
+    recipe: LoadedRecipe | Run | str | Path,
     *,
     out: Path | str | None = None,
     rewards: Sequence[Any] = (),
@@ -69,7 +70,8 @@ def finetune(
     """Train on the recipe's rewards, as `sdo finetune` does.
 
     Args:
-        recipe: of :func:`load_recipe`, or its name or path.
+        recipe: of :func:`load_recipe`, or its name or path; or a :class:`Run`, which goes on as it was. Objects that it
+            was trained on are to be given again as ``rewards`` and ``rule``.
         out: the run's folder; default ``<output_dir>/<recipe>-<time>``.
         rewards: objects with ``score(images, prompts) -> [B]``, in place of the recipe's; ``(object, weight)`` for
             other weights than 1. Their name is ``object.name``, or that of their class.
@@ -79,28 +81,63 @@ def finetune(
         on_step: gets every optimizer step's figures.
 
     Returns:
-        The run; an interrupted cell leaves a checkpoint, ``finetune(…, out=run.folder, resume=True)`` goes on.
+        The run. An interrupted cell leaves a checkpoint, and ``finetune(Run("runs/x"))`` goes on.
 
     Raises:
         SdoError: bad input, missing weights, a reward without a gradient (before anything is drawn).
+        Interrupted: stopped by a signal, and saved.
     """
-    loaded = recipe if isinstance(recipe, LoadedRecipe) else load_recipe(recipe)
-    loaded = with_objects(loaded, rewards, rule)
+    if isinstance(recipe, Run):
+        loaded, out, resume = _as_it_was(recipe, rewards, rule), recipe.folder, True
+    else:
+        loaded = with_objects(recipe if isinstance(recipe, LoadedRecipe) else load_recipe(recipe), rewards, rule)
+    if resume and out is None:
+        raise RecipeFault(
+            ["resume=True: goes on in out=FOLDER; name it, or give the run: finetune(Run(…))"], what="call"
+        )
     from sdo_cli.exporting.export import kohya_writer
     from sdo_cli.models.load import source_of
     from sdo_cli.parallel.stopping import Stopping
     from sdo_cli.runs.folder import new_run_folder
     from sdo_cli.training.run import finetune as run
 
-    folder = Path(out) if out is not None and resume else new_folder(loaded, out, new_run_folder)
+    folder = Path(out) if out is not None and resume else _new_folder(loaded, out, new_run_folder)
     also = kohya_writer(source_of(loaded.recipe), loaded.name) if loaded.recipe.lora.kohya else None
     words = ["finetune", "--recipe", loaded.given, *loaded.overrides, "--out", str(folder)]
     with _as_command(words), reporter_of(progress) as reporter, Stopping(None, reporter.note) as stopping:
-        run(loaded, folder, reporter, resume=resume, stopping=stopping, also=also, on_step=on_step)
+        try:
+            run(loaded, folder, reporter, resume=resume, stopping=stopping, also=also, on_step=on_step)
+        except Stopped as stop:
+            what = f"stopped ({stop.reason}); what is done is kept in {folder}/"
+            raise Interrupted(what, remedy=f'go on with: finetune(Run("{folder}"))') from None
     return Run(folder)
 
 
-def new_folder(loaded: LoadedRecipe, out: Path | str | None, make: Callable[[LoadedRecipe, Path | None], Path]) -> Path:
+def _as_it_was(run: Run, rewards: Sequence[Any], rule: Callable[..., Any] | None) -> LoadedRecipe:
+    """The recipe of a run, its plug-ins loaded, its objects registered by their names.
+
+    Raises:
+        PluginFault: a plug-in that changed, or lies in the run's own folder: load it by hand first.
+    """
+    for item in rewards:
+        registered_reward(item[0] if isinstance(item, tuple) else item)
+    if rule is not None:
+        registered_rule(rule)
+    for plugin in plugins_of(run.folder, [Path(known.path) for known in loaded_plugins()]):
+        if plugin.doubt:
+            raise PluginFault(
+                f"the plug-in {plugin.path} {plugin.doubt}",
+                remedy=f'read it, then: load_recipe("quickstart", plugins=["{plugin.path}"])',
+            )
+        load_plugins([plugin.path])
+    loaded = load_run(run.folder)
+    check_places(loaded.recipe, run.folder, how="put it there, or go on by the command: sdo finetune --resume")
+    return loaded
+
+
+def _new_folder(
+    loaded: LoadedRecipe, out: Path | str | None, make: Callable[[LoadedRecipe, Path | None], Path]
+) -> Path:
     try:
         return make(loaded, None if out is None else Path(out))
     except FileExistsError as fault:

@@ -17,18 +17,10 @@ def with_objects(loaded: LoadedRecipe, rewards: Sequence[Any], rule: Callable[..
         specs = []
         for item in rewards:
             made, weight = item if isinstance(item, tuple) else (item, 1.0)
-            specs.append(RewardSpec(_registered(made), weight=float(weight)))
+            specs.append(RewardSpec(registered_reward(made), weight=float(weight)))
         recipe = replace(recipe, rewards=specs)
     if rule is not None:
-        from sdo_cli.gradients.rules import RULES, gradient_rule
-
-        name = rule.__name__.replace("_", "-")
-        known = RULES.get(name)
-        if known is not None and known.function is not None and known.function is not rule:
-            # a cell that was run again
-            del RULES[name]
-        if known is None or known.function is not rule:
-            gradient_rule(name, summary=(rule.__doc__ or "given as an object").splitlines()[0])(rule)
+        name = registered_rule(rule)
         recipe = replace(recipe, gradient=replace(recipe.gradient, rule=name, options={}))
     if recipe is loaded.recipe:
         return loaded
@@ -42,7 +34,21 @@ def with_objects(loaded: LoadedRecipe, rewards: Sequence[Any], rule: Callable[..
     return replace(loaded, recipe=recipe, notes=tuple(dict.fromkeys([*loaded.notes, *([said] if said else [])])))
 
 
-def _registered(made: Any) -> str:
+def registered_rule(rule: Callable[..., Any]) -> str:
+    """The name of a function to a plan, by which a recipe knows it from now on."""
+    from sdo_cli.gradients.rules import RULES, gradient_rule
+
+    name = rule.__name__.replace("_", "-")
+    known = RULES.get(name)
+    if known is not None and known.function is not None and known.function is not rule:
+        # a cell that was run again
+        del RULES[name]
+    if known is None or known.function is not rule:
+        gradient_rule(name, summary=(rule.__doc__ or "given as an object").splitlines()[0])(rule)
+    return name
+
+
+def registered_reward(made: Any) -> str:
     """The name of a reward object, by which a recipe knows it from now on.
 
     Raises:
