@@ -26,9 +26,17 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
     try:
         write(temporary)
+        as_others(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def as_others(path: Path) -> None:
+    """Readable for whom the user's umask lets read: safetensors writes files for their owner alone."""
+    now = os.umask(0)
+    os.umask(now)
+    path.chmod(0o666 & ~now)
 
 
 def remove_partial(folder: Path) -> None:

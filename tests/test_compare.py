@@ -18,7 +18,7 @@ from sdo_cli.evaluation.job import EvalPrompt, Item, Job, Prompts, Settings, Var
 from sdo_cli.evaluation.report import comparison_report, evaluation_report
 from sdo_cli.evaluation.run import write_tables
 from sdo_cli.evaluation.score import Score, ScoreFile
-from sdo_cli.evaluation.summary import Measured, compare, comparisons, recommended, summary, sweeps
+from sdo_cli.evaluation.summary import Measured, compare, comparisons, recommendations, recommended, summary, sweeps
 from sdo_cli.files import write_json
 from sdo_cli.models.load import ModelSource
 from sdo_cli.recipe.schema import RewardSpec
@@ -241,6 +241,21 @@ def test_the_smallest_scale_that_is_as_good_is_recommended():
     assert recommended(sweep([5, 3, 2, 1, 0], spread=0.2), "r").name == "base"
     # what chance could do keeps the base
     assert recommended(sweep([0, 0.01, 0.02], spread=2.0), "r").name == "base"
+
+
+def test_what_prompts_cannot_decide_is_not_called_zero():
+    """Three scales that chance could do, and three that are worse."""
+    items = [Item(f"{k}.png", k, 0, "p", "", 0) for k in range(40)]
+    for means, expected in (
+        ([0, 0.4, 0.6], "scale of x/l: not decided by 40 prompts"),
+        ([5, 3, 2], "scale of x/l: 0,"),
+    ):
+        variants = [replace(m, items=items) for m in sweep(means, spread=2.0)]
+        job = Job(PROMPTS, SETTINGS, [m.variant for m in variants], {"r": RewardSpec("r")}, select_by="r")
+        tree = summary(job, variants, {})
+        (said,) = recommendations(tree)
+        assert expected in said and ("--select-by" in said) == ("not decided" in said)
+        assert expected in as_text(tree, Path("e"), report=False)
 
 
 def test_variants_of_one_lora_are_a_sweep_from_zero():

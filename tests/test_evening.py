@@ -24,7 +24,7 @@ def test_every_command_of_the_evening_runs_in_its_order(tmp_path):
         assert done.returncode == 0, f"{line}\n{done.stderr}"
         said[line] = done.stdout + done.stderr
     steps = "".join(text for line, text in said.items() if "first@all" in line)
-    assert "recommended checkpoint of runs/first" in steps and "first-32" in steps
+    assert "checkpoint of runs/first" in steps and "first-32" in steps
     assert "training: 24/32" in "".join(said.values())
     (table,) = (text for line, text in said.items() if line == "sdo runs")
     assert "learning_rate 0.001" in table and "first" in table and "second" in table

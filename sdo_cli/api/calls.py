@@ -227,6 +227,7 @@ def evaluate(
     seeds: int = 1,
     seed: int = 0,
     limit: int | None = None,
+    skip: int = 0,
     steps: int | None = None,
     guidance: float | None = None,
     solver: str | None = None,
@@ -242,6 +243,7 @@ def evaluate(
         prompts: a prompt set's name or file; default the held-out ones of the first run's recipe.
         loras: each a variant; ``run.all_checkpoints`` stands for all of a run's.
         images: score these folders instead of drawing.
+        limit, skip: only so many prompts, and not the first so many.
         rewards: names; default those of the run, else clip and aesthetic.
     """
     from sdo_cli.cli.drawing import BARE, ModelOptions, PictureOptions, SolverOptions
@@ -264,7 +266,7 @@ def evaluate(
     asked = asked_for(
         laid,
         start.loaded if start else None,
-        prompts=PromptOptions(prompts, None, limit),
+        prompts=PromptOptions(prompts, None, limit, skip),
         rewards=RewardOptions(named, None),
         variants=variants,
         noise=NoiseOptions(seeds, seed),

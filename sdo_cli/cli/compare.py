@@ -9,6 +9,7 @@ import typer
 
 from sdo_cli.cli.options import ForMachines
 from sdo_cli.errors import RecipeFault
+from sdo_cli.installed import sdo
 from sdo_cli.runs.read import is_run, recipe_of
 
 ImagesOption = Annotated[
@@ -22,14 +23,18 @@ def compare(
     ],
     select_by: Annotated[str | None, typer.Option(help="The measure said first.")] = None,
     anyway: Annotated[bool, typer.Option("--anyway", help="Also when settings differ.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder; default comparisons/<time>.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default comparisons/<time>. Not for runs.")] = None,
     report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
     as_json: ForMachines = False,
 ) -> None:
     """Compare evaluations picture by picture where the noise is the same, else prompt by prompt, to the first."""
     if missing := [path for path in evaluations if not path.is_dir()]:
-        raise RecipeFault([f"{path}: no such folder" for path in missing], what="command line")
+        hint = f"; checkpoints are drawn and compared by {sdo('eval', '--lora', 'RUN@20', '--lora', 'RUN@40')}"
+        lines = [f"{path}: no such folder{hint if '@' in path.name else ''}" for path in missing]
+        raise RecipeFault(lines, what="command line")
     if len(evaluations) > 1 and any(recipe_of(path) for path in evaluations):
+        if out is not None or not report:
+            raise RecipeFault(["--out, --no-report: of runs nothing is written; leave them out"], what="command line")
         compare_trained(evaluations, anyway=anyway, as_json=as_json)
         return
     import rewards as table
@@ -50,7 +55,8 @@ def compare_trained(runs: list[Path], *, anyway: bool, as_json: bool) -> None:
     from sdo_cli.runs.compare import compare_runs
 
     if others := [path for path in runs if not recipe_of(path)]:
-        raise RecipeFault([f"{path}: is no run; compare runs with runs" for path in others], what="command line")
+        text = f"is no run; compare runs with runs, or draw all anew: {sdo('eval', '--lora', 'A', '--lora', 'B')}"
+        raise RecipeFault([f"{path}: {text}" for path in others], what="command line")
     tree = compare_runs(runs, anyway=anyway)
     if as_json:
         typer.echo(json.dumps(tree))
@@ -68,7 +74,9 @@ def compare_trained(runs: list[Path], *, anyway: bool, as_json: bool) -> None:
             means = f"{row['first']:.4f} → {row['mean']:.4f}"
             lines.append(f"  {measure:<20} {means}  {d['mean']:+.4f} {ends}   {won}   {d['n']} prompts")
         lines.append("")
-    lines += ["brackets are 95 % intervals over prompts; with pictures and other prompts:", f"  {tree['draw']}"]
+    if tree["differ_in"]:
+        lines.append("their recipes differ in " + "; ".join(tree["differ_in"]))
+    lines += ["brackets are 95 % intervals over prompts; with pictures, on prompts of your own:", f"  {tree['draw']}"]
     typer.echo("\n".join(lines))
 
 

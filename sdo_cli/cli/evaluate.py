@@ -129,7 +129,7 @@ def carry_out(
 
 def as_text(tree: dict[str, Any], folder: Path, *, report: bool) -> str:
     """A table per measure: every variant, and its difference to the first."""
-    from sdo_cli.evaluation.summary import ways
+    from sdo_cli.evaluation.summary import recommendations, ways
 
     lines = []
     names = list(dict.fromkeys(name for entry in tree["variants"].values() for name in entry["measures"]))
@@ -152,15 +152,7 @@ def as_text(tree: dict[str, Any], folder: Path, *, report: bool) -> str:
         for key, value in entry.get("reference", {}).items():
             if key != "reference_images":
                 lines.append(f"\n{key}  {variant}: {value:.4g}")
-    for lora, found in tree.get("recommended_scale", {}).items():
-        lines.append(
-            f"\nrecommended scale of {lora}: {found['scale']:g} (smallest that {found['by']} cannot tell from the best)"
-        )
-    for run, found in tree.get("recommended_checkpoint", {}).items():
-        name = f"{run}@{found['step']}" if found["step"] else "none: the model as it was"
-        lines.append(
-            f"\nrecommended checkpoint of {run}: {name} (earliest that {found['by']} cannot tell from the best)"
-        )
+    lines += [f"\n{sentence}" for sentence in recommendations(tree)]
     if few := tree.get("no_recommendation"):
         lines.append(f"\n{few}")
     base, count = tree["baseline"], tree["prompts"]["count"]

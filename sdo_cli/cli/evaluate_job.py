@@ -109,6 +109,10 @@ def asked_for(
     wrong = [] if noise.seeds >= 1 else [f"--seeds: must be at least 1, not {noise.seeds}"]
     if prompts.limit is not None and prompts.limit < 1:
         wrong.append(f"--limit: must be at least 1, not {prompts.limit}")
+    if prompts.skip < 0:
+        wrong.append(f"--skip: must not be negative, not {prompts.skip}")
+    if prompts.skip and folders:
+        wrong.append("--skip: is for drawing; --images scores what is there")
     if not loras and not folders and not variants.base:
         wrong.append("--no-base: leaves nothing to draw; give --lora")
     scales = scales_of(variants.lora_scale, wrong)
@@ -251,7 +255,7 @@ def find_prompts(
     from sdo_cli.prompt_sets.read import read_prompt_set
 
     # pictures that are there are paired with the whole set before it is cut
-    limit = None if optional else given.limit
+    first, limit = (0, None) if optional else (given.skip, given.limit and given.skip + given.limit)
     if given.prompts is not None:
         try:
             found = read_prompt_set(given.prompts, column=given.column)
@@ -265,12 +269,12 @@ def find_prompts(
         return Prompts(
             found.name,
             found.source,
-            [EvalPrompt(p.text, p.category, p.names, p.picture) for p in found.prompts][:limit],
+            [EvalPrompt(p.text, p.category, p.names, p.picture) for p in found.prompts][first:limit],
         )
     if start is not None and start.recipe.validation.prompts != PromptSource():
         lines = start.prompts(start.recipe.validation.prompts)[: start.recipe.validation.num_prompts]
         return Prompts(
-            f"{start.name}-heldout", f"held-out prompts of {start.given}", [EvalPrompt(p) for p in lines][:limit]
+            f"{start.name}-heldout", f"held-out prompts of {start.given}", [EvalPrompt(p) for p in lines][first:limit]
         )
     if not optional:
         wrong.append(

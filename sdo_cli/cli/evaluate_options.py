@@ -19,6 +19,7 @@ class PromptOptions:
     prompts: Annotated[str | None, typer.Option("--prompts", "-p", help="A prompt set (see `sdo prompts`).")] = None
     column: Annotated[str | None, typer.Option(help="The column of the prompts in a table.")] = None
     limit: Annotated[int | None, typer.Option(help="Only the first so many prompts.")] = None
+    skip: Annotated[int, typer.Option(help="Not the first so many: those a run has been chosen or measured by.")] = 0
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from sdo_cli.device import PRECISIONS
 from sdo_cli.errors import RecipeFault
 
 FORMS = ("kohya", "peft", "diffusers", "merged", "checkpoint")
+OTHER_PROGRAMS = ("comfyui", "comfy", "a1111", "webui", "automatic1111", "forge", "sd-scripts")
 USE = {
     "kohya": "ComfyUI: copy it to models/loras; A1111 (not for SD 3): to models/Lora",
     "peft": "peft.PeftModel.from_pretrained(pipe.unet, '{out}/unet')",
@@ -33,7 +34,8 @@ def export(
     """Write a LoRA for A1111, ComfyUI, peft, or merged into its model (a folder, or one checkpoint file)."""
     wrong = []
     if form not in FORMS:
-        wrong.append(f"--format: {form!r} is not one of {', '.join(FORMS)}")
+        hint = "; ComfyUI and A1111 read kohya" if form.lower() in OTHER_PROGRAMS else ""
+        wrong.append(f"--format: {form!r} is not one of {', '.join(FORMS)}{hint}")
     if precision not in PRECISIONS:
         wrong.append(f"--precision: {precision!r} is not one of {', '.join(PRECISIONS)}")
     if family not in (None, "sd", "sdxl", "sd3"):

@@ -50,7 +50,7 @@ def runs(
 
     typer.echo(in_columns(*table_of(rows, named)))
     if sort is not None:
-        typer.echo("\nsorted by the gain on held-out prompts: state the first one's gain on others (sdo eval)")
+        typer.echo("\nsorted by the gain on held-out prompts: state the first one's on others (sdo eval --prompts …)")
     if report is not None:
         from sdo_cli.reports.page import write_report
 

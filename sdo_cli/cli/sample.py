@@ -265,6 +265,10 @@ def gather_prompts(
         spec = start.loaded.recipe.validation
         lines = start.loaded.prompts(spec.prompts)[: min(spec.num_prompts, spec.grid_prompts or spec.num_prompts)]
         notes = [f"no prompt was given: the first {len(lines)} of the run's held-out ones"]
+    if not lines and start is not None:
+        raise RecipeFault(
+            [f"no prompt, and {start.folder} has no held-out ones; write one in quotes"], what="command line"
+        )
     if not lines:
         raise RecipeFault(
             [f"no prompt; write one in quotes: {sdo('sample', 'a tiger on a teal background')}"], what="command line"

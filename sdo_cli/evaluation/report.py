@@ -16,7 +16,7 @@ from sdo_cli.evaluation.summary import (
     comparisons,
     pairing,
     pairing_row,
-    recommended,
+    recommendations,
     scale_of,
     scored_prompts,
     step_of,
@@ -53,7 +53,7 @@ def evaluation_report(job: Job, measured: list[Measured], tree: Mapping[str, Any
     return content.Report(
         title=f"Evaluation: {_named(measured)}",
         subtitle=f"{_counted(count, 'prompt')} of {job.prompts.name}, {images_said(measured)}",
-        verdict=_concluded(measured, pairs, job),
+        verdict=_concluded(measured, pairs, job, tree),
         blocks=blocks,
         gallery=_gallery(measured, measures, job.prompts),
         settings=_settings(job, tree),
@@ -62,12 +62,14 @@ def evaluation_report(job: Job, measured: list[Measured], tree: Mapping[str, Any
     )
 
 
-def _concluded(measured: list[Measured], pairs: Mapping[str, Mapping[str, Comparison]], job: Job) -> list[str]:
+def _concluded(
+    measured: list[Measured], pairs: Mapping[str, Mapping[str, Comparison]], job: Job, tree: Mapping[str, Any]
+) -> list[str]:
     """What the variants come to, and which scale to take; of few prompts why neither is said."""
     if pairs and (few := too_few(scored_prompts(measured[0]))):
         return [few]
     said = {name: pairs[name] for name in _said_first(measured)}
-    return _verdict(measured[0], said, job.select_by) + _scale_sentences(measured, job)
+    return _verdict(measured[0], said, job.select_by) + _recommended(tree)
 
 
 def comparison_report(
@@ -124,8 +126,11 @@ def _said_first(measured: list[Measured]) -> list[str]:
     """One variant of each LoRA, at scale 1 where there is one, and every other but the baseline."""
     chosen: dict[str, Measured] = {}
     for m in measured[1:]:
-        key = m.variant.lora or m.name
-        if key not in chosen or m.variant.scale == 1:
+        # of a run's checkpoints the last
+        run, at, mark = (m.variant.lora or "").rpartition("@")
+        is_step = bool(at) and mark.isdecimal()
+        key = run if is_step else m.variant.lora or m.name
+        if (is_step and m.variant.scale == 1) or key not in chosen or m.variant.scale == 1:
             chosen[key] = m
     return [m.name for m in chosen.values()]
 
@@ -284,24 +289,9 @@ def _verdict(base: Measured, pairs: Mapping[str, Mapping[str, Comparison]], sele
     return sentences
 
 
-def _scale_sentences(measured: list[Measured], job: Job) -> list[str]:
-    sentences = []
-    for lora, sweep in sweeps(measured).items():
-        if all(m.scores.get(job.select_by) for m in sweep):
-            scale = scale_of(recommended(sweep, job.select_by).variant)
-            sentences.append(
-                f"Recommended scale of {_lora_of(lora, sweep)}: {scale:g}, the smallest that {job.select_by} cannot "
-                "tell from the best. It is chosen on these prompts: state its gain on others."
-            )
-    for run, curve in checkpoint_curves(measured).items():
-        if all(m.scores.get(job.select_by) for m in curve):
-            step = step_of(recommended(curve, job.select_by).variant)
-            which = f"step {step}" if step else "none: the model as it was"
-            sentences.append(
-                f"Recommended checkpoint of {Path(run).name}: {which}, the earliest that {job.select_by} cannot tell "
-                "from the best. It is chosen on these prompts: state its gain on others."
-            )
-    return sentences
+def _recommended(tree: Mapping[str, Any]) -> list[str]:
+    found = [f"{text[0].upper()}{text[1:]}." for text in recommendations(tree)]
+    return [*found, "Chosen on these prompts: state the gain on others."] if found else []
 
 
 def _settings(job: Job, tree: Mapping[str, Any]) -> list[tuple[str, str]]:

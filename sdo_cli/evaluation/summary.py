@@ -244,23 +244,47 @@ def summary(job: Job, measured: list[Measured], reference: Mapping[str, Mapping[
             }
             for name, found in comparisons(base, m, job.prompts).items()
         }
-    chosen, found_sweeps = {}, sweeps(measured)
-    if found_sweeps and (few := too_few(scored_prompts(base))):
-        tree["no_recommendation"], found_sweeps = few, {}
+    chosen, found_sweeps, curves = {}, sweeps(measured), checkpoint_curves(measured)
+    if (found_sweeps or curves) and (few := too_few(scored_prompts(base))):
+        tree["no_recommendation"], found_sweeps, curves = few, {}, {}
     for lora, sweep in found_sweeps.items():
         if all(m.scores.get(job.select_by) for m in sweep):
             best = recommended(sweep, job.select_by)
-            chosen[lora] = {"by": job.select_by, "scale": scale_of(best.variant), "variant": best.name}
+            chosen[lora] = {"scale": scale_of(best.variant), **_chosen(sweep, best, job.select_by)}
     if chosen:
         tree["recommended_scale"] = chosen
     steps = {}
-    for run, curve in checkpoint_curves(measured).items():
+    for run, curve in curves.items():
         if all(m.scores.get(job.select_by) for m in curve):
             best = recommended(curve, job.select_by)
-            steps[run] = {"by": job.select_by, "step": step_of(best.variant), "variant": best.name}
+            steps[run] = {"step": step_of(best.variant), **_chosen(curve, best, job.select_by)}
     if steps:
         tree["recommended_checkpoint"] = steps
     return without_nan(tree)
+
+
+def _chosen(sweep: list[Measured], best: Measured, measure: str) -> dict[str, Any]:
+    highest = max(sweep, key=lambda m: float(values_of(m.scores[measure]).mean()))
+    return {"by": measure, "variant": best.name, "highest": highest.name}
+
+
+def recommendations(tree: Mapping[str, Any]) -> list[str]:
+    """A sentence for every LoRA drawn at several scales and every run at several checkpoints."""
+    base, count, found = tree["baseline"], tree["prompts"]["count"], []
+    for kind, key, first in (("scale", "scale", "smallest"), ("checkpoint", "step", "earliest")):
+        for name, entry in tree.get(f"recommended_{kind}", {}).items():
+            by = entry["by"]
+            if entry[key] or entry["highest"] == base:
+                value = f"{entry[key]:g}" if kind == "scale" else f"{name}@{entry[key]}" if entry[key] else "none"
+                text = f"recommended {kind} of {name}: {value}, the {first} that {by} cannot tell from the best"
+                found.append(text if entry[key] else f"{text}, which is the model as it was")
+            else:
+                found.append(
+                    f"{kind} of {name}: not decided by {count} prompts: {by} cannot tell any from the model as it was; "
+                    f"highest is {entry['highest']}. More prompts or seeds may decide (--limit, --seeds), or another "
+                    "measure (--select-by)"
+                )
+    return found
 
 
 def pairing_row(a: Measured, b: Measured) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sdo_cli.errors import EnvironmentFault, RecipeFault
+from sdo_cli.files import as_others
 from sdo_cli.models.lora_carried import finish_loading, refuse_weighted_dora, without_report
 from sdo_cli.models.lora_files import find_lora
 from sdo_cli.models.lora_read import as_diffusers
@@ -293,8 +294,14 @@ class DiffusersFamily:
                     remedy="go on from an earlier checkpoint with a lower learning_rate or max_grad_norm",
                 )
             arguments[f"{name}_lora_layers"] = {k: v.detach().cpu().contiguous() for k, v in layers.items()}
-            arguments[f"{name}_lora_adapter_metadata"] = part.peft_config[adapter].to_dict()  # type: ignore[union-attr,index]
+            settings = part.peft_config[adapter].to_dict()  # type: ignore[union-attr,index]
+            # sets have another order in every process, and equal files are to be equal
+            arguments[f"{name}_lora_adapter_metadata"] = {
+                key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()
+            }
         getattr(diffusers, self.pipeline_class).save_lora_weights(folder, safe_serialization=True, **arguments)
+        for path in folder.glob("*.safetensors"):
+            as_others(path)
 
     def save_pipeline(self, folder: Path) -> None:
         """Write a diffusers pipeline whose scheduler config says what the model's own says, and no more.

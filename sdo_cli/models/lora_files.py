@@ -1,5 +1,6 @@
 """Where a LoRA lies, its layers as one thing whoever wrote them, and what is written: diffusers' and kohya's files."""
 
+import difflib
 import hashlib
 import json
 import math
@@ -108,7 +109,11 @@ def missing_remedy(name: str) -> str:
     place = Path(name).expanduser()
     run = found[0] if found else place if step_of(place) is None else place.parent.parent
     if marks := what_there_is(run):
-        return f"the run's adapters: {run}{f', {run}'.join(marks.split(', '))}"
+        there = f"the run's adapters: {run}{f', {run}'.join(marks.split(', '))}"
+        return there if found or step_of(place) is not None else f"the run is not finished; {there}"
+    siblings = [path.name for path in place.parent.iterdir()] if place.parent.is_dir() and not place.exists() else []
+    if near := difflib.get_close_matches(place.name, siblings, n=1, cutoff=0.6):
+        return f"did you mean {place.with_name(near[0])}?"
     return "give the folder of a finished run (its manifest.json says how it ended), or a LoRA file"
 
 

@@ -75,7 +75,9 @@ def find_recipe(name: str) -> Path:
     shipped = shipped_folder() / f"{name}.yaml"
     if shipped.is_file():
         return shipped
-    raise RecipeFault([f"--recipe {name}: no such file or shipped recipe; {suggestion(name, shipped_recipes())}"])
+    beside = [str(found) for found in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    known = suggestion(name, [*shipped_recipes(), *beside])
+    raise RecipeFault([f"--recipe {name}: no such file or shipped recipe; {known}"])
 
 
 def read_recipe(path: Path) -> str:

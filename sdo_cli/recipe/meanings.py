@@ -132,9 +132,9 @@ MEANINGS: dict[Any, dict[str, Meaning]] = {
             " killed loses what came after the last checkpoint.",
         ),
         "checkpoints_total_limit": Meaning(
-            "How many checkpoints are kept; older ones are removed.",
+            "How many checkpoints can be gone on from; of older ones the LoRA stays.",
             "checkpoints_total_limit: 1",
-            "0 keeps all of them.",
+            "0 keeps all of them whole.",
         ),
         "train_batch_size": Meaning(
             "Pictures of one pass, per process.",

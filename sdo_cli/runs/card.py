@@ -27,7 +27,10 @@ def smooth(values: list[float], width: int) -> list[float]:
 def curve_png(results: list[StepResult], path: Path) -> None:
     """Each trained reward over the steps: single batches pale, their running mean strong."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
+    # later updates on a rollout have its rewards
+    results = [result for result in results if result.replay is None or result.replay.update == 1] or results
     names = list(results[0].rewards)
     figure = Figure(figsize=(7, 2.8 * len(names)), layout="constrained")
     steps = [result.step for result in results]
@@ -36,6 +39,7 @@ def curve_png(results: list[StepResult], path: Path) -> None:
         axes.plot(steps, values, color="#9db8d9", linewidth=0.8, label="batch mean")
         axes.plot(steps, smooth(values, 10), color="#1f4e8c", label="mean of the last 10")
         axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(name)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=8)

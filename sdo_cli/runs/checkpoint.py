@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sdo_cli.errors import CheckpointFault
-from sdo_cli.files import read_json, write_json
+from sdo_cli.files import as_others, read_json, write_json
 from sdo_cli.models.lora_paths import CHECKPOINTS, checkpoint_folder, step_of
 from sdo_cli.optimizers.stepper import Stepper
 from sdo_cli.parallel.shards import whole
@@ -90,6 +90,7 @@ def save(
     if adapter is not None:
         adapter(staged)
     save_file(copies, staged / FILES[0])
+    as_others(staged / FILES[0])
     write_json(staged / FILES[1], {"step": step, "run": run, "state": state})
     write_json(staged / MARKER, {"step": step, "files": {name: _describe(staged / name) for name in FILES}})
     # one of that name that is damaged

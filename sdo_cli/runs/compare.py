@@ -12,6 +12,7 @@ from sdo_cli.errors import RecipeFault
 from sdo_cli.files import read_json
 from sdo_cli.installed import sdo
 from sdo_cli.runs.read import RECIPE
+from sdo_cli.runs.table import differences, run_row, said_of
 from sdo_cli.scoring.statistics import mean_interval, win_rate
 
 # other pictures would be compared than those of two trainings
@@ -33,7 +34,7 @@ ALIKE = 1e-5
 def draw_line(folders: Sequence[Path]) -> str:
     """What to type to draw them side by side, on prompts of one's own."""
     words = [word for folder in folders for word in ("--lora", str(folder))]
-    return sdo("eval", *words, "--seeds", 2)
+    return sdo("eval", "--prompts", "MINE.txt", *words)
 
 
 def compare_runs(folders: Sequence[Path], *, anyway: bool) -> dict[str, Any]:
@@ -78,8 +79,15 @@ def compare_runs(folders: Sequence[Path], *, anyway: bool) -> dict[str, Any]:
             | {"same_noise": _same_noise(scores[0], tree)}
             for folder, tree in zip(folders[1:], scores[1:], strict=True)
         },
+        "differ_in": _differ_in(folders),
         "draw": there,
     }
+
+
+def _differ_in(folders: Sequence[Path]) -> list[str]:
+    """``learning_rate: 0.001, 0.002``, in the order of the runs."""
+    found = differences([run_row(folder) for folder in folders])
+    return [f"{key}: {', '.join(said_of(values[key]) for values in found)}" for key in found[0]]
 
 
 def _means(tree: dict[str, Any], when: str, name: str) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import yaml
 
-from sdo_cli.files import read_json
+from sdo_cli.files import is_held, read_json
 from sdo_cli.prompt_sets.files import read_path
 from sdo_cli.provenance import machine
 from sdo_cli.records.check import OBJECTIVE, Check, checks_of, gain, quality, verdict
@@ -48,6 +48,8 @@ def run_report(folder: Path, status: str | None = None) -> content.Report:
     if steps:
         blocks.append(_optimizer(steps))
     status = status or manifest["status"]
+    if status == "running" and not is_held(folder):
+        status = "killed"
     said = "" if status == "finished" else f" ({status})"
     return content.Report(
         title=f"Run: {manifest['recipe']}{said}",
@@ -177,6 +179,8 @@ def _signed(found: Interval) -> str:
 
 def _curve(steps: list[dict[str, Any]], name: str, held_out: dict[str, Any] | None) -> content.Chart:
     """Batch means pale, their running mean with its standard error, and the held-out mean before and after."""
+    # later updates on a rollout have its rewards, which are no measurements of their own
+    steps = [step for step in steps if (step.get("replay") or {}).get("update", 1) == 1] or steps
     x = [float(step["step"]) for step in steps]
     values = np.array([step["rewards"][name] for step in steps], dtype=np.float64)
     windows = [values[max(0, i - SMOOTH + 1) : i + 1] for i in range(len(values))]

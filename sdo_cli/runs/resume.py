@@ -96,12 +96,26 @@ def find(loaded: LoadedRecipe, folder: Path, reporter: Reporter, world: World = 
     if found is None:
         reporter.note(f"{folder}/ holds no checkpoint yet: from the beginning")
         return None
-    now = json.loads(json.dumps(identity(loaded, world.size)))
+    for sentence in require_same(loaded, folder, found.run, world.size):
+        reporter.note(sentence)
+    if found.step > loaded.recipe.max_train_steps:
+        text = f"max_train_steps: {loaded.recipe.max_train_steps} is less than the {found.step} steps taken"
+        raise RecipeFault([f"{text}; give more, or a new folder"])
+    reporter.note(f"resumed from {found.folder} (step {found.step} of {loaded.recipe.max_train_steps})")
+    return found
+
+
+def require_same(loaded: LoadedRecipe, folder: Path, run: dict[str, Any], processes: int) -> list[str]:
+    """What lies elsewhere than it did, a sentence each.
+
+    Raises:
+        RecipeFault: the run was another one, key by key.
+    """
+    now = json.loads(json.dumps(identity(loaded, processes)))
     # a run of an older sdo had what was not there yet as it is by default, and no names of the toys
-    there = tree_with_toys_named({**_defaults(), **found.run})
+    there = tree_with_toys_named({**_defaults(), **run})
     changed = [key for key in dict.fromkeys([*there, *now]) if not _same(there.get(key), now.get(key))]
-    for key in sorted(key for key in set(there) & set(now) if there[key] != now[key] and key not in changed):
-        reporter.note(f"{key}: {json.dumps(now[key])} in place of {json.dumps(there[key])}")
+    moved = sorted(key for key in set(there) & set(now) if there[key] != now[key] and key not in changed)
     if changed:
         notes = {"global_batch": " (train_batch_size × gradient_accumulation_steps × processes)"}
         lines = [
@@ -110,11 +124,7 @@ def find(loaded: LoadedRecipe, folder: Path, reporter: Reporter, world: World = 
         ]
         allowed = ", ".join(MAY_CHANGE)
         raise RecipeFault(lines, what=f"recipe: {folder} is another run, of which only {allowed} may change")
-    if found.step > loaded.recipe.max_train_steps:
-        text = f"max_train_steps: {loaded.recipe.max_train_steps} is less than the {found.step} steps taken"
-        raise RecipeFault([f"{text}; give more, or a new folder"])
-    reporter.note(f"resumed from {found.folder} (step {found.step} of {loaded.recipe.max_train_steps})")
-    return found
+    return [f"{key}: {json.dumps(now[key])} in place of {json.dumps(there[key])}" for key in moved]
 
 
 def _same(there: Any, here: Any) -> bool:
@@ -133,10 +143,18 @@ def _same(there: Any, here: Any) -> bool:
 
 
 def finished(loaded: LoadedRecipe, folder: Path) -> str:
-    """How to go on with a folder that holds this run with all its steps and results; empty when it does not."""
+    """How to go on with a folder that holds this run with all its steps and results; empty when it does not.
+
+    Raises:
+        RecipeFault: it holds another run.
+    """
     tree = manifest_of(folder)
     if tree.get("status") != "finished":
         return ""
+    kept, _ = checkpoint.newest(folder)
+    if kept is not None and loaded.overrides:
+        # what was asked for by hand is not what is there
+        require_same(loaded, folder, kept.run, tree.get("processes", 1))
     if steps_written(folder) >= loaded.recipe.max_train_steps:
         return "more steps: max_train_steps=…"
     ended = loaded.recipe.guard.stop and tree.get("stopped_at") == steps_written(folder)
@@ -155,9 +173,9 @@ def cut_lines(path: Path, step: int) -> list[dict[str, Any]]:
 
 def newest_unfinished(loaded: LoadedRecipe) -> Path | None:
     """The run folder of this recipe that was begun last and is not finished."""
-    folders = [path for path in Path(loaded.recipe.output_dir).glob(f"{loaded.name}-*") if path.is_dir()]
-    unfinished = [path for path in folders if not finished(loaded, path) and (path / MANIFEST).is_file()]
-    return max(unfinished, key=last_touched, default=None)
+    runs = (path.parent for path in Path(loaded.recipe.output_dir).glob(f"*/{MANIFEST}"))
+    mine = [run for run in runs if is_stopped(run) and manifest_of(run).get("recipe") == loaded.name]
+    return max(mine, key=last_touched, default=None)
 
 
 def newest_stopped(runs: Path) -> Path | None:

@@ -22,7 +22,16 @@ KILLED = "killed"
 DIFFERS = "differs in"
 RECENT = 20
 # where a run lies, not what it is
-NOT_COMPARED = ("description", "output_dir", "trackers", "prompts", "validation.prompts", "guard.prompts")
+NOT_COMPARED = (
+    "description",
+    "output_dir",
+    "trackers",
+    "report",
+    "lora.kohya",
+    "prompts",
+    "validation.prompts",
+    "guard.prompts",
+)
 
 
 @dataclass(frozen=True)
@@ -120,6 +129,16 @@ def _gain(before: Any, after: Any) -> RunGain:
     return RunGain(float(first.mean()), float(last.mean()), float(d.mean()), error)
 
 
+def _interval(folder: Path, name: str) -> tuple[float, float, float]:
+    """As the run's own report has it."""
+    from sdo_cli.scoring.statistics import mean_interval
+
+    tree = read_json(folder / "validation.json")
+    first, last = (np.asarray(tree[when][name], dtype=np.float64).mean(axis=1) for when in ("before", "after"))
+    found = mean_interval(last - first)
+    return found.mean, found.low, found.high
+
+
 def _guard_said(folder: Path, recipe: dict[str, Any]) -> str:
     checks = checks_of(read_lines(folder / CHECKS))
     if len(checks) < 2:
@@ -181,7 +200,7 @@ def table_of(rows: Sequence[RunRow], named: Callable[[Path], str]) -> tuple[list
     body = []
     for row, other in zip(rows, differs, strict=True):
         scores = [row.gains[name].said if name in row.gains else _now(row.trained.get(name)) for name in names]
-        said = ", ".join(f"{key} {_short(value)}" for key, value in other.items())
+        said = ", ".join(f"{key} {said_of(value)}" for key, value in other.items())
         progress = str(row.steps) if row.steps == row.planned else f"{row.steps} of {row.planned}"
         body.append([named(row.folder), row.status, progress, *scores, row.guard, f"{row.seconds:.0f} s", said])
     kept = [i for i in range(len(head)) if i < 3 or any(cells[i] for cells in body)]
@@ -193,7 +212,7 @@ def _by_value(rows: Sequence[RunRow], named: Callable[[Path], str]) -> list[list
     found: dict[tuple[str, str], list[str]] = {}
     for row, other in zip(rows, differences(rows), strict=True):
         for key, value in other.items():
-            found.setdefault((key, _short(value)), []).append(named(row.folder))
+            found.setdefault((key, said_of(value)), []).append(named(row.folder))
     order = list(dict.fromkeys(key for key, _ in found))
     return [
         [key, value, ", ".join(runs)]
@@ -205,7 +224,8 @@ def _now(value: float | None) -> str:
     return "" if value is None else f"now {value:.4f}"
 
 
-def _short(value: Any) -> str:
+def said_of(value: Any) -> str:
+    """A value of a recipe for people."""
     if isinstance(value, list) and value and all(isinstance(item, dict) and "weight" in item for item in value):
         # rewards: names, with a weight where it is not 1, and what else is not plain
         return " + ".join(_reward_said(item) for item in value)
@@ -237,8 +257,7 @@ def runs_page(rows: Sequence[RunRow], title: str, named: Callable[[Path], str]) 
         for row in rows:
             if (gain := row.gains.get(name)) is None:
                 continue
-            reach = 1.96 * gain.standard_error
-            span = content.Interval(gain.difference, gain.difference - reach, gain.difference + reach)
+            span = content.Interval(*_interval(row.folder, name))
             lines.append(content.IntervalRow(named(row.folder), span, gain.said))
         blocks.append(content.Forest(f"{name}: gain on held-out prompts", "difference, 95 % interval", lines))
     finished = sum(row.status == "finished" for row in rows)
