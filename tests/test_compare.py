@@ -250,7 +250,7 @@ def test_what_prompts_cannot_decide_is_not_called_zero():
         ([0, 0.4, 0.6], "scale of x/l: not decided by 40 prompts"),
         ([5, 3, 2], "scale of x/l: 0,"),
     ):
-        variants = [replace(m, items=items) for m in sweep(means, spread=2.0)]
+        variants = [replace(m, items=items) for m in sweep(means, spread=2.0, seed=2)]
         job = Job(PROMPTS, SETTINGS, [m.variant for m in variants], {"r": RewardSpec("r")}, select_by="r")
         tree = summary(job, variants, {})
         (said,) = recommendations(tree)
