@@ -1,4 +1,8 @@
-"""sdo: fine-tune Stable Diffusion on differentiable rewards."""
+"""sdo: fine-tune Stable Diffusion on differentiable rewards.
+
+From Python: ``from sdo_cli import load_recipe, finetune, sample, evaluate, compare, optimize, export, Run``;
+``help(finetune)`` and docs/api.md say more. ``sdo --help`` lists the commands.
+"""
 
 import os
 from typing import TYPE_CHECKING, Any
@@ -6,9 +10,20 @@ from typing import TYPE_CHECKING, Any
 from sdo_cli.threads import set_up
 
 if TYPE_CHECKING:
-    from sdo_cli.api import Run, compare, evaluate, finetune, load_recipe, optimize, sample
+    from sdo_cli.api import Evaluation, Run, compare, evaluate, export, finetune, load_recipe, optimize, sample
 
-__all__ = ["Run", "__version__", "compare", "evaluate", "finetune", "load_recipe", "optimize", "sample"]
+__all__ = [
+    "Evaluation",
+    "Run",
+    "__version__",
+    "compare",
+    "evaluate",
+    "export",
+    "finetune",
+    "load_recipe",
+    "optimize",
+    "sample",
+]
 
 __version__ = "0.1.0"
 

@@ -19,6 +19,9 @@ class SdoError(Exception):
     def __init__(self, message: str, *, remedy: str = "") -> None:
         super().__init__(message)
         self.message, self.remedy = message, remedy
+        if remedy:
+            # tracebacks show it, also in notebooks
+            self.add_note(remedy)
 
 
 class RecipeFault(SdoError):

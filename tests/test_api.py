@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import rewards
 import sdo_cli
-from sdo_cli import Run, compare, evaluate, finetune, load_recipe, optimize, sample
+from sdo_cli import Evaluation, Run, compare, evaluate, export, finetune, load_recipe, optimize, sample
 from sdo_cli.api import Told
 from sdo_cli.errors import Interrupted, PluginFault, RecipeFault, SdoError
 from sdo_cli.gradients.plan import Mode, plan_of
@@ -108,15 +108,48 @@ def test_a_run_goes_on_as_it_was_with_its_objects_given_again(run, tmp_path):
     whole = finetune(recipe, out=tmp_path / "whole", rewards=[(Redness(), 2.0)])
     with pytest.raises(Interrupted, match=r"stopped \(SIGINT\); what is done is kept") as fault:
         finetune(recipe, out=tmp_path / "r", rewards=[(Redness(), 2.0)], on_step=stop)
-    assert f'finetune(Run("{tmp_path}/r"))' in fault.value.remedy
+    assert f'finetune(Run("{tmp_path}/r"), rewards=' in fault.value.remedy
     del rewards.FOREIGN["Redness"]
-    with pytest.raises(RecipeFault, match="unknown reward 'Redness'"):
+    assert fault.value.__notes__ == [fault.value.remedy] and "rewards=[…]" in fault.value.remedy
+    with pytest.raises(RecipeFault, match="the run has Redness, given as an object: give it again"):
         finetune(Run(tmp_path / "r"))
+    with pytest.raises(RecipeFault, match="Redness has the weight 2 there, 3 here"):
+        finetune(Run(tmp_path / "r"), rewards=[(Redness(), 3.0)])
+    with pytest.raises(RecipeFault, match="clip is none of the run's: Redness"):
+        finetune(Run(tmp_path / "r"), rewards=[Redness(), "clip"])
+    with pytest.raises(RecipeFault, match="out: the run goes on in its own folder"):
+        finetune(Run(tmp_path / "r"), out=tmp_path / "s")
     again = finetune(Run(tmp_path / "r"), rewards=[Redness()])
     mine, theirs = (load_file(place.folder / "pytorch_lora_weights.safetensors") for place in (again, whole))
     assert again.status == "finished" and all(bool((mine[key] == theirs[key]).all()) for key in mine)
+    # a finished one stays as it is, a folder's name is the run
+    before = (again.folder / "manifest.json").read_bytes()
+    assert finetune(str(again.folder), rewards=[Redness()]) == again
+    assert (again.folder / "manifest.json").read_bytes() == before
     with pytest.raises(RecipeFault, match="resume=True: goes on in out=FOLDER"):
         finetune(recipe, resume=True)
+    with pytest.raises(RecipeFault, match="there is no run to go on with"):
+        finetune(recipe, resume=True, out=tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("how", ["False", "interrupt", "fault", "progress"])
+def test_whatever_ends_a_step_it_is_saved(how, tmp_path):
+    def on_step(step):
+        if step.step == 1 and how == "interrupt":
+            raise KeyboardInterrupt
+        if step.step == 1 and how == "fault":
+            raise ZeroDivisionError
+        return step.step != 1 if how == "False" else None
+
+    def progress(told):
+        if how == "progress" and told.phase == "training" and told.done == 1:
+            raise KeyboardInterrupt
+
+    recipe = load_recipe("quickstart", {**SMALL, "checkpointing_steps": 2, "validation": {}})
+    with pytest.raises(ZeroDivisionError if how == "fault" else Interrupted):
+        finetune(recipe, out=tmp_path / "r", on_step=on_step, progress=progress)
+    assert Run(tmp_path / "r").checkpoints == [1]
+    assert finetune(Run(tmp_path / "r")).checkpoints == [1, 2]
 
 
 def test_rewards_and_rules_are_objects(tmp_path):
@@ -148,7 +181,66 @@ def test_what_cannot_be_trained_on_is_found_before_anything_is_drawn(tmp_path):
         finetune(recipe, out=tmp_path / "r", rewards=[named])
     with pytest.raises(RecipeFault, match="judge only measures"):
         finetune(recipe, out=tmp_path / "r", rewards=["judge"])
+    with pytest.raises(RecipeFault, match=r"Redness is a class; give an object, Redness\(\)"):
+        finetune(recipe, out=tmp_path / "r", rewards=[Redness])
+    with pytest.raises(RecipeFault, match=r"objects go to finetune\(rewards"):
+        load_recipe("quickstart", rewards=[Redness()])
+    with pytest.raises(RecipeFault, match="changes belong into load_recipe"):
+        finetune(recipe, max_train_steps=1)
+    with pytest.raises(RecipeFault, match="give the run itself"):
+        finetune(recipe.recipe)
+    with pytest.raises(RecipeFault, match="rule: 3 is neither"):
+        finetune(recipe, rule=3)
     assert not (tmp_path / "r").exists()
+
+
+def test_a_rule_of_ones_own_has_as_many_updates_as_it_serves(tmp_path):
+    def last_call(calls, batch, coefficients, generator):
+        return plan_of(calls, batch, [calls - 1], Mode.WEIGHTS)
+
+    many = {**SMALL, "max_train_steps": 1, "rollout": {"updates": 2}, "validation": {}}
+    assert finetune("quickstart", many, out=tmp_path / "r", rule=last_call).recipe.rollout.updates == 1
+
+
+def test_rewards_are_measured_and_evaluated_as_objects(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = finetune("quickstart", SMALL, max_train_steps=1, out="r", rewards=["clip"], measure=[Redness()])
+    assert set(made.gains) == {"clip-embedded", "judge", "Redness"}
+    words = ["a red bus", "a blue cat"]
+    found = evaluate(words, loras=made, rewards=[Redness(), "clip"], embedding=False, out="e")
+    assert set(found.means["r"]) == {"Redness", "clip-embedded"} and Evaluation("e").means == found.means
+    frame = found.to_pandas()
+    assert list(frame["prompt"].unique()) == words and set(frame["lora"].dropna()) == {"r"}
+    rows = evaluate(words, loras=made.at(1), rewards="clip", embedding=False, out="e2").to_pandas(by="variant")
+    assert list(rows["step"].dropna()) == [1] and {"mean", "low", "high", "scale"} <= set(rows)
+    del rewards.FOREIGN["Redness"]
+    with pytest.raises(RecipeFault, match="Redness of the run was an object: give it again"):
+        evaluate(words, loras=made, out="e3")
+    with pytest.raises(RecipeFault, match="prompts: give at least one"):
+        evaluate([], loras=made, rewards="clip", out="e4")
+
+
+def test_export_writes_for_other_programs(run):
+    made, _, _ = run
+    path = export(made.at(1))
+    assert path == made.folder / "r-1-kohya.safetensors" and path.is_file()
+    with pytest.raises(RecipeFault, match="exists already"):
+        export(made.at(1))
+    with pytest.raises(RecipeFault, match="ComfyUI and A1111 read kohya"):
+        export(made, "comfyui")
+
+
+def test_compare_wants_two_of_a_kind(run):
+    made, _, _ = run
+    for folders, more in (((made,), {}), ((made, made), {"out": "x"}), ((made, "evals"), {})):
+        with pytest.raises(RecipeFault, match=r"two runs|runs are compared with runs"):
+            compare(*folders, **more)
+
+
+def test_prompts_of_a_recipe_may_be_a_list_or_a_file():
+    lines = load_recipe("quickstart", prompts=["a cow", "a fish"], validation={})
+    assert lines.prompts(lines.recipe.prompts) == ["a cow", "a fish"]
+    assert load_recipe("quickstart", prompts="emoji-guard.txt", validation={}).recipe.prompts.file == "emoji-guard.txt"
 
 
 def test_sample_is_the_commands_picture(run, tmp_path):

@@ -10,9 +10,10 @@ Errors a user can act on are :class:`sdo_cli.errors.SdoError`, with cause (``mes
 in this process, on its GPU if there is one; several GPUs are for the commands.
 """
 
-from sdo_cli.api.calls import compare, evaluate, finetune, load_recipe, optimize, sample
+from sdo_cli.api.calls import compare, evaluate, export, optimize, sample
 from sdo_cli.api.progress import Told
 from sdo_cli.api.results import Comparison, Evaluation, Run, Sample, Steered
+from sdo_cli.api.train import finetune, load_recipe
 
 __all__ = [
     "Comparison",
@@ -23,6 +24,7 @@ __all__ = [
     "Told",
     "compare",
     "evaluate",
+    "export",
     "finetune",
     "load_recipe",
     "optimize",

@@ -1,147 +1,19 @@
 """The commands as functions."""
 
-import json
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sdo_cli import provenance
-from sdo_cli.api.objects import registered_reward, registered_rule, with_objects
-from sdo_cli.api.progress import Told, reporter_of
+from sdo_cli.api.given import Changes, Progress, as_command, loras_of, names_of, overrides, prompt_set, stamp
+from sdo_cli.api.objects import unknown_objects
+from sdo_cli.api.progress import reporter_of
 from sdo_cli.api.results import Comparison, Evaluation, Run, Sample, Steered, opened
-from sdo_cli.errors import Interrupted, PluginFault, RecipeFault, Stopped
-from sdo_cli.plugins import load_plugins, loaded_plugins
-from sdo_cli.recipe.load import LoadedRecipe
-from sdo_cli.recipe.load import load_recipe as read_recipe
-from sdo_cli.runs.again import check_places, load_run, plugins_of
-
-if TYPE_CHECKING:
-    from sdo_cli.records.step import StepResult
-
-Progress = bool | Callable[[Told], None]
-Changes = Mapping[str, Any] | Sequence[str]
-
-
-def load_recipe(
-    name: str | Path,
-    changes: Changes = (),
-    /,
-    plugins: Iterable[Path | str] = (),
-    **more: Any,
-) -> LoadedRecipe:
-    """A recipe file, or a shipped one by its name, checked.
-
-    Args:
-        changes: overrides, as ``{"lora.rank": 4}`` or ``["lora.rank=4"]``.
-        plugins: Python files with rewards or rules of your own; their code runs.
-        more: changes of keys without a dot: ``max_train_steps=60``.
-
-    Raises:
-        RecipeFault: with every problem found.
-    """
-    load_plugins(plugins)
-    return read_recipe(str(name), _overrides(changes, more))
-
-
-def _overrides(changes: Changes, more: Mapping[str, Any]) -> list[str]:
-    words = [_word(key, value) for key, value in changes.items()] if isinstance(changes, Mapping) else list(changes)
-    return [*words, *(_word(key, value) for key, value in more.items())]
-
-
-def _word(key: str, value: Any) -> str:
-    """``key=value`` as on the command line; JSON is YAML's flow style."""
-    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
-
-
-def finetune(
-    recipe: LoadedRecipe | Run | str | Path,
-    *,
-    out: Path | str | None = None,
-    rewards: Sequence[Any] = (),
-    rule: Callable[..., Any] | None = None,
-    resume: bool = False,
-    progress: Progress = False,
-    on_step: "Callable[[StepResult], None] | None" = None,
-) -> Run:
-    """Train on the recipe's rewards, as `sdo finetune` does.
-
-    Args:
-        recipe: of :func:`load_recipe`, or its name or path; or a :class:`Run`, which goes on as it was. Objects that it
-            was trained on are to be given again as ``rewards`` and ``rule``.
-        out: the run's folder; default ``<output_dir>/<recipe>-<time>``.
-        rewards: objects with ``score(images, prompts) -> [B]``, in place of the recipe's; ``(object, weight)`` for
-            other weights than 1. Their name is ``object.name``, or that of their class.
-        rule: a function to a plan (docs/plugins.md), in place of the recipe's rule; named like the function.
-        resume: go on from the newest checkpoint in ``out``, if there is one.
-        progress: True for bars, or a function that gets a :class:`Told` at every sign of progress.
-        on_step: gets every optimizer step's figures.
-
-    Returns:
-        The run. An interrupted cell leaves a checkpoint, and ``finetune(Run("runs/x"))`` goes on.
-
-    Raises:
-        SdoError: bad input, missing weights, a reward without a gradient (before anything is drawn).
-        Interrupted: stopped by a signal, and saved.
-    """
-    if isinstance(recipe, Run):
-        loaded, out, resume = _as_it_was(recipe, rewards, rule), recipe.folder, True
-    else:
-        loaded = with_objects(recipe if isinstance(recipe, LoadedRecipe) else load_recipe(recipe), rewards, rule)
-    if resume and out is None:
-        raise RecipeFault(
-            ["resume=True: goes on in out=FOLDER; name it, or give the run: finetune(Run(…))"], what="call"
-        )
-    from sdo_cli.exporting.export import kohya_writer
-    from sdo_cli.models.load import source_of
-    from sdo_cli.parallel.stopping import Stopping
-    from sdo_cli.runs.folder import new_run_folder
-    from sdo_cli.training.run import finetune as run
-
-    folder = Path(out) if out is not None and resume else _new_folder(loaded, out, new_run_folder)
-    also = kohya_writer(source_of(loaded.recipe), loaded.name) if loaded.recipe.lora.kohya else None
-    words = ["finetune", "--recipe", loaded.given, *loaded.overrides, "--out", str(folder)]
-    with _as_command(words), reporter_of(progress) as reporter, Stopping(None, reporter.note) as stopping:
-        try:
-            run(loaded, folder, reporter, resume=resume, stopping=stopping, also=also, on_step=on_step)
-        except Stopped as stop:
-            what = f"stopped ({stop.reason}); what is done is kept in {folder}/"
-            raise Interrupted(what, remedy=f'go on with: finetune(Run("{folder}"))') from None
-    return Run(folder)
-
-
-def _as_it_was(run: Run, rewards: Sequence[Any], rule: Callable[..., Any] | None) -> LoadedRecipe:
-    """The recipe of a run, its plug-ins loaded, its objects registered by their names.
-
-    Raises:
-        PluginFault: a plug-in that changed, or lies in the run's own folder: load it by hand first.
-    """
-    for item in rewards:
-        registered_reward(item[0] if isinstance(item, tuple) else item)
-    if rule is not None:
-        registered_rule(rule)
-    for plugin in plugins_of(run.folder, [Path(known.path) for known in loaded_plugins()]):
-        if plugin.doubt:
-            raise PluginFault(
-                f"the plug-in {plugin.path} {plugin.doubt}",
-                remedy=f'read it, then: load_recipe("quickstart", plugins=["{plugin.path}"])',
-            )
-        load_plugins([plugin.path])
-    loaded = load_run(run.folder)
-    check_places(loaded.recipe, run.folder, how="put it there, or go on by the command: sdo finetune --resume")
-    return loaded
-
-
-def _new_folder(
-    loaded: LoadedRecipe, out: Path | str | None, make: Callable[[LoadedRecipe, Path | None], Path]
-) -> Path:
-    try:
-        return make(loaded, None if out is None else Path(out))
-    except FileExistsError as fault:
-        raise RecipeFault([f"out={fault}: is not empty; give a new folder, or resume=True"], what="call") from fault
+from sdo_cli.api.train import load_own_plugins
+from sdo_cli.errors import RecipeFault
+from sdo_cli.runs.read import RECIPE
 
 
 def sample(
@@ -188,7 +60,7 @@ def sample(
     from sdo_cli.models.load import source_of
     from sdo_cli.models.lora_stack import joined
 
-    words = _words(lora)
+    words = loras_of(lora)
     start = start_from(words, model)
     plain = replace(BARE, guidance_scale=7.5)
     groups = (
@@ -215,13 +87,13 @@ def sample(
 
 
 def evaluate(
-    prompts: str | None = None,
+    prompts: str | Path | Iterable[str] | None = None,
     *,
-    loras: "Sequence[str | Path | Run]" = (),
+    loras: "str | Path | Run | Sequence[str | Path | Run]" = (),
     lora_scales: Sequence[float] = (1.0,),
     base: bool = True,
     images: Sequence[Path | str] = (),
-    rewards: Sequence[str] | None = None,
+    rewards: Any = None,
     recipe: str | None = None,
     model: str | None = None,
     seeds: int = 1,
@@ -240,14 +112,22 @@ def evaluate(
     """Draw a prompt set with and without LoRAs, score the pictures, say what differs, as `sdo eval` does.
 
     Args:
-        prompts: a prompt set's name or file; default the held-out ones of the first run's recipe.
+        prompts: a prompt set's name or file, or prompts; default the held-out ones of the first run's recipe.
         loras: each a variant; ``run.all_checkpoints`` stands for all of a run's.
+        lora_scales: every LoRA at each of them.
+        base: also draw without a LoRA, to compare with.
         images: score these folders instead of drawing.
+        rewards: names and objects; default those of the run, else clip and aesthetic. Objects a run was trained on have
+            to be given again in another session.
+        recipe, model, steps, guidance, solver: in place of the run's.
+        seeds, seed: images per prompt; another number, other noise.
         limit, skip: only so many prompts, and not the first so many.
-        rewards: names; default those of the run, else clip and aesthetic.
+        embedding: also diversity over seeds and distance from the base.
+        select_by: the measure that chooses a scale or checkpoint; default the first.
+        out: its folder, default ``evals/<prompts>-<time>``; one that holds this evaluation takes more of both.
     """
     from sdo_cli.cli.drawing import BARE, ModelOptions, PictureOptions, SolverOptions
-    from sdo_cli.cli.evaluate_job import asked_for, starting_recipe
+    from sdo_cli.cli.evaluate_job import asked_for, needs_plugins, starting_recipe
     from sdo_cli.cli.evaluate_options import (
         MeasureOptions,
         NoiseOptions,
@@ -258,28 +138,35 @@ def evaluate(
     from sdo_cli.cli.from_run import laid_over_run
     from sdo_cli.evaluation.run import evaluate as run
 
-    variants = VariantOptions(_words(loras), ",".join(f"{s:g}" for s in lora_scales), base, [Path(p) for p in images])
+    variants = VariantOptions(loras_of(loras), ",".join(f"{s:g}" for s in lora_scales), base, [Path(p) for p in images])
     start = starting_recipe(recipe, model, variants.loras)
+    named = None if rewards is None else ",".join(names_of(rewards))
+    if start is not None and start.run is not None and needs_plugins(RewardOptions(named), start):
+        load_own_plugins(Run(start.run))
+        if rewards is None and (gone := unknown_objects(start.loaded.recipe)):
+            text = f"rewards: {', '.join(gone)} of the run was an object: give it again, evaluate(…, rewards=[…])"
+            raise RecipeFault([text], what="call")
     groups = (ModelOptions(model=model), SolverOptions(steps, guidance, solver), PictureOptions())
     laid, _ = laid_over_run(start.loaded.recipe if start else BARE, None, groups)
-    named = None if rewards is None else ",".join(rewards)
-    asked = asked_for(
-        laid,
-        start.loaded if start else None,
-        prompts=PromptOptions(prompts, None, limit, skip),
-        rewards=RewardOptions(named, None),
-        variants=variants,
-        noise=NoiseOptions(seeds, seed),
-        measures=MeasureOptions(embedding=embedding, select_by=select_by),
-        skip_plans=[],
-        steps_given=steps is not None or start is not None,
-        batch_size=batch_size,
-        fixed_model=bool(recipe or model),
-    )
+    with prompt_set(prompts) as read:
+        asked = asked_for(
+            laid,
+            start.loaded if start else None,
+            prompts=PromptOptions(read, None, limit, skip),
+            rewards=RewardOptions(named, None),
+            variants=variants,
+            noise=NoiseOptions(seeds, seed),
+            measures=MeasureOptions(embedding=embedding, select_by=select_by),
+            skip_plans=[],
+            steps_given=steps is not None or start is not None,
+            batch_size=batch_size,
+            fixed_model=bool(recipe or model),
+        )
     job, _ = asked.job()
-    folder = Path(out) if out is not None else Path("evals") / f"{job.prompts.name}-{_stamp()}"
-    with _as_command(["report", str(folder)]), reporter_of(progress) as reporter:
-        return Evaluation(folder, run(job, folder, reporter, batch_size=batch_size))
+    folder = Path(out) if out is not None else Path("evals") / f"{job.prompts.name}-{stamp()}"
+    with as_command(["report", str(folder)]), reporter_of(progress) as reporter:
+        run(job, folder, reporter, batch_size=batch_size)
+    return Evaluation(folder)
 
 
 def compare(
@@ -292,19 +179,28 @@ def compare(
 
     Args:
         anyway: also when settings differ.
+        select_by: the measure said first.
+        out: of evaluations the folder, default ``comparisons/<time>``; of runs nothing is written.
     """
     import rewards as table
 
+    if len(folders) < 2:
+        raise RecipeFault(["give two runs, or two evaluations"], what="call")
+
     places = [item.folder if isinstance(item, Run | Evaluation) else Path(item) for item in folders]
-    if all((place / "resolved.yaml").is_file() for place in places):
+    are_runs = [(place / RECIPE).is_file() for place in places]
+    if any(are_runs) and (out is not None or not all(are_runs)):
+        text = "runs are compared with runs, and nothing is written (no out); or draw all anew: evaluate(loras=[…])"
+        raise RecipeFault([text], what="call")
+    if all(are_runs):
         from sdo_cli.runs.compare import compare_runs
 
         return Comparison(compare_runs(places, anyway=anyway))
     from sdo_cli.evaluation.compare import compare_folders
 
-    folder = Path(out) if out is not None else Path("comparisons") / _stamp()
+    folder = Path(out) if out is not None else Path("comparisons") / stamp()
     chosen = table.full_name(select_by) if select_by else None
-    with _as_command(["compare", *map(str, places)]):
+    with as_command(["compare", *map(str, places)]):
         return Comparison(compare_folders(places, folder, anyway=anyway, select_by=chosen), folder)
 
 
@@ -333,28 +229,41 @@ def optimize(
         given["prompts"] = {"lines": [prompts] if isinstance(prompts, str) else list(prompts)}
     if objectives is not None:
         given["objectives"] = [{"name": o} if isinstance(o, str) else dict(o) for o in objectives]
-    loaded = load_steering(recipe, given, _overrides(changes, more))
-    folder = Path(out) if out is not None else Path(loaded.spec.output_dir) / f"{loaded.name}-{_stamp()}"
+    loaded = load_steering(recipe, given, overrides(changes, more))
+    folder = Path(out) if out is not None else Path(loaded.spec.output_dir) / f"{loaded.name}-{stamp()}"
     if folder.exists() and any(folder.iterdir()):
         raise RecipeFault([f"out={folder}: is not empty; give another folder"], what="call")
-    with _as_command(["optimize", "--recipe", str(folder / "resolved.yaml")]), reporter_of(progress) as reporter:
+    with as_command(["optimize", "--recipe", str(folder / "resolved.yaml")]), reporter_of(progress) as reporter:
         return Steered(folder, run(loaded, folder, reporter))
 
 
-def _words(loras: Any) -> list[str]:
-    """Names of LoRAs as the command line has them."""
-    if loras is None:
-        return []
-    several = [loras] if isinstance(loras, str | Path | Run) else list(loras)
-    return [str(one) for one in several]
+def export(
+    lora: "str | Path | Run",
+    form: str = "kohya",
+    *,
+    out: Path | str | None = None,
+    model: str | None = None,
+    lora_scale: float = 1.0,
+    precision: str = "no",
+) -> Path:
+    """Write a LoRA for another program, as `sdo export` does.
 
+    Args:
+        lora: a run, ``run.at(20)``, a folder or a file.
+        form: ``kohya`` (ComfyUI, A1111), ``peft``, ``diffusers``, ``merged`` (a pipeline), ``checkpoint`` (one file).
+        lora_scale: of ``merged`` and ``checkpoint``; in the others the program that loads them sets the strength.
 
-def _stamp() -> str:
-    return time.strftime("%Y%m%d-%H%M%S")
+    Returns:
+        The file or folder.
+    """
+    from sdo_cli.cli.export import problems_of
+    from sdo_cli.exporting.export import ExportJob, default_out
+    from sdo_cli.exporting.export import export as run
+    from sdo_cli.models.load import ModelSource
 
-
-@contextmanager
-def _as_command(words: Sequence[str]) -> Iterator[None]:
-    """What folders keep as the command that repeats them: this process' own line says nothing of it."""
-    with provenance.instead(words):
-        yield
+    source = Path(str(lora))
+    target = Path(out) if out is not None else default_out(source, form)
+    if wrong := problems_of(form, target, None, lora_scale, precision):
+        raise RecipeFault([line.removeprefix("--") for line in wrong], what="call")
+    run(ExportJob(source, ModelSource(model) if model else None, None, lora_scale, precision), form, target)
+    return target

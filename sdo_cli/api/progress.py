@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from sdo_cli.errors import Stopped
 from sdo_cli.progress import Reporter, Silent
 
 
@@ -50,7 +51,11 @@ class Callback:
 
     def advance(self, count: int = 1, text: str = "") -> None:
         self._done += count
-        self._tell(Told(self._phase, self._done, self._total, text))
+        try:
+            self._tell(Told(self._phase, self._done, self._total, text))
+        except KeyboardInterrupt:
+            # a safe point: what is done is saved
+            raise Stopped("KeyboardInterrupt") from None
 
     def note(self, text: str) -> None:
         self._tell(Told(self._phase, self._done, self._total, text, is_note=True))

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
 from sdo_cli.errors import EnvironmentFault, RecipeFault
+from sdo_cli.files import read_json
 from sdo_cli.installed import install_extra
-from sdo_cli.models.lora_paths import ALL, BEST, adapter_steps
+from sdo_cli.models.lora_paths import ALL, BEST, adapter_steps, at_checkpoint
 from sdo_cli.recipe.schema import Recipe
 from sdo_cli.runs.again import load_run
 from sdo_cli.runs.read import METRICS, read_lines
@@ -52,6 +53,7 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
+        """What it was trained by; to go on give the run itself to ``finetune``."""
         return load_run(self.folder, checked=False).recipe
 
     @property
@@ -65,7 +67,7 @@ class Run:
         return adapter_steps(self.folder)
 
     def at(self, step: int | str) -> str:
-        """The LoRA of a checkpoint (a step), or ``best``: a word for ``lora`` and ``loras``.
+        """The LoRA of a checkpoint (a step), or ``best`` (with a guard): a word for ``lora`` and ``loras``.
 
         Raises:
             RecipeFault: the run has none.
@@ -120,11 +122,22 @@ class Sample:
 class Evaluation:
     """Attributes:
     folder: with pictures, tables and ``report.html``.
-    summary: what ``summary.json`` holds.
     """
 
     folder: Path
-    summary: dict[str, Any] = field(repr=False)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What ``summary.json`` holds.
+
+        Raises:
+            EnvironmentFault: the evaluation is not finished, or none.
+        """
+        path = Path(self.folder) / "summary.json"
+        if not path.is_file():
+            raise EnvironmentFault(f"{self.folder} holds no finished evaluation", remedy="call evaluate(out=…) again")
+        tree: dict[str, Any] = read_json(path)
+        return tree
 
     @property
     def means(self) -> dict[str, dict[str, float]]:
@@ -146,10 +159,26 @@ class Evaluation:
     def report(self) -> Path:
         return self.folder / "report.html"
 
-    def to_pandas(self) -> "pandas.DataFrame":
-        """``scores.csv``: a row per picture, a column per measure."""
-        frame: pandas.DataFrame = _pandas().read_csv(self.folder / "scores.csv")
+    def to_pandas(self, by: Literal["picture", "variant"] = "picture") -> "pandas.DataFrame":
+        """A row per picture with a column per measure, or a row per variant and measure with mean and interval.
+
+        Both say of every variant its LoRA (as ``sample`` takes it), scale, and the step of a checkpoint.
+        """
+        name = "scores.csv" if by == "picture" else "summary.csv"
+        frame: pandas.DataFrame = _pandas().read_csv(self.folder / name)
+        for at, (key, values) in enumerate(self._drawn_with().items(), 1):
+            frame.insert(at, key, frame["variant"].map(values))
         return frame
+
+    def _drawn_with(self) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {"lora": {}, "scale": {}, "step": {}}
+        for name, entry in self.summary["variants"].items():
+            lora = entry.get("lora")
+            step = at_checkpoint(lora) if lora else None
+            found["lora"][name] = lora
+            found["scale"][name] = entry["scale"] if lora else 0.0
+            found["step"][name] = int(step[1]) if step and step[1].isdecimal() else None
+        return found
 
 
 @dataclass(frozen=True)

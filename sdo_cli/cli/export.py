@@ -32,20 +32,7 @@ def export(
     as_json: ForMachines = False,
 ) -> None:
     """Write a LoRA for A1111, ComfyUI, peft, or merged into its model (a folder, or one checkpoint file)."""
-    wrong = []
-    if form not in FORMS:
-        hint = "; ComfyUI and A1111 read kohya" if form.lower() in OTHER_PROGRAMS else ""
-        wrong.append(f"--format: {form!r} is not one of {', '.join(FORMS)}{hint}")
-    if precision not in PRECISIONS:
-        wrong.append(f"--precision: {precision!r} is not one of {', '.join(PRECISIONS)}")
-    if family not in (None, "sd", "sdxl", "sd3"):
-        wrong.append(f"--family: {family!r} is not one of sd, sdxl, sd3")
-    if not -1000 <= lora_scale <= 1000:
-        wrong.append(f"--lora-scale: must be between -1000 and 1000, not {lora_scale}")
-    if lora_scale != 1 and form not in ("merged", "checkpoint"):
-        wrong.append(f"--lora-scale: is for --format merged and checkpoint; {form} keeps the LoRA's own strength")
-    if out is not None and out.exists():
-        wrong.append(f"--out {out}: exists already; give another name, nothing is overwritten")
+    wrong = problems_of(form, out, family, lora_scale, precision)
     if wrong:
         raise RecipeFault(wrong, what="command line")
     from sdo_cli.exporting.export import ExportJob, default_out
@@ -62,3 +49,24 @@ def export(
         typer.echo(json.dumps({"format": form, "out": str(target)} | ({"note": note} if note else {})))
     else:
         typer.echo("\n".join([str(target), f"  {use}", *([f"  {note}"] if note else [])]))
+
+
+def problems_of(form: str, out: Path | None, family: str | None, lora_scale: float, precision: str) -> list[str]:
+    """Everything that is wrong with the options."""
+    wrong = []
+    if form not in FORMS:
+        hint = "; ComfyUI and A1111 read kohya" if form.lower() in OTHER_PROGRAMS else ""
+        wrong.append(f"--format: {form!r} is not one of {', '.join(FORMS)}{hint}")
+    if precision not in PRECISIONS:
+        wrong.append(f"--precision: {precision!r} is not one of {', '.join(PRECISIONS)}")
+    if family not in (None, "sd", "sdxl", "sd3"):
+        wrong.append(f"--family: {family!r} is not one of sd, sdxl, sd3")
+    if not -1000 <= lora_scale <= 1000:
+        wrong.append(f"--lora-scale: must be between -1000 and 1000, not {lora_scale}")
+    if lora_scale != 1 and form not in ("merged", "checkpoint"):
+        wrong.append(
+            f"--lora-scale: is for --format merged and checkpoint; of {form} the program that loads it sets it"
+        )
+    if out is not None and out.exists():
+        wrong.append(f"--out {out}: exists already; give another name, nothing is overwritten")
+    return wrong

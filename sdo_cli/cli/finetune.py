@@ -19,7 +19,6 @@ from sdo_cli.recipe.load import LoadedRecipe, load_recipe
 from sdo_cli.recipe.schema import Recipe
 from sdo_cli.runs.again import check_places, load_run, resume_line
 from sdo_cli.runs.read import PIPELINE, RECIPE, recipe_of
-from sdo_cli.runs.table import runs_in
 
 if TYPE_CHECKING:
     from sdo_cli.runs.summary import RunSummary
@@ -117,6 +116,8 @@ def run_asked_for(recipe: str, out: Path | None) -> Path | None:
     """
     named = Path(recipe) if recipe else out
     if recipe and "/" in recipe and not Path(recipe).exists() and Path(recipe).suffix not in (".yaml", ".yml"):
+        from sdo_cli.runs.table import runs_in
+
         there = ", ".join(str(run) for run in runs_in(Path(recipe).parent)) if Path(recipe).parent.is_dir() else ""
         raise RecipeFault(
             [f"--resume {recipe}: no such run; " + (f"there are {there}" if there else "name its folder")]

@@ -9,7 +9,13 @@ from typing import Any, ClassVar, Literal
 
 @dataclass(frozen=True)
 class PromptSource:
-    """Prompts from a file, lines in the recipe, or a template with values; exactly one of them."""
+    """Prompts from a file, lines in the recipe, or a template with values; exactly one of them.
+
+    A bare name stands for a file, a bare list for lines.
+    """
+
+    SHORTHAND: ClassVar[str] = "file"
+    OF_A_LIST: ClassVar[str] = "lines"
 
     file: str | None = None
     column: str | None = None

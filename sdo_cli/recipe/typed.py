@@ -147,6 +147,8 @@ class Reader:
     def _dataclass(self, value: Any, schema: Any, key: Key) -> Any:
         if isinstance(value, str) and hasattr(schema, "SHORTHAND"):
             value = {schema.SHORTHAND: value}
+        if isinstance(value, list) and hasattr(schema, "OF_A_LIST"):
+            value = {schema.OF_A_LIST: value}
         if not isinstance(value, dict):
             return self.problem(key, f"must be a mapping with keys like {dataclasses.fields(schema)[0].name}")
         hints = get_type_hints(schema)

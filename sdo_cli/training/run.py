@@ -239,6 +239,13 @@ def _train(run: Run, stepper: Stepper, results: list[StepResult], first_grid: Te
     for result in train(job, stepper=stepper, start=start, replays=run.replays):
         results.append(result)
         _write_step(run, result)
+        if run.on_step is not None and run.is_main:
+            try:
+                run.on_step(result)
+            # somebody else's code: whatever it raises, no step is lost
+            except BaseException:
+                _save(run, stepper, result.step)
+                raise
         stop = False
         if grids and result.step % grids == 0 and result.step < last:
             outputs.draw_grid(job, run.validation, first_grid, folder, result.step)
@@ -262,8 +269,6 @@ def _train(run: Run, stepper: Stepper, results: list[StepResult], first_grid: Te
 def _write_step(run: Run, result: StepResult) -> None:
     if not run.is_main:
         return
-    if run.on_step is not None:
-        run.on_step(result)
     append_json_line(run.folder / METRICS, without_nan(asdict(result)))
     run.trackers.log(
         {
