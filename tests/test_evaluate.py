@@ -851,7 +851,7 @@ def test_a_run_folder_brings_model_sampling_and_prompts(tmp_path, lora, model):
     )
     found = sdo("eval", "--lora", "run", "--out", "e", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
-    assert "model, sampling and rewards as in run/resolved.yaml" in found.stderr
+    assert "model, sampling, prompts and rewards as in run/resolved.yaml" in found.stderr
     assert "; 4 parts: 4 images (base, run), clip-embedded, judge, report" in found.stderr
     settings = json.loads((tmp_path / "e" / "settings.json").read_text())
     assert settings["settings"]["draw"]["num_inference_steps"] == 2 and settings["trained_on"] == ["clip-embedded"]

@@ -154,7 +154,16 @@ def starting_recipe(recipe: str | None, model: str | None, loras: list[str]) -> 
     if (found := start_from(loras, model)) is None:
         return None
     first, *others = found.notes
-    return Start(found.loaded, found.folder, (first.replace(" as in", ", prompts and rewards as in", 1), *others))
+    return Start(
+        found.loaded,
+        found.folder,
+        (
+            first.replace("model and sampling", "model, sampling").replace(
+                "sampling as", "sampling, prompts and rewards as"
+            ),
+            *others,
+        ),
+    )
 
 
 def needs_plugins(given: RewardOptions, start: Start) -> bool:

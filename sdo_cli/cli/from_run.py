@@ -14,7 +14,7 @@ from sdo_cli.models.lora_stack import stack_of
 from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.recipe.schema import Recipe
 from sdo_cli.runs.again import check_places, load_run
-from sdo_cli.runs.read import pipeline_of, run_of
+from sdo_cli.runs.read import pipeline_of, recipe_of, run_of
 
 # what an image looks like, beside model and LoRA
 SAMPLING = (
@@ -47,7 +47,7 @@ def runs_behind(loras: Sequence[str]) -> list[Path]:
     """Run folders that the LoRAs of ``--lora`` come from, each once."""
     words = written_out(list(loras))
     found = [run_of(lora_place(one.path)) for word in words for one in stack_of(word)]
-    return list(dict.fromkeys(run for run in found if run is not None))
+    return list(dict.fromkeys(run for run in found if run is not None and recipe_of(run) is not None))
 
 
 def start_from(loras: Sequence[str], model: str | None) -> FromRun | None:

@@ -38,8 +38,10 @@ def run_of(lora: str | Path) -> Path | None:
     place = Path(lora).expanduser()
     if place.is_file() and place.name != LORA_FILE:
         return None
+    if (place / MANIFEST).is_file() or (place / RECIPE).is_file():
+        return place
     # as it was named, where that reaches so far
-    for folder in (place, *list(place.parents)[:3], *list(place.absolute().parents)[:3]):
+    for folder in (*list(place.parents)[:3], *list(place.absolute().parents)[:3]):
         if (folder / MANIFEST).is_file() and (folder / RECIPE).is_file():
             return folder
     return None
