@@ -97,6 +97,16 @@ def test_it_fits_and_shows_its_parts(opened, view):
     shot(page, view)
 
 
+@pytest.mark.parametrize("view", VIEWS)
+def test_links_of_the_page_reach_what_they_name(opened, view):
+    """Cards above have their height only once they were seen: the first jump fell hundreds of pixels short."""
+    page = opened(view)
+    for name in ("settings", "figures", "pictures", "settings"):
+        page.locator(f'nav a[href="#{name}"]').click()
+        page.wait_for_timeout(1000)
+        assert -2 <= page.locator(f"#{name}").evaluate("e => e.getBoundingClientRect().top") < 120, name
+
+
 def test_the_slider_by_mouse_and_by_keyboard(opened):
     page = opened()
     card = page.locator("#cards .card").first

@@ -16,6 +16,22 @@
   system.addEventListener("change", showTheme);
   showTheme();
 
+  // cards get their height when they come into view: what a link leads to moves while one scrolls there
+  for (const link of document.querySelectorAll('nav a[href^="#"]')) {
+    link.addEventListener("click", (event) => {
+      const target = byId(link.hash.slice(1));
+      if (!target) return;
+      event.preventDefault();
+      let left = 12;
+      const settle = () => {
+        target.scrollIntoView({ behavior: "instant", block: "start" });
+        if (--left) setTimeout(settle, 50);
+      };
+      addEventListener("wheel", () => { left = 1; }, { once: true, passive: true });
+      settle();
+    });
+  }
+
   for (const button of document.querySelectorAll(".copy")) {
     if (!navigator.clipboard) continue;
     button.hidden = false;
