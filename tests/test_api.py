@@ -1,5 +1,6 @@
 """The Python interface: what a notebook gets; the commands' own code behind it."""
 
+import inspect
 import json
 import os
 import signal
@@ -291,6 +292,10 @@ def test_every_error_has_a_cause_and_every_name_a_docstring():
     assert fault.value.message
     for name in sdo_cli.__all__:
         assert name == "__version__" or getattr(sdo_cli, name).__doc__
+    for call in (load_recipe, finetune, sample, evaluate, compare, optimize, export):
+        said = str(inspect.signature(call))
+        assert "typer" not in said.lower() and "->" in said and "cli." not in said
+    assert (ROOT / "sdo_cli" / "py.typed").is_file()
 
 
 def test_the_package_imports_no_torch_before_it_is_used():

@@ -13,6 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_checkpoints import lines_until, outcome
 
+import rewards
+from sdo_cli.cli import recorded
 from sdo_cli.errors import PluginFault, RecipeFault
 from sdo_cli.files import alone_in, write_json
 from sdo_cli.models.lora_paths import lora_place, written_out
@@ -332,6 +334,29 @@ def test_a_plugin_inside_the_runs_folder_is_never_run_unasked(tmp_path):
     write_json(tmp_path / "manifest.json", {"plugins": [{"path": str(tmp_path / "gone.py"), "sha256": digest}]})
     with pytest.raises(PluginFault, match=r"gone\.py, which is not there"):
         plugins_of(tmp_path)
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_on_a_terminal_a_changed_plugin_is_asked_for(answer, tmp_path, tables, monkeypatch):
+    plugin = tmp_path / "own.py"
+    plugin.write_text(OWN_REWARD.replace("redness", "asked"))
+    run = tmp_path / "run"
+    run.mkdir()
+    write_json(run / "manifest.json", {"plugins": [{"path": str(plugin), "sha256": "of before"}]})
+    asked = []
+    monkeypatch.setattr(recorded.typer, "confirm", lambda text, err: asked.append(text) or answer)
+    monkeypatch.setattr(recorded.sys, "argv", ["sdo"])
+    for stream in (recorded.sys.stdin, recorded.sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    if answer:
+        recorded.load_recorded_plugins(run)
+        # the processes that are started from here are not asked again
+        assert "asked" in rewards.FOREIGN and recorded.sys.argv == ["sdo", "--plugin", str(plugin)]
+    else:
+        with pytest.raises(PluginFault, match="has changed since the run began"):
+            recorded.load_recorded_plugins(run)
+        assert "asked" not in rewards.FOREIGN
+    assert asked == [f"the plug-in {plugin} has changed since the run began; run it?"]
 
 
 def test_a_plugin_that_registers_nothing_is_refused(tmp_path):
