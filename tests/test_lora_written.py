@@ -152,7 +152,10 @@ def test_every_lora_of_a_stack_is_found_from_anywhere(tmp_path, monkeypatch):
 
 def test_a_scale_belongs_to_merging(tmp_path):
     done = entry.run(["export", str(tmp_path), "--format", "kohya", "--lora-scale", "0.5"])
-    assert done.returncode == 2 and "--lora-scale: is for --format merged and checkpoint; kohya keeps" in done.stderr
+    assert (
+        done.returncode == 2
+        and "--lora-scale: is for --format merged and checkpoint; of kohya the program" in done.stderr
+    )
 
 
 def test_alphas_of_several_numbers_and_norms_of_columns_are_refused(family_of, base, tmp_path):

@@ -379,7 +379,9 @@ def test_a_runs_card_says_where_the_text_encoders_came_from(single, small, tmp_p
     compile(lines, "card", "exec")
     assert "from transformers import CLIPTextModel, CLIPTokenizer" in lines
     assert f'text_encoder=CLIPTextModel.from_pretrained("{small("sd15")}", subfolder="text_encoder")' in lines
-    assert f"--text-encoders {small('sd15')}" in done.stdout
+    # the folder says where they are
+    assert "--lora run" in done.stdout
+    assert sdo("sample", "a", "--lora", "run", "--steps", "2", "--out", "s", cwd=tmp_path).returncode == 0
 
 
 def test_clip_under_older_names_is_read(single, small, tmp_path):

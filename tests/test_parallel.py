@@ -304,7 +304,7 @@ class Fragile:
     def score(self, images, prompts):
         self.calls += 1
         mean = images.flatten(1).mean(1)
-        if os.environ.get("RANK", "0") == "1" and self.calls == 3:
+        if os.environ.get("RANK", "0") == "1" and self.calls == 4:
             raise ValueError("the sky fell")
         return mean
 """

@@ -422,7 +422,7 @@ INSIDE = ["rollout={}", "gradient.options={}", "num_inference_steps=6", "max_tra
 INSIDE += ["rollout.updates=4"]
 WAYS = {
     "plain": [],
-    "limits": ["rollout.max_change=0.004", "rollout.proximal=0.5", "rollout.rescore=true", "rollout.drift_steps=3"],
+    "limits": ["rollout.max_change=0.02", "rollout.proximal=0.5", "rollout.rescore=true", "rollout.drift_steps=3"],
     "cheap": ["rollout.num_inference_steps=5", "rollout.drift_steps=4", "gradient_accumulation_steps=2"],
     "ema": ["ema_decay=0.9", "mixed_precision=bf16"],
 }

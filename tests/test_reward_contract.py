@@ -253,9 +253,16 @@ BREAKS = {
     "a column": (Column, "returned a tensor of (2, 1), not one score per image (2,)"),
     "a list": (Listing, "returned a list, not one score per image"),
     "no number": (Dividing, "returned a score that is no finite number, of images that are"),
-    "no gradient": (Severed, "returned scores without a gradient: it detached the images"),
     "an error": (Raising, "failed: IndexError: no such layer"),
 }
+
+
+@pytest.mark.usefixtures("tables")
+def test_a_reward_that_detaches_says_what_can_be_done():
+    rewards.reward("mine", summary="")(Severed)
+    with pytest.raises(PluginFault, match="the reward mine has no gradient: it detached the images") as fault:
+        rewards.build("mine").score(torch.rand(2, 3, 8, 8).requires_grad_(), ["a", "b"])
+    assert "validation.rewards" in fault.value.remedy and "policy gradient" in fault.value.remedy
 
 
 @pytest.mark.parametrize("kind", BREAKS)

@@ -66,7 +66,7 @@ def finetune(
     more = [*processes.words, *(["--time-limit", time_limit] if time_limit else [])]
     with stopped_well(lambda: folder, line=lambda there: resume_line(there, *more)), joined(shards=True) as world:
         folder = Path(world.share(lambda: str(run_folder(loaded, out, resume=resume))))
-        if resume and (how := world.share(lambda: finished(loaded, folder))):
+        if resume and (how := world.share(lambda: finished(loaded, folder, world.size))):
             if world.is_main:
                 typer.echo(f"{folder}/ is finished already; {how}")
             return

@@ -142,7 +142,7 @@ def _same(there: Any, here: Any) -> bool:
     return old.name == new.name and new.exists() and (not old.exists() or old.resolve() == new.resolve())
 
 
-def finished(loaded: LoadedRecipe, folder: Path) -> str:
+def finished(loaded: LoadedRecipe, folder: Path, processes: int = 1) -> str:
     """How to go on with a folder that holds this run with all its steps and results; empty when it does not.
 
     Raises:
@@ -154,7 +154,7 @@ def finished(loaded: LoadedRecipe, folder: Path) -> str:
     kept, _ = checkpoint.newest(folder)
     if kept is not None and loaded.overrides:
         # what was asked for by hand is not what is there
-        require_same(loaded, folder, kept.run, tree.get("processes", 1))
+        require_same(loaded, folder, kept.run, processes)
     if steps_written(folder) >= loaded.recipe.max_train_steps:
         return "more steps: max_train_steps=…"
     ended = loaded.recipe.guard.stop and tree.get("stopped_at") == steps_written(folder)
