@@ -22,12 +22,15 @@
       const target = byId(link.hash.slice(1));
       if (!target) return;
       event.preventDefault();
-      let left = 12;
+      let left = 60, still = 0, before = NaN;
       const settle = () => {
         target.scrollIntoView({ behavior: "instant", block: "start" });
-        if (--left) setTimeout(settle, 50);
+        const at = target.getBoundingClientRect().top;
+        still = at === before ? still + 1 : 0;
+        before = at;
+        if (still < 6 && left-- > 0) setTimeout(settle, 50);
       };
-      addEventListener("wheel", () => { left = 1; }, { once: true, passive: true });
+      addEventListener("wheel", () => { left = 0; }, { once: true, passive: true });
       settle();
     });
   }
