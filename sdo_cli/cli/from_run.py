@@ -13,20 +13,9 @@ from sdo_cli.models.lora_paths import lora_place, written_out
 from sdo_cli.models.lora_stack import stack_of
 from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.recipe.schema import Recipe
-from sdo_cli.runs.again import check_places, load_run
+from sdo_cli.runs.again import SAMPLING, check_places, load_run
 from sdo_cli.runs.read import pipeline_of, recipe_of, run_of
 
-# what an image looks like, beside model and LoRA
-SAMPLING = (
-    "solver",
-    "num_inference_steps",
-    "timesteps",
-    "eta",
-    "guidance_scale",
-    "negative_prompt",
-    "height",
-    "width",
-)
 WEIGHTS = tuple(field.name for field in fields(ModelSource))
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sdo_cli.cli.from_run import SAMPLING, WEIGHTS, start_from
+from sdo_cli.cli.from_run import WEIGHTS, start_from
 from sdo_cli.cli.groups import grouped
 from sdo_cli.cli.output import OutputOptions
 from sdo_cli.cli.several import ProcessOptions, in_several_processes, stopped_well
@@ -18,6 +18,7 @@ from sdo_cli.parallel.launch import launched
 from sdo_cli.plugins import load_plugins
 from sdo_cli.recipe.steering import LoadedSteering, load_steering, shipped_steerings
 from sdo_cli.recipe.steering_schema import KINDS, VARIABLES, Steering
+from sdo_cli.runs.again import SAMPLING
 
 
 @dataclass(frozen=True)

@@ -220,33 +220,24 @@ def _row(label: str, interval: Interval, group: str) -> content.IntervalRow:
 
 
 def _sweep_chart(lora: str, sweep: list[Measured], name: str, job: Job) -> content.Chart:
-    found = [mean_interval(values_of(m.scores[name])) for m in sweep]
-    series = content.Series(
-        name=name,
-        x=[scale_of(m.variant) for m in sweep],
-        y=[f.mean for f in found],
-        low=[f.low for f in found],
-        high=[f.high for f in found],
-    )
-    role = role_of(name, job)
-    title = f"{name}{f' ({role})' if role else ''} by the scale of {_lora_of(lora, sweep)}"
-    note = "Intervals are of each mean; neighbours share prompts and noise, so differences are known better."
-    return content.Chart(title, "LoRA scale", name, [series], note=note, markers=True)
+    at = [scale_of(m.variant) for m in sweep]
+    return _means_chart(sweep, at, "LoRA scale", f"the scale of {_lora_of(lora, sweep)}", name, job)
 
 
 def _curve_chart(run: str, curve: list[Measured], name: str, job: Job) -> content.Chart:
-    found = [mean_interval(values_of(m.scores[name])) for m in curve]
-    series = content.Series(
-        name=name,
-        x=[float(step_of(m.variant)) for m in curve],
-        y=[f.mean for f in found],
-        low=[f.low for f in found],
-        high=[f.high for f in found],
-    )
+    at = [float(step_of(m.variant)) for m in curve]
+    return _means_chart(curve, at, "step", f"the step of {Path(run).name}", name, job)
+
+
+def _means_chart(variants: list[Measured], at: list[float], axis: str, by: str, name: str, job: Job) -> content.Chart:
+    """Means of one measure with their intervals over what the variants differ in."""
+    found = [mean_interval(values_of(m.scores[name])) for m in variants]
+    low, high = [f.low for f in found], [f.high for f in found]
+    series = content.Series(name=name, x=at, y=[f.mean for f in found], low=[*low], high=[*high])
     role = role_of(name, job)
-    title = f"{name}{f' ({role})' if role else ''} by the step of {Path(run).name}"
     note = "Intervals are of each mean; neighbours share prompts and noise, so differences are known better."
-    return content.Chart(title, "step", name, [series], note=note, markers=True)
+    title = f"{name}{f' ({role})' if role else ''} by {by}"
+    return content.Chart(title, axis, name, [series], note=note, markers=True)
 
 
 def _lora_of(lora: str, sweep: list[Measured]) -> str:

@@ -12,6 +12,18 @@ from sdo_cli.recipe.load import LoadedRecipe, load_recipe, read_recipe
 from sdo_cli.recipe.schema import Recipe
 from sdo_cli.runs.read import AS_GIVEN, RECIPE, manifest_of, recipe_of
 
+# what an image looks like, beside model and LoRA
+SAMPLING = (
+    "solver",
+    "num_inference_steps",
+    "timesteps",
+    "eta",
+    "guidance_scale",
+    "negative_prompt",
+    "height",
+    "width",
+)
+
 
 def load_run(folder: Path, overrides: Sequence[str] = (), *, checked: bool = True) -> LoadedRecipe:
     """The recipe of a run, its prompts beside it, with what is given by hand laid over.

@@ -11,22 +11,13 @@ import yaml
 from sdo_cli.errors import RecipeFault
 from sdo_cli.files import read_json
 from sdo_cli.installed import sdo
+from sdo_cli.runs.again import SAMPLING
 from sdo_cli.runs.read import RECIPE
 from sdo_cli.runs.table import differences, run_row, said_of
 from sdo_cli.scoring.statistics import mean_interval, win_rate
 
 # other pictures would be compared than those of two trainings
-DRAWN_BY = (
-    "model",
-    "solver",
-    "num_inference_steps",
-    "timesteps",
-    "eta",
-    "guidance_scale",
-    "negative_prompt",
-    "height",
-    "width",
-)
+DRAWN_BY = ("model", *SAMPLING)
 # scores of the untrained model that are alike so far are of the same noise
 ALIKE = 1e-5
 
