@@ -26,6 +26,8 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
     try:
         write(temporary)
+        if path.suffix == ".safetensors":
+            sort_metadata(temporary)
         as_others(temporary)
         temporary.replace(path)
     finally:
@@ -37,6 +39,24 @@ def as_others(path: Path) -> None:
     now = os.umask(0)
     os.umask(now)
     path.chmod(0o666 & ~now)
+
+
+def sort_metadata(path: Path) -> None:
+    """Puts a safetensors file's metadata in order, in place: its writer has another in every process.
+
+    Equal tensors and metadata are to be equal files.
+    """
+    with path.open("r+b") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+        if len(header.get("__metadata__", {})) < 2:
+            return
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        # the same characters in another order, and spaces to a multiple of eight as the writer has them
+        if len(text) <= length:
+            stream.seek(8)
+            stream.write(text.ljust(length))
 
 
 def remove_partial(folder: Path) -> None:

@@ -5,8 +5,10 @@ import math
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from sdo_cli.files import write_atomic, write_json
+from sdo_cli.files import sort_metadata, write_atomic, write_json
 from sdo_cli.scoring.statistics import estimate, paired_gain
 from sdo_cli.seeding import key_to_seed, keyed_generator
 
@@ -62,3 +64,22 @@ def test_pairing_removes_what_prompts_share():
 def test_unequal_shapes_are_no_pairs():
     with pytest.raises(ValueError, match="not paired"):
         paired_gain(torch.zeros(3), torch.zeros(4))
+
+
+def test_equal_tensors_and_metadata_are_equal_files(tmp_path):
+    tensors = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(3, dtype=torch.float16)}
+    # the writer's order differs from file to file: of 20 files with 4 keys some would differ
+    said = {"format": "pt", "ß": 'a "quoted"\nline\t\x01 \\ é', "a": "1", "z": "{}"}
+    for number in range(20):
+        write_atomic(tmp_path / f"{number}.safetensors", lambda path: save_file(tensors, path, metadata=said))
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    with safe_open(tmp_path / "0.safetensors", "pt") as stream:
+        assert stream.metadata() == said
+        assert all(torch.equal(stream.get_tensor(name), value) for name, value in tensors.items())
+
+
+def test_a_file_without_metadata_keeps_its_bytes(tmp_path):
+    save_file({"a": torch.ones(3)}, tmp_path / "a.safetensors")
+    before = (tmp_path / "a.safetensors").read_bytes()
+    sort_metadata(tmp_path / "a.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == before

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sdo_cli.errors import EnvironmentFault, RecipeFault
-from sdo_cli.files import as_others
+from sdo_cli.files import as_others, sort_metadata
 from sdo_cli.models.lora_carried import finish_loading, refuse_weighted_dora, without_report
 from sdo_cli.models.lora_files import find_lora
 from sdo_cli.models.lora_read import as_diffusers
@@ -301,6 +301,7 @@ class DiffusersFamily:
             }
         getattr(diffusers, self.pipeline_class).save_lora_weights(folder, safe_serialization=True, **arguments)
         for path in folder.glob("*.safetensors"):
+            sort_metadata(path)
             as_others(path)
 
     def save_pipeline(self, folder: Path) -> None:
