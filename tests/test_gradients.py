@@ -8,10 +8,13 @@ import torch
 from toy import CONFIGS, TOLERANCE, ZERO_SNR, grads, objective, toy_path
 
 from sdo_cli.gradients.alignprop import alignprop
+from sdo_cli.gradients.bridge import bridge
 from sdo_cli.gradients.draft import draft_k, draft_lv
 from sdo_cli.gradients.drtune import drtune
 from sdo_cli.gradients.flowbp import flowbp_sparse
 from sdo_cli.gradients.full import full
+from sdo_cli.gradients.lagrange import lagrange
+from sdo_cli.gradients.leapalign import leapalign
 from sdo_cli.gradients.linear import linear_path
 from sdo_cli.gradients.one_graph import one_graph
 from sdo_cli.gradients.outcome import Scored, Terms
@@ -37,6 +40,10 @@ VARIANTS = {
     "drtune": ("drtune", {}),
     "drtune-to-the-end": ("drtune", {"k": 3, "early_stop": 0}),
     "flowbp-sparse": ("flowbp-sparse", {}),
+    "bridge": ("bridge", {"k": 4}),
+    "lagrange": ("lagrange", {}),
+    "lagrange-1": ("lagrange", {"order": 1, "alpha": 0.0}),
+    "leapalign": ("leapalign", {}),
     "sdo": ("sdo", {}),
     "sdo-3": ("sdo", {"steps_per_sample": 3}),
     "sdo-uniform": ("sdo", {"step_choice": "uniform", "steps_per_sample": 2}),
@@ -52,7 +59,7 @@ VARIANTS = {
 }
 ENDS_EARLY = {"refl", "drtune"}
 # read a solver's noise levels: what native outputs mean at a call
-READS_LEVELS = {*ENDS_EARLY, "draft-lv", "sdo-epsilon"}
+READS_LEVELS = {*ENDS_EARLY, "draft-lv", "sdo-epsilon", "leapalign"}
 
 
 def combinations(keep, everywhere=READS_LEVELS):
@@ -281,13 +288,15 @@ def surrogate_of(path, plan):
         def call(i, x, t):
             held, _, e = kept[i]
             follow = (plan.mode[i] == Mode.THROUGH).view(-1, 1, 1, 1)
-            moved = path.denoise(torch.where(follow, x, held), t, rows)
+            part = 1.0 if plan.nested is None else plan.nested[i].view(-1, 1, 1, 1)
+            seen = torch.where(follow, held + part * (x - held), held)
+            moved = path.denoise(seen, t, rows)
             weight = (plan.weight[i] * plan.live[i]).view(-1, 1, 1, 1)
             if not plan.as_epsilon:
                 return e + weight * (moved - e)
             level = route.levels[i]
             eps = level.eps_of_x * held / level.scale + level.eps_of_e * e
-            new = level.eps_of_x * torch.where(follow, x, held) / level.scale + level.eps_of_e * moved
+            new = level.eps_of_x * seen / level.scale + level.eps_of_e * moved
             # the ε that is held, turned back into a native output at the moving x
             return (eps + weight * (new - eps) - level.eps_of_x * x / level.scale) / level.eps_of_e
 
@@ -526,6 +535,79 @@ def test_images_are_bit_identical_between_rules(solver):
             net.zero_grad()
             seen += 1
     assert seen >= len(VARIANTS) - 3
+
+
+# --- the published rules' own words
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ddim-v", "flow-euler"])
+def test_leapalign_is_two_pinned_leaps(solver):
+    """``x_N`` put together from x_k by two long first-order steps with their values pinned, α through the second."""
+    net, path = toy_path(solver, scale=2.0)
+    plan = leapalign(8, 4, path.coefficients, generator(3), alpha=0.3)
+    k, j = plan.live[:, 0].nonzero()[:, 0].tolist()
+    run_plan(path, plan, objective)
+    mine, kept, levels = grads(net), record(path), path.route.levels
+    with torch.no_grad():
+        x_N = sample_latents(path)
+
+    def leap(i, x, e, alpha, sigma):
+        here = levels[i]
+        image, noise = here.x0_of_x * x + here.x0_of_e * e, here.eps_of_x * x + here.eps_of_e * e
+        return alpha * image + sigma * noise
+
+    def pinned(found, true):
+        return found - found.detach() + true
+
+    x_k, x_j = (kept[i][0] / levels[i].scale for i in (k, j))
+    first = leap(k, x_k, path.denoise(kept[k][0], kept[k][1], path.rows), levels[j].alpha, levels[j].sigma)
+    z_j = pinned(first, x_j)
+    held = x_j + 0.3 * (z_j - x_j)
+    e = path.denoise(levels[j].scale * held, kept[j][1], path.rows)
+    level = levels[j]
+    # noise is what the leap holds: of it, α through the network
+    noise = level.eps_of_x * held + level.eps_of_e * e if solver != "flow-euler" else e
+    if solver == "flow-euler":
+        last = z_j + (path.route.end[1] - level.sigma) * noise
+    else:
+        alpha, sigma = path.route.end
+        last = alpha / level.alpha * (z_j - level.sigma * noise) + sigma * noise
+    objective(pinned(last, x_N), path.rows).losses.mean().backward()
+    # levels and schedulers round alike only to float32
+    assert close(mine, grads(net), 1e-5)
+
+
+def test_a_bridge_goes_on_through_one_input_and_without_alpha_through_none():
+    net, path = toy_path("ddim", scale=2.0)
+    found = {}
+    for alpha in (0.0, 0.5, 1.0):
+        plan = bridge(8, 4, path.coefficients, generator(5), k=4, alpha=alpha)
+        assert int((plan.mode == Mode.THROUGH).any(1).sum()) == 1 and int(plan.live.any(1).sum()) == 4
+        run_plan(path, plan, objective)
+        found[alpha] = grads(net)
+    run_plan(path, flowbp_sparse(8, 4, path.coefficients, generator(5), k=4, late_bias=4.0), objective)
+    assert close(found[0.0], grads(net), 1e-9)
+    # what goes through the bridge is linear in α
+    assert close((found[0.0] + found[1.0]) / 2, found[0.5], 1e-9) and not close(found[1.0], found[0.0], 1e-3)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_lagrange_is_exact_for_outputs_that_are_polynomials_of_its_order(order):
+    """Σ w_i e_i from the supports alone, cached ones with their own quadrature weights."""
+    _, path = toy_path("ddim", steps=20)
+    w = torch.tensor(path.coefficients.w, dtype=torch.float64)
+    for seed in range(5):
+        plan = lagrange(20, 4, path.coefficients, generator(seed), order=order)
+        live = plan.live[:, 0].nonzero()[:, 0].tolist()
+        assert len(live) == 2 and live[1] - live[0] >= 4
+        supports = [*live, *[0, 19][: order - 1]]
+        # an output that is zero at the cached supports, so the live ones have to carry all of it
+        number = torch.arange(20, dtype=torch.float64)
+        e = torch.ones(20, dtype=torch.float64)
+        for cached in supports[2:]:
+            e = e * (number - cached) / 20
+        carried = sum(float(w[i] * plan.weight[i, 0] * e[i]) for i in live)
+        assert carried == pytest.approx(float((w * e).sum()), rel=1e-9)
 
 
 # --- what the plans are

@@ -106,7 +106,7 @@ def prune(
         asked.mixed_precision,
         draw_settings(asked),
         plan.method,
-        plan.ratios,
+        plan.ratios(asked.num_inference_steps),
         plan.grain,
         kept,
         search.settings(),
@@ -116,6 +116,7 @@ def prune(
         lora.lora_scale,
         search.scores,
         search.schedule,
+        search.solver_settings(),
     )
     carry_out(job, folder, output, notes, resume=resume)
 

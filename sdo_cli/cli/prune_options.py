@@ -1,6 +1,7 @@
 """Options of `sdo prune`, checked before torch loads."""
 
 from dataclasses import dataclass
+from math import floor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,9 +15,14 @@ from sdo_cli.recipe.schema import PromptSource, RewardSpec
 from sdo_cli.recipe.toys import named
 
 if TYPE_CHECKING:
+    from sdo_cli.prune.learned import SolverSettings
     from sdo_cli.prune.search import SearchSettings
 
-METHODS = ("dip-go", "uniform", "deepcache", "random", "optimal-steps", "pairwise-steps")
+METHODS = ("dip-go", "learned-solver", "uniform", "deepcache", "random", "optimal-steps", "pairwise-steps")
+GRIDS = ("optimal-steps", "pairwise-steps", "even", "polynomial")
+# updates, prompts of an update and rate where none is given, of a learned solver
+SOLVER_CALLS = [4, 5, 6, 8]
+SOLVER_UPDATES, SOLVER_BATCH, SOLVER_RATE = 400, 16, 0.02
 GRAINS = ("blocks", "parts")
 PRUNERS = ("attention", "table")
 GRADIENTS = ("shortcut", "full", "one-step")
@@ -41,11 +47,17 @@ class PlanOptions:
         list[float] | None,
         typer.Option(help="Share of the network's computation to leave out. Again for more; 0.1 to 0.9."),
     ] = None
+    calls: Annotated[
+        list[int] | None, typer.Option(help="The same as whole network calls of a picture, 5 say. Again for more.")
+    ] = None
     grain: Annotated[str, typer.Option(help=f"{' or '.join(GRAINS)} (residual and attention layers).")] = "blocks"
 
-    @property
-    def ratios(self) -> list[float]:
-        return sorted(dict.fromkeys(self.ratio or RATIOS))
+    def ratios(self, steps: int) -> list[float]:
+        """Shares to leave out of a sampler of ``steps`` calls, with two decimals."""
+        calls = self.calls or (SOLVER_CALLS if self.method == "learned-solver" and not self.ratio else [])
+        # so many calls or a few hundredths of one more: whole ones are counted
+        asked = [floor(100 * (1 - count / steps) + 1e-9) / 100 for count in calls if 0 < count < steps]
+        return sorted(dict.fromkeys([*(self.ratio or ([] if asked or calls else RATIOS)), *asked]))
 
 
 @dataclass(frozen=True)
@@ -56,13 +68,31 @@ class FullSampler(PlainSolver):
 @dataclass(frozen=True)
 class SearchOptions:
     schedule: Annotated[Path | None, typer.Option(help="A plan of chosen steps, whose blocks are pruned too.")] = None
-    updates: Annotated[int, typer.Option(help="Of the gates; dip-go.")] = 500
+    updates: Annotated[
+        int | None, typer.Option(help=f"Of the gates, 500; of a learned solver, {SOLVER_UPDATES}.", show_default=False)
+    ] = None
     pruner: Annotated[str, typer.Option(help=f"{' or '.join(PRUNERS)}: what the gates come from.")] = "attention"
-    gradients: Annotated[str, typer.Option(help=f"{', '.join(GRADIENTS)}: how the gates are trained.")] = "shortcut"
+    gradients: Annotated[
+        str, typer.Option(help=f"{', '.join(GRADIENTS)}: how gates are trained; a solver by the first two.")
+    ] = "shortcut"
     live_calls: Annotated[int, typer.Option(help="Network calls with gradients; shortcut and one-step.")] = 4
     distance: Annotated[str, typer.Option(help="ssim, l1 or l2, to the full sampler's image.")] = "ssim"
-    learning_rate: Annotated[float | None, typer.Option("--lr", help="Of the gates; by the pruner.")] = None
-    search_batch: Annotated[int, typer.Option(help="Prompts of an update; several processes share them out.")] = 1
+    learning_rate: Annotated[
+        float | None, typer.Option("--lr", help=f"Of the gates, by the pruner; of a solver, {SOLVER_RATE}.")
+    ] = None
+    search_batch: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Prompts of an update, 1, which several processes share out; of a solver, {SOLVER_BATCH}.",
+            show_default=False,
+        ),
+    ] = None
+    grid: Annotated[str, typer.Option(help=f"Steps that a learned solver starts from: {', '.join(GRIDS)}.")] = (
+        "optimal-steps"
+    )
+    window: Annotated[int, typer.Option(help="Calls that a step of a learned solver looks back on, 1 to 4.")] = 3
+    scales: Annotated[bool, typer.Option(help="A learned solver also learns the noise levels it asks at.")] = True
+    samples: Annotated[int, typer.Option(help="Pictures of the full sampler that a solver learns from.")] = 256
     sparsity: Annotated[float, typer.Option(help="Weight of the computation in the loss.")] = 1.0
     scores: Annotated[
         Path | None, typer.Option(help="Folder of an earlier search: other ratios of it, without searching.")
@@ -71,17 +101,32 @@ class SearchOptions:
     def settings(self) -> "SearchSettings":
         from sdo_cli.prune.search import SearchSettings
 
+        updates, batch = self.updates or 500, self.search_batch or 1
         rate, optimizer = RATES[self.pruner]
         return SearchSettings(
             pruner=self.pruner,
             gradients=self.gradients,
             distance=self.distance,
-            updates=self.updates,
-            batch=self.search_batch,
+            updates=updates,
+            batch=batch,
             learning_rate=rate if self.learning_rate is None else self.learning_rate,
             optimizer=optimizer,
             sparsity=self.sparsity,
             live_calls=self.live_calls,
+        )
+
+    def solver_settings(self) -> "SolverSettings":
+        from sdo_cli.prune.learned import SolverSettings
+
+        return SolverSettings(
+            gradients=self.gradients,
+            window=self.window,
+            scales=self.scales,
+            grid=self.grid,
+            updates=self.updates or SOLVER_UPDATES,
+            samples=self.samples,
+            batch=self.search_batch or SOLVER_BATCH,
+            learning_rate=self.learning_rate or SOLVER_RATE,
         )
 
 
@@ -106,11 +151,16 @@ def problems(plan: PlanOptions, search: SearchOptions, measure: MeasureOptions, 
         ("gradients", search.gradients, GRADIENTS),
         ("distance", search.distance, DISTANCES),
     ]
-    numbers = {"updates": search.updates, "live-calls": search.live_calls, "rounds": measure.rounds}
-    numbers["search-batch"] = search.search_batch
+    learns = plan.method == "learned-solver"
+    if learns:
+        choices.append(("grid", search.grid, GRIDS))
+    given = {"updates": search.updates, "search-batch": search.search_batch}
+    numbers = {name: number for name, number in given.items() if number is not None}
+    numbers |= {"live-calls": search.live_calls, "rounds": measure.rounds}
+    ratios = plan.ratios(steps) if steps > 0 else plan.ratio or []
     wrong = [f"--{name}: {given!r} is not one of {', '.join(of)}" for name, given, of in choices if given not in of]
-    wrong += [f"--ratio: must be at least 0 and below 1, not {r:g}" for r in plan.ratios if not 0 <= r < 1]
-    wrong += [f"--ratio: {r:g} has more than two decimals" for r in plan.ratios if 0 <= r < 1 and round(r, 2) != r]
+    wrong += [f"--ratio: must be at least 0 and below 1, not {r:g}" for r in ratios if not 0 <= r < 1]
+    wrong += [f"--ratio: {r:g} has more than two decimals" for r in ratios if 0 <= r < 1 and round(r, 2) != r]
     wrong += [f"--{name}: must be at least 1, not {number}" for name, number in numbers.items() if number < 1]
     if search.live_calls >= max(2, steps):
         wrong.append(f"--live-calls: {search.live_calls} of {steps} steps; the first is always whole, so fewer")
@@ -120,6 +170,15 @@ def problems(plan: PlanOptions, search: SearchOptions, measure: MeasureOptions, 
         wrong.append(f"--lr: must be above 0, not {search.learning_rate}")
     if not 0 <= search.sparsity < float("inf"):
         wrong.append(f"--sparsity: must be 0 or more, not {search.sparsity}")
+    wrong += [f"--calls: must be from 1 to {steps - 1}, not {n}" for n in plan.calls or () if not 0 < n < steps]
+    if learns and search.gradients == "one-step":
+        wrong.append("--gradients: one-step is for gates; a solver is learned by shortcut or full")
+    if learns and not 1 <= search.window <= 4:
+        wrong.append(f"--window: must be 1 to 4, not {search.window}")
+    if learns and search.samples < 8:
+        wrong.append(f"--samples: a quarter of them is held back; 8 or more, not {search.samples}")
+    if learns and search.schedule is not None:
+        wrong.append("--schedule: a solver is learned from --grid; leave it out")
     if steps < 2:
         wrong.append(f"--steps: there is nothing to skip in {steps}; 2 or more")
     return wrong

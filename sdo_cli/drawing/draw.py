@@ -16,6 +16,7 @@ from sdo_cli.sampling.guidance import Condition, Guided
 from sdo_cli.sampling.loop import Path, sample_latents
 from sdo_cli.sampling.route import Route
 from sdo_cli.sampling.solvers import AUTO, SOLVERS, STOCHASTIC, Native, make_scheduler, native_solver
+from sdo_cli.skipping.multistep import Multistep
 from sdo_cli.skipping.walking import Skips
 
 # a decoder works at full resolution, with far more memory per pixel than the denoiser
@@ -27,7 +28,8 @@ DECODE_BATCH = 4
 class DrawSettings:
     """How images are drawn; names as in diffusers.
 
-    ``timesteps``, falling and as many as ``num_inference_steps``, take the place of the solver's own.
+    ``timesteps``, falling and as many as ``num_inference_steps``, take the place of the solver's own,
+    and ``multistep``, learned for them, that of its steps.
     """
 
     solver: str = AUTO
@@ -38,6 +40,7 @@ class DrawSettings:
     height: int | None = None
     width: int | None = None
     timesteps: tuple[int, ...] | None = None
+    multistep: Multistep | None = None
 
     @property
     def guidance(self) -> float:
@@ -111,13 +114,15 @@ def make_route(family: Family, settings: DrawSettings) -> Route:
     if settings.eta > 0 and solver not in STOCHASTIC:
         raise RecipeFault([f"eta: solver {solver} of {family.source} takes no noise; write 0"], what="settings")
     config = json.dumps(dict(family.scheduler_config), sort_keys=True)
-    return _route(solver, config, settings.num_inference_steps, settings.eta, settings.timesteps)
+    return _route(solver, config, settings.num_inference_steps, settings.eta, settings.timesteps, settings.multistep)
 
 
 @lru_cache(maxsize=64)
-def _route(solver: str, config: str, steps: int, eta: float, timesteps: tuple[int, ...] | None) -> Route:
+def _route(
+    solver: str, config: str, steps: int, eta: float, timesteps: tuple[int, ...] | None, multistep: Multistep | None
+) -> Route:
     """Made once: every step of training asks for it several times."""
-    scheduler = make_scheduler(solver, json.loads(config), steps, timesteps)
+    scheduler = make_scheduler(solver, json.loads(config), steps, timesteps, multistep)
     return Route(scheduler, steps, eta=eta, timesteps=timesteps)
 
 

@@ -9,6 +9,7 @@ from sdo_cli.errors import EnvironmentFault
 from sdo_cli.installed import sdo
 from sdo_cli.models.base import Family
 from sdo_cli.sampling.guidance import Condition
+from sdo_cli.sampling.scheduler_config import is_flow
 from sdo_cli.sampling.solvers import NOISY_SOLVERS
 from sdo_cli.skipping.liveness import Wiring
 from sdo_cli.skipping.observe import observe
@@ -18,13 +19,22 @@ from sdo_cli.skipping.walking import Skips
 
 def made_for(family: Family, settings: DrawSettings) -> MadeFor:
     """What a plan made here fits."""
+    learned = settings.multistep is not None
     return MadeFor(
         family.source,
         family.architecture,
         solver_of(family, settings),
         settings.num_inference_steps,
         settings.timesteps,
+        settings.multistep,
+        prediction_of(family) if learned else None,
     )
+
+
+def prediction_of(family: Family) -> str:
+    """``epsilon``, ``v_prediction``, ``sample`` or ``flow_prediction``."""
+    config = family.scheduler_config
+    return "flow_prediction" if is_flow(config) else str(config.get("prediction_type", "epsilon"))
 
 
 def wiring_of(family: Family, grain: str, condition: Condition) -> Wiring:
@@ -41,9 +51,12 @@ def wiring_of(family: Family, grain: str, condition: Condition) -> Wiring:
 
 def with_plan(settings: DrawSettings, plan: SkipPlan) -> DrawSettings:
     """The settings, with the plan's own steps where it has some."""
-    if plan.made_for.timesteps is None:
+    its = plan.made_for
+    if its.timesteps is None:
         return settings
-    return replace(settings, num_inference_steps=len(plan.made_for.timesteps), timesteps=plan.made_for.timesteps)
+    settings = replace(settings, num_inference_steps=len(its.timesteps), timesteps=its.timesteps)
+    # a learned solver stands in for whatever the full one is
+    return settings if its.multistep is None else replace(settings, solver=its.solver, multistep=its.multistep)
 
 
 def skips_of(plan: SkipPlan, family: Family, settings: DrawSettings, *, exact: bool = False) -> Skips:
@@ -67,11 +80,19 @@ def skips_of(plan: SkipPlan, family: Family, settings: DrawSettings, *, exact: b
             f"the skip plan was made for {theirs.model}, whose denoiser is built otherwise than that of {mine.model}",
             remedy=remedy,
         )
+    if mine.prediction != theirs.prediction:
+        raise EnvironmentFault(
+            f"the learned solver was made for a model that predicts {theirs.prediction}; {mine.model} predicts"
+            f" {prediction_of(family)}",
+            remedy=remedy,
+        )
     if mine.solver != theirs.solver:
         raise EnvironmentFault(
             f"the skip plan was made for the solver {theirs.solver}, not {mine.solver}",
             remedy=f"draw with {theirs.solver}, or {remedy}",
         )
+    if mine.multistep != theirs.multistep:
+        raise EnvironmentFault("the plan's steps are a learned solver's, and others are asked for", remedy=remedy)
     if (mine.num_inference_steps, mine.timesteps) != (theirs.num_inference_steps, theirs.timesteps):
         raise EnvironmentFault(
             f"the skip plan was made for {theirs.num_inference_steps} steps, not {mine.num_inference_steps}",

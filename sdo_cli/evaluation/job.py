@@ -125,6 +125,8 @@ class Settings:
                 del tree["model"][name]
         if self.draw.timesteps is None:
             del tree["draw"]["timesteps"]
+        # of a plan's file, which is named beside
+        del tree["draw"]["multistep"]
         return tree
 
     def flat(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class _Calls:
         weight = self.plan.weight[i] * live
         if self.graphs[i]:
             self.live_calls += self.plan.batch
-            parts = self._run(x if bool(through.all()) else torch.where(_per_sample(through, x) > 0, x, x.detach()), t)
+            parts = self._run(self._followed(i, x, through), t)
             if self.terms.kl_weight:
                 self._add_penalty(self.path.join(parts, t, self.rows), x, t, live)
             # same value, gradient times the plan's weight (0 where frozen)
@@ -42,8 +42,16 @@ class _Calls:
             return e
         # ε = n_x x + n_e e is what is held constant, so e follows x the other way where the call does not
         level = self.path.route.levels[i]
-        rest = -level.eps_of_x / (level.eps_of_e * level.scale) * (1 - weight * through)
+        inside = through if self.plan.nested is None else through * self.plan.nested[i]
+        rest = -level.eps_of_x / (level.eps_of_e * level.scale) * (1 - weight * inside)
         return e + _per_sample(rest, x) * (x - x.detach())
+
+    def _followed(self, i: int, x: Tensor, through: Tensor) -> Tensor:
+        """The call's input as the network sees it: a constant, or with its gradient, or a part of that."""
+        if self.plan.nested is not None:
+            part = through * self.plan.nested[i]
+            return x.detach() + _per_sample(part, x) * (x - x.detach())
+        return x if bool(through.all()) else torch.where(_per_sample(through, x) > 0, x, x.detach())
 
     def _run(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         if self.checkpointing:

@@ -27,6 +27,8 @@ class Plan:
     repeats: ``[n, B]`` seeds: for each row the last call is repeated on a re-noised ``sg(x_N)`` and the reward
         sees that x0-prediction too; all n + 1 are averaged (DRaFT-LV).
     as_epsilon: the linear path holds ε constant instead of the network's native output.
+    nested: ``[calls, B]``, what the gradient that a THROUGH call sends on through the network to its input is
+        multiplied with; None: 1. Beside the network the linear path is kept as it is.
     turn: ``[calls, B]``, which of several updates on one rollout each live call serves, from 0; None: there is one.
     whole: of a part, when all parts must make the same network calls: the plan it was cut from.
     """
@@ -36,6 +38,7 @@ class Plan:
     endpoint: Tensor | None = None
     repeats: Tensor | None = None
     as_epsilon: bool = False
+    nested: Tensor | None = None
     turn: Tensor | None = None
     whole: "Plan | None" = None
 
@@ -53,6 +56,10 @@ class Plan:
             raise ValueError(f"repeats {tuple(self.repeats.shape)} must be [n, B] with B = {self.batch}")
         if self.turn is not None and (self.turn.shape != self.mode.shape or self.repeats is not None):
             raise ValueError(f"turn {tuple(self.turn.shape)} must be {tuple(self.mode.shape)}, without repeats")
+        if self.nested is not None:
+            object.__setattr__(self, "nested", self.nested.double())
+            if self.nested.shape != self.mode.shape or not bool(torch.isfinite(self.nested).all()):
+                raise ValueError(f"nested {tuple(self.nested.shape)} must be finite, {tuple(self.mode.shape)}")
         if bool(((self.ends < 0) | (self.ends > self.calls)).any()):
             raise ValueError(f"endpoint must be in 0 … {self.calls}, which means x_N")
         after = torch.arange(self.calls)[:, None] > self.ends[None]
@@ -110,6 +117,7 @@ class Plan:
             weight=self.weight[:, rows],
             endpoint=None if self.endpoint is None else self.endpoint[rows],
             repeats=None if self.repeats is None else self.repeats[:, rows],
+            nested=None if self.nested is None else self.nested[:, rows],
             turn=None if self.turn is None else self.turn[:, rows],
             whole=self if in_step else None,
         )

@@ -156,6 +156,39 @@ RULES: dict[str, RuleInfo] = {
         ),
         replays=_drtune_replays,
     ),
+    "bridge": RuleInfo(
+        summary="as flowbp-sparse, and through the input of one step to those before",
+        source="FlowBP-Bridge, arXiv 2606.11075",
+        module="sdo_cli.gradients.bridge",
+        options={"k": int, "late_bias": float, "alpha": float, "rescale": float},
+        problem=lambda options, calls: (
+            _between("k", options.get("k", min(5, calls)), 1, calls)
+            or _between("late_bias", options.get("late_bias", 4.0), 0, 10)
+            or _between("alpha", options.get("alpha", 0.5), 0, 1)
+            or _between("rescale", options.get("rescale", 0.5), 0, 1)
+        ),
+        chained=True,
+    ),
+    "lagrange": RuleInfo(
+        summary="two steps that stand for the others by interpolation",
+        source="FlowBP-Lagrange, arXiv 2606.11075",
+        module="sdo_cli.gradients.lagrange",
+        options={"order": int, "alpha": float, "gap": float},
+        problem=lambda options, calls: (
+            _between("order", options.get("order", 3), 1, 3)
+            or _between("alpha", options.get("alpha", 0.1), 0, 1)
+            or _between("gap", options.get("gap", 0.2), 0, 0.5)
+        ),
+        chained=True,
+    ),
+    "leapalign": RuleInfo(
+        summary="two leaps, from a random step to a later one and on to the image",
+        source="Liang et al. 2026, arXiv 2604.15311",
+        module="sdo_cli.gradients.leapalign",
+        options={"alpha": float},
+        problem=lambda options, calls: _between("alpha", options.get("alpha", 0.3), 0, 1),
+        chained=True,
+    ),
     "flowbp-sparse": RuleInfo(
         summary="k random steps, later ones likelier, detached inputs",
         source="FlowBP-Sparse, arXiv 2606.11075",

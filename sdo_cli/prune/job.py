@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sdo_cli.drawing.draw import DrawSettings
 from sdo_cli.models.load import ModelSource
+from sdo_cli.prune.learned import SolverSettings
 from sdo_cli.prune.search import SearchSettings
 from sdo_cli.recipe.schema import RewardSpec
 
@@ -33,6 +34,7 @@ class PruneJob:
     prompts: the search's.
     scores: folder of an earlier search, whose keep-scores are taken instead of searching.
     schedule: a plan whose own steps are pruned further.
+    solver: how a solver is learned.
     """
 
     source: ModelSource
@@ -49,3 +51,4 @@ class PruneJob:
     lora_scale: float = 1.0
     scores: Path | None = None
     schedule: Path | None = None
+    solver: SolverSettings = field(default_factory=SolverSettings)

@@ -1,16 +1,18 @@
 """How plans are made, by name, and the samplers with as much computation that stand beside every one."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from sdo_cli.drawing.pruned import prediction_of
 from sdo_cli.errors import SolverFault
 from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.progress import Reporter
 from sdo_cli.prune.baselines import deep_cache, random_gates, uniform
+from sdo_cli.prune.learned import Learned, SolverSettings, student_solver
 from sdo_cli.prune.measure import Arm
 from sdo_cli.prune.ratios import runs_at
 from sdo_cli.prune.schedules import Schedule, optimal_stepsize, pairwise
@@ -20,7 +22,7 @@ from sdo_cli.sampling.solvers import calls_of
 from sdo_cli.seeding import key_to_seed, keyed_generator
 from sdo_cli.skipping.skip_plan import SkipPlan
 
-DIP_GO = "dip-go"
+DIP_GO, LEARNED = "dip-go", "learned-solver"
 
 
 def calls_at(ratio: float, calls: int) -> int:
@@ -93,6 +95,29 @@ def from_schedule(setting: Setting, schedule: Schedule, method: str, ratio: floa
     return SkipPlan(shorter, setting.grain, setting.wiring, runs, made_by)
 
 
+def from_learned(setting: Setting, learned: Learned, ratio: float, wanted: SolverSettings) -> SkipPlan:
+    """A plan that skips nothing of a learned solver's steps."""
+    flow = is_flow(setting.family.scheduler_config)
+    own = replace(
+        setting.made_for,
+        solver=student_solver(flow),
+        num_inference_steps=len(learned.timesteps),
+        timesteps=learned.timesteps,
+        multistep=learned.numbers,
+        prediction=prediction_of(setting.family),
+    )
+    runs = torch.ones(len(learned.timesteps), len(setting.wiring.units), dtype=torch.bool)
+    made_by = {
+        "guidance_scale": setting.settings.guidance_scale,
+        "method": LEARNED,
+        "ratio": ratio,
+        "teacher": {"solver": setting.made_for.solver, "num_inference_steps": setting.made_for.num_inference_steps},
+        "distance": {"ipndm": learned.begun, "learned": learned.error},
+        **asdict(wanted),
+    }
+    return SkipPlan(own, setting.grain, setting.wiring, runs, made_by)
+
+
 # find(method, most) -> schedules by number of steps
 FindSchedules = Callable[[str, int], dict[int, Schedule]]
 
@@ -118,9 +143,9 @@ def controls(setting: Setting, ratios: list[float], find: FindSchedules | None =
 
 
 def _plain_solvers(setting: Setting) -> list[str]:
-    """The full sampler's own, and a better one of second order."""
+    """The full sampler's own, a better one of second order, and the one a learned solver starts as."""
     own = setting.made_for.solver
-    return [own] if is_flow(setting.family.scheduler_config) else list(dict.fromkeys((own, "dpm++2m")))
+    return [own] if is_flow(setting.family.scheduler_config) else list(dict.fromkeys((own, "dpm++2m", "ipndm")))
 
 
 def _schedules_or_none(

@@ -17,7 +17,7 @@ from sdo_cli.drawing.draw import DrawSettings, solver_of
 from sdo_cli.drawing.notes import drawing_notes
 from sdo_cli.drawing.prompts import PromptEmbeddings
 from sdo_cli.drawing.pruned import with_plan
-from sdo_cli.errors import EnvironmentFault, Stopped
+from sdo_cli.errors import EnvironmentFault, SolverFault, Stopped
 from sdo_cli.files import alone_in, append_json_line, remove_partial, write_atomic, write_json, write_text
 from sdo_cli.installed import sdo
 from sdo_cli.models.load import load_family
@@ -26,8 +26,20 @@ from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.progress import Reporter
 from sdo_cli.provenance import command, machine, now, versions
 from sdo_cli.prune.job import PruneJob
+from sdo_cli.prune.learned import Learned, Lessons, best_of, learn, spaced
 from sdo_cli.prune.measure import Arm, ArmMeasures, measure
-from sdo_cli.prune.methods import DIP_GO, METHODS, SCHEDULES, calls_at, controls, from_schedule, from_scores, schedules
+from sdo_cli.prune.methods import (
+    DIP_GO,
+    LEARNED,
+    METHODS,
+    SCHEDULES,
+    calls_at,
+    controls,
+    from_learned,
+    from_schedule,
+    from_scores,
+    schedules,
+)
 from sdo_cli.prune.schedules import Schedule
 from sdo_cli.prune.search import Update, search
 from sdo_cli.prune.setting import Setting
@@ -167,7 +179,59 @@ def make_plans(
             ratio: from_schedule(setting, table[calls_at(ratio, setting.calls)], job.method, ratio)
             for ratio in job.ratios
         }
+    if job.method == LEARNED:
+        return learned_plans(setting, job, folder, reporter, world)
     return {ratio: METHODS[job.method](setting, ratio) for ratio in job.ratios}
+
+
+def learned_plans(
+    setting: Setting, job: PruneJob, folder: Path, reporter: Reporter, world: World = SINGLE
+) -> dict[float, SkipPlan]:
+    """A solver learned for every budget, fewest calls last; the teacher is drawn once."""
+    if setting.path(setting.prompts[:1], [0]).route.takes_noise:
+        raise SolverFault(
+            f"a learned solver follows a sampler without fresh noise; {setting.made_for.solver} adds some here",
+            remedy="write --eta 0, or choose another --solver, ddim say",
+        )
+    kept, wanted, lessons = Kept(folder), job.solver, Lessons(setting, job.solver)
+    lessons.made = dict(enumerate(world.share(lambda: kept.get("teacher")) or ()))
+    lessons.prepare(reporter)
+    if world.is_main:
+        kept.put("teacher", [lessons.made[j] for j in range(wanted.samples)])
+    budgets = {ratio: calls_at(ratio, setting.calls) for ratio in job.ratios}
+    if wanted.grid in SCHEDULES:
+        table = kept_schedules(setting, folder, reporter, world, wanted.grid, max(budgets.values()))
+        grids = {calls: table[calls].timesteps for calls in budgets.values()}
+    else:
+        grids = {calls: spaced(setting, calls, wanted.grid) for calls in budgets.values()}
+    found = dict[int, Learned]()
+    for calls, grid in grids.items():
+        name = f"solver-{calls}"
+        state = world.share(partial(kept.get, name))
+        reporter.phase(f"solver of {calls} calls", wanted.updates, 0 if state is None else state["number"])
+        try:
+            for now_at in learn(setting, grid, wanted, lessons, state=state):
+                state = now_at
+                if world.is_main and state["number"] % SAVE_EVERY == 0:
+                    kept.put(name, state)
+                begun, error = state["errors"]
+                reporter.advance(1, f"distance {error:.4f} (iPNDM {begun:.4f})")
+        finally:
+            if state is not None and world.is_main:
+                kept.put(name, state)
+        assert state is not None
+        best = best_of(state)
+        reporter.note(
+            f"{calls} calls: distance to the full sampler's latents {best.error:.4f}, of iPNDM at these steps"
+            f" {best.begun:.4f}"
+        )
+        # the same on all, whatever their devices made of it
+        found[calls] = world.share(partial(_same, best))
+    return {ratio: from_learned(setting, found[calls], ratio, wanted) for ratio, calls in budgets.items()}
+
+
+def _same(found: Learned) -> Learned:
+    return found
 
 
 def kept_schedules(

@@ -10,8 +10,7 @@ from diffusers import EulerDiscreteScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedulerOutput
 from torch import Tensor
 
-# Adams-Bashforth of order one to four, newest slope first (Zhang & Chen 2022, arXiv 2204.13902, appendix B)
-SLOPES = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+from sdo_cli.sampling.multistep import SLOPES
 
 
 class IPNDMSigmaScheduler(EulerDiscreteScheduler):

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 # their timesteps are places in alphas_cumprod
 BY_TIMESTEP = ("DDIMScheduler", "PNDMScheduler", "DDPMScheduler", "LCMScheduler", "TCDScheduler")
 # their sigmas are σ/α, and latents are scaled to α = 1
-VARIANCE_EXPLODING = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "IPNDMSigmaScheduler")
+VARIANCE_EXPLODING = (
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "IPNDMSigmaScheduler",
+    "LearnedMultistepScheduler",
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ def _end_of_lcm(scheduler: Any) -> tuple[float, float]:
 
 
 def _is_flow(scheduler: "SchedulerMixin") -> bool:
-    return type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
+    return "FlowMatch" in type(scheduler).__name__
 
 
 def _split(scheduler: "SchedulerMixin", s: float) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sdo_cli.errors import SolverFault
 from sdo_cli.sampling.scheduler_config import check_config, ignored_by, is_flow, is_said
 from sdo_cli.sampling.timesteps import set_timesteps, with_timesteps
+from sdo_cli.skipping.multistep import Multistep
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -120,7 +121,11 @@ def _takes(name: str) -> Mapping[str, Any]:
 
 
 def make_scheduler(
-    name: str, config: Mapping[str, Any], num_inference_steps: int, timesteps: Sequence[int] | None = None
+    name: str,
+    config: Mapping[str, Any],
+    num_inference_steps: int,
+    timesteps: Sequence[int] | None = None,
+    multistep: Multistep | None = None,
 ) -> "SchedulerMixin":
     """The stock scheduler, set to ``num_inference_steps``.
 
@@ -129,6 +134,7 @@ def make_scheduler(
         config: the model's scheduler config, of any diffusers class. A missing ``clip_sample`` counts as False
             (Stable Diffusion's own configs leave it out; diffusers' default of True is wrong for latents).
         timesteps: training timesteps to step through in place of the solver's own, noisiest first, one per step.
+        multistep: learned numbers for a step at each of these timesteps, in place of the solver's.
 
     Raises:
         SolverFault: unknown solver, wrong kind of network, a config that breaks the affine identity, or timesteps
@@ -162,6 +168,8 @@ def make_scheduler(
         scheduler = scheduler_class(name).from_config(dict(config), **settings_of(name, config))
         if timesteps is not None:
             scheduler = with_timesteps(name, scheduler)
+            if multistep is not None:
+                scheduler = with_numbers(scheduler, multistep)
         set_timesteps(scheduler, num_inference_steps, timesteps)
     # what diffusers says of settings that do not go together, or not with so many steps
     except (NotImplementedError, ValueError, IndexError, ZeroDivisionError) as fault:
@@ -171,6 +179,14 @@ def make_scheduler(
             remedy="choose another solver or number of steps",
         ) from fault
     return scheduler
+
+
+def with_numbers(scheduler: "SchedulerMixin", multistep: Multistep) -> "SchedulerMixin":
+    """The learned solver on the noise levels of this one, which takes timesteps."""
+    from sdo_cli.sampling.learned import LearnedFlowMatchScheduler, LearnedMultistepScheduler
+
+    kind: Any = LearnedFlowMatchScheduler if is_flow(scheduler.config) else LearnedMultistepScheduler
+    return kind.from_config(scheduler.config, multistep=multistep.tree())
 
 
 def settings_of(name: str, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from sdo_cli.errors import EnvironmentFault
 from sdo_cli.files import write_text
 from sdo_cli.installed import sdo
 from sdo_cli.skipping.liveness import Wiring, live, read_later, stored_reads
+from sdo_cli.skipping.multistep import Multistep, multistep_of
 
-FORMAT, VERSION = "sdo-skip-plan", 1
+# a learned solver's file is of version 2: what reads version 1 alone would take its steps and leave the solver
+FORMAT, VERSION, LEARNED_VERSION = "sdo-skip-plan", 1, 2
 GRAINS = ("blocks", "parts")
 
 
@@ -28,6 +30,8 @@ class MadeFor:
         architecture: fingerprint of the denoiser's config.
         solver, num_inference_steps: its calls are the plan's rows.
         timesteps: of the steps, where they are not the solver's own.
+    multistep: how they are taken, where that was learned.
+    prediction: what the network predicts, where it was.
     """
 
     model: str
@@ -35,6 +39,8 @@ class MadeFor:
     solver: str
     num_inference_steps: int
     timesteps: tuple[int, ...] | None = None
+    multistep: Multistep | None = None
+    prediction: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,7 @@ class SkipPlan:
 
     def _drawn(self) -> dict[str, Any]:
         made_for, wiring = self.made_for, self.wiring
+        learned = {} if made_for.multistep is None else {"multistep": made_for.multistep.tree()}
         return {
             "architecture": made_for.architecture,
             "solver": made_for.solver,
@@ -119,15 +126,17 @@ class SkipPlan:
             "grain": self.grain,
             "units": list(wiring.units),
             "runs": ["".join("01"[computed] for computed in row) for row in self.runs.tolist()],
+            **learned,
         }
 
     def tree(self) -> dict[str, Any]:
         wiring = self.wiring
         return {
             "format": FORMAT,
-            "version": VERSION,
+            "version": VERSION if self.made_for.multistep is None else LEARNED_VERSION,
             "model": self.made_for.model,
             **self._drawn(),
+            **({} if self.made_for.prediction is None else {"prediction": self.made_for.prediction}),
             "wiring": {
                 "reads": [sorted(read) for read in wiring.reads],
                 "output": sorted(wiring.output),
@@ -164,9 +173,9 @@ def load_plan(path: Path) -> SkipPlan:
         raise EnvironmentFault(f"{path} is not a skip plan: it is no JSON ({fault})", remedy=remedy) from fault
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:
         raise EnvironmentFault(f'{path} is not a skip plan: it does not say "format": "{FORMAT}"', remedy=remedy)
-    if tree.get("version") != VERSION:
+    if tree.get("version") not in (VERSION, LEARNED_VERSION):
         raise EnvironmentFault(
-            f"{path} is a skip plan of version {tree.get('version')}; this sdo reads version {VERSION}",
+            f"{path} is a skip plan of version {tree.get('version')}; this sdo reads {VERSION} and {LEARNED_VERSION}",
             remedy=f"make it again with {sdo('prune')}, or use the sdo that made it",
         )
     try:
@@ -201,7 +210,11 @@ def _plan_of(tree: dict[str, Any]) -> SkipPlan:
         tree["solver"],
         tree["num_inference_steps"],
         None if timesteps is None else tuple(timesteps),
+        multistep_of(tree["multistep"]) if tree["version"] == LEARNED_VERSION else None,
+        tree.get("prediction"),
     )
+    if made_for.multistep is not None and (timesteps is None or made_for.multistep.calls != len(timesteps)):
+        raise ValueError("its multistep has as many rows as there are timesteps")
     found = Wiring(
         units,
         tuple(frozenset(read) for read in wiring["reads"]),

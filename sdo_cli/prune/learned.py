@@ -1,0 +1,358 @@
+"""Learns a multistep solver for a few calls from a sampler with many (DyWeight, arXiv 2603.11607).
+
+The student of :mod:`sdo_cli.sampling.multistep` starts as iPNDM from the teacher's noise, and its final latent is drawn
+towards the teacher's. Gradients of the loss ``|x_K - x_teacher|²`` (mean) into weights and scales:
+
+- ``full``: through all calls, each recomputed in the backward pass;
+- ``shortcut``: outputs are data, so ``x_K`` is the linear path and the network is never run backwards. How an output
+  changes with the level that it is asked at is a difference of two calls, taken at one call of a part of the samples.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from sdo_cli.drawing.pruned import prediction_of
+from sdo_cli.errors import SolverFault
+from sdo_cli.progress import Reporter
+from sdo_cli.prune.setting import Setting
+from sdo_cli.sampling.loop import Path, sample_latents
+from sdo_cli.sampling.multistep import Levels, adams_bashforth, clock_of, out_of_order
+from sdo_cli.sampling.solvers import make_scheduler
+from sdo_cli.sampling.timesteps import whole_timesteps
+from sdo_cli.seeding import key_to_seed, keyed_generator
+from sdo_cli.skipping.multistep import Multistep, multistep_of
+
+GRIDS = ("optimal-steps", "pairwise-steps", "even", "polynomial")
+# ask(call, latents [B, …], level []) -> output [B, …]
+Ask = Callable[[int, Tensor, Tensor], Tensor]
+# spacing of Karras et al. 2022 (arXiv 2206.00364), equation 5
+RHO = 7.0
+# samples that a result is chosen by, never learned from
+HELD = 32
+LOOK_EVERY = 25
+# the difference of levels behind a derivative, and the part of the samples that it is taken of
+DELTA, PART = 0.02, 4
+
+
+@dataclass(frozen=True)
+class SolverSettings:
+    """Attributes:
+    gradients: ``shortcut`` or ``full``.
+    window: slopes that a step weighs, 1 … 4.
+    scales: also learn at which level each call asks.
+    grid: where the calls stand at first, one of ``GRIDS``.
+    samples: noises the teacher is drawn from, one per prompt, prompts in turn; its latents are made once.
+    batch: samples of an update.
+    """
+
+    gradients: str = "shortcut"
+    window: int = 3
+    scales: bool = True
+    grid: str = "optimal-steps"
+    updates: int = 400
+    samples: int = 256
+    batch: int = 16
+    learning_rate: float = 0.02
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Attributes:
+    timesteps: of the grid, falling.
+    begun, error: root mean square distance to the teacher's latents on the samples held back: of iPNDM, and of this.
+    """
+
+    timesteps: tuple[int, ...]
+    numbers: Multistep
+    begun: float
+    error: float
+
+
+@dataclass
+class Student:
+    """What is learned, beside what is fixed.
+
+    Attributes:
+        grid: ``t_0 … t_K``.
+        start: weights to begin with, ``[K, window]``, newest slope first.
+        moves: ``[K, window]``, how far they have moved; 1 moves the clock by the level that the step goes to, so that
+            from a level of pure noise (4096, with zero terminal SNR) as much can be learned as from others.
+        log_scales: ``[K]``.
+    """
+
+    grid: list[float]
+    levels: Levels
+    start: Tensor
+    moves: Tensor
+    log_scales: Tensor
+
+    @property
+    def weights(self) -> Tensor:
+        sizes = [min(1.0, there / (here - there)) for here, there in pairwise(self.grid[:-1])]
+        return self.start + torch.tensor([*sizes, 1.0], dtype=torch.float64)[:, None] * self.moves
+
+    @property
+    def numbers(self) -> Multistep:
+        rows = self.weights.detach().tolist()
+        known = tuple(tuple(row[: i + 1]) for i, row in enumerate(rows))
+        return Multistep(known, tuple(self.log_scales.detach().exp().tolist()))
+
+    def latents(self, x: Tensor, ask: Ask) -> Tensor:
+        """``x_K`` of the first latents ``x [B, …]``, differentiable in weights and scales."""
+        rows = [row[: i + 1] for i, row in enumerate(self.weights)]
+        clock, asked = clock_of(self.grid, rows, list(self.log_scales.exp()))
+        slopes: list[Tensor] = []
+        for i, row in enumerate(rows):
+            e = ask(i, x, asked[i])
+            slopes.insert(0, (x - self.levels.image(x, e, _of(asked[i], x))) / _of(clock[i], x))
+            step = (self.grid[i + 1] - clock[i]) * row
+            x = x + sum(_of(w, x) * slope for w, slope in zip(step, slopes, strict=False))
+        return x
+
+
+def _of(scalar: Any, x: Tensor) -> Any:
+    """A float64 scalar as the latents are, its gradient flowing."""
+    return scalar.to(x) if isinstance(scalar, Tensor) else scalar
+
+
+def asking(path: Path, levels: Levels, rows: Tensor | None = None) -> Ask:
+    """The path's network at any level, for the samples ``rows``."""
+    rows = path.rows if rows is None else rows
+
+    def ask(i: int, x: Tensor, level: Tensor) -> Tensor:
+        del i
+        t = levels.timestep(level).to(x.device, torch.promote_types(x.dtype, torch.float32)).expand(len(x))
+        return path.denoise(levels.scaled(x, _of(level, x)), t, rows)
+
+    return ask
+
+
+def full_gradient(student: Student, x: Tensor, target: Tensor, ask: Ask) -> float:
+    """The loss of latents begun at ``x``; its gradient is added to weights and scales, through all calls."""
+
+    def again(i: int, x: Tensor, level: Tensor) -> Tensor:
+        found: Tensor = checkpoint(lambda x, level: ask(i, x, level), x, level, use_reentrant=False)
+        return found
+
+    with torch.enable_grad():
+        loss = (student.latents(x, again) - target).square().mean()
+        loss.backward()
+    return loss.item()
+
+
+def shortcut_gradient(
+    student: Student, x: Tensor, target: Tensor, ask: Ask, *, at: int | None = None, some: Tensor | None = None,
+    ask_some: Ask | None = None,
+) -> float:  # fmt: skip
+    """The same along the linear path: outputs are data.
+
+    Args:
+        at: the call whose change with its level is looked at, for all calls; None looks at none.
+        some: the samples it is looked at on; of all by default.
+        ask_some: the network for these.
+    """
+    outputs, inputs, asked = list[Tensor](), list[Tensor](), list[Tensor]()
+
+    def note(i: int, x: Tensor, level: Tensor) -> Tensor:
+        inputs.append(x)
+        asked.append(level)
+        outputs.append(ask(i, x, level))
+        return outputs[-1]
+
+    with torch.no_grad():
+        student.latents(x, note)
+        slope = None
+        if at is not None:
+            rows = torch.arange(len(x), device=x.device) if some is None else some
+            moved = asked[at] * (1 + DELTA)
+            change = (ask_some or ask)(at, inputs[at][rows], moved) - outputs[at][rows]
+            # one call stands for all, and some samples for all
+            factor = len(outputs) * len(x) / len(rows)
+            slope = torch.zeros_like(x).index_copy(0, rows, factor * change / (moved - asked[at]).to(x))
+
+    def given(i: int, x: Tensor, level: Tensor) -> Tensor:
+        if i != at or slope is None:
+            return outputs[i]
+        return outputs[i] + _of(level - level.detach(), x) * slope
+
+    with torch.enable_grad():
+        loss = (student.latents(x, given) - target).square().mean()
+        loss.backward()
+    return loss.item()
+
+
+@dataclass
+class Lessons:
+    """The teacher's samples: noises and final latents, by number; the first :data:`HELD` are held back."""
+
+    setting: Setting
+    wanted: SolverSettings
+    made: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def held(self) -> list[int]:
+        return list(range(min(HELD, self.wanted.samples // 4)))
+
+    def path(self, numbers: list[int]) -> Path:
+        """The teacher's."""
+        chosen = [self.setting.prompts_of(j, 1)[0] for j in numbers]
+        return self.setting.path(chosen, [key_to_seed(self.setting.seed, "solver-noise", j) for j in numbers])
+
+    def prepare(self, reporter: Reporter) -> None:
+        """Draw what is not there yet."""
+        missing = [j for j in range(self.wanted.samples) if j not in self.made]
+        reporter.phase("teacher", self.wanted.samples, self.wanted.samples - len(missing))
+        for first in range(0, len(missing), self.wanted.batch):
+            numbers = missing[first : first + self.wanted.batch]
+            for j, latent in zip(numbers, sample_latents(self.path(numbers)).cpu(), strict=True):
+                self.made[j] = latent
+            reporter.advance(len(numbers))
+
+    def batch(self, update: int) -> list[int]:
+        """The samples of an update: each comes up once before any comes again."""
+        first, count = len(self.held), self.wanted.samples - len(self.held)
+        found = []
+        for k in range(update * self.wanted.batch, (update + 1) * self.wanted.batch):
+            order = torch.randperm(count, generator=keyed_generator(self.setting.seed, "solver-batch", k // count))
+            found.append(first + int(order[k % count]))
+        return found
+
+    def lesson(self, numbers: list[int], first_level: float) -> tuple[Path, Tensor, Tensor]:
+        """The path (for its network), the student's first latents, and where the teacher ended."""
+        path = self.path(numbers)
+        noise = path.x_0 / path.route.noise_level
+        flow = prediction_of(self.setting.family) == "flow_prediction"
+        x = noise if flow else noise * (first_level**2 + 1) ** 0.5
+        return path, x, torch.stack([self.made[j] for j in numbers]).to(x)
+
+
+def new_student(setting: Setting, timesteps: tuple[int, ...], wanted: SolverSettings) -> Student:
+    """iPNDM at these timesteps, to be learned."""
+    config = setting.family.scheduler_config
+    flow = prediction_of(setting.family) == "flow_prediction"
+    start = adams_bashforth(len(timesteps), wanted.window)
+    scheduler: Any = make_scheduler(student_solver(flow), config, len(timesteps), timesteps, start)
+    weights = torch.zeros(len(timesteps), min(wanted.window, len(timesteps)), dtype=torch.float64)
+    for i, row in enumerate(start.weights):
+        weights[i, : len(row)] = torch.tensor(row, dtype=torch.float64)
+    scales = torch.zeros(len(timesteps), dtype=torch.float64)
+    moves = torch.zeros_like(weights).requires_grad_()
+    return Student(scheduler.grid, scheduler.levels, weights, moves, scales.requires_grad_(wanted.scales))
+
+
+def student_solver(flow: bool) -> str:
+    """The solver whose noise levels a learned one has."""
+    return "flow-euler" if flow else "ipndm"
+
+
+def spaced(setting: Setting, calls: int, grid: str) -> tuple[int, ...]:
+    """Timesteps that no search has chosen: even, or dense where there is little noise."""
+    own = whole_timesteps(setting.path(setting.prompts[:1], [0]).route.begin()[0])
+    first, last = own[0], own[-1]
+    if grid == "even":
+        found = torch.linspace(first, last, calls + 1, dtype=torch.float64)[:-1]
+    else:
+        student = new_student(setting, (first,), SolverSettings())
+        ends = student.levels.timestep, student.grid[0], student.levels.last
+        ramp = torch.linspace(ends[1] ** (1 / RHO), ends[2] ** (1 / RHO), calls + 1, dtype=torch.float64)[:-1] ** RHO
+        found = ends[0](ramp)
+    whole = [round(float(t)) for t in found]
+    if len(set(whole)) < calls:
+        raise SolverFault(f"{calls} calls do not fit between timesteps {first} and {last}", remedy="ask for fewer")
+    return tuple(whole)
+
+
+def learn(
+    setting: Setting,
+    timesteps: tuple[int, ...],
+    wanted: SolverSettings,
+    lessons: Lessons,
+    *,
+    state: dict[str, Any] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Learn the numbers of a solver at these timesteps.
+
+    Args:
+        state: of an earlier update of the same, which is gone on with.
+
+    Yields:
+        After every update what to go on from: its ``number``, ``errors`` of iPNDM and of the best so far, which
+        :func:`best_of` reads, and the rest.
+    """
+    student = new_student(setting, timesteps, wanted)
+    leaves = [leaf for leaf in (student.moves, student.log_scales) if leaf.requires_grad]
+    optimizer = torch.optim.Adam(leaves, lr=wanted.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, wanted.updates)
+    number, best = 0, None
+    if state is not None:
+        number, best = state["number"], best_of(state)
+        for leaf, value in zip((student.moves, student.log_scales), (state["moves"], state["scales"]), strict=True):
+            leaf.data.copy_(value)
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+    if best is None:
+        begun = held_error(lessons, student)
+        best = Learned(timesteps, student.numbers, begun, begun)
+    while number < wanted.updates:
+        optimizer.zero_grad()
+        loss = _one(student, lessons, wanted, number)
+        if out_of_order(student.grid, student.numbers) or not loss < float("inf"):
+            raise SolverFault(
+                f"learning a solver of {len(timesteps)} calls left the levels there are, at update {number}",
+                remedy="give a lower --lr, or another --grid",
+            )
+        optimizer.step()
+        schedule.step()
+        number += 1
+        if number % LOOK_EVERY == 0 or number == wanted.updates:
+            now = held_error(lessons, student)
+            if now < best.error:
+                best = Learned(timesteps, student.numbers, best.begun, now)
+        yield _state(number, best, student, optimizer, schedule)
+
+
+def _state(number: int, best: Learned, student: Student, optimizer: Any, schedule: Any) -> dict[str, Any]:
+    return {
+        "number": number,
+        "timesteps": list(best.timesteps),
+        "best": best.numbers.tree(),
+        "errors": [best.begun, best.error],
+        "moves": student.moves.detach().clone(),
+        "scales": student.log_scales.detach().clone(),
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+    }
+
+
+def best_of(state: dict[str, Any]) -> Learned:
+    """The best that :func:`learn` had found until then, by the samples held back."""
+    return Learned(tuple(state["timesteps"]), multistep_of(state["best"]), *state["errors"])
+
+
+def _one(student: Student, lessons: Lessons, wanted: SolverSettings, number: int) -> float:
+    path, x, target = lessons.lesson(lessons.batch(number), student.grid[0])
+    ask = asking(path, student.levels)
+    if wanted.gradients == "full":
+        return full_gradient(student, x, target, ask)
+    generator = keyed_generator(lessons.setting.seed, "solver-level", number)
+    at = int(torch.randint(len(student.moves), (), generator=generator))
+    rows = torch.randperm(len(x), generator=generator)[: max(1, len(x) // PART)].to(x.device)
+    return shortcut_gradient(student, x, target, ask, at=at, some=rows, ask_some=asking(path, student.levels, rows))
+
+
+@torch.no_grad()
+def held_error(lessons: Lessons, student: Student) -> float:
+    """Root mean square distance to the teacher's latents on the samples held back."""
+    total = 0.0
+    for first in range(0, len(lessons.held), lessons.wanted.batch):
+        numbers = lessons.held[first : first + lessons.wanted.batch]
+        path, x, target = lessons.lesson(numbers, student.grid[0])
+        found = student.latents(x, asking(path, student.levels))
+        total += float((found - target).double().square().mean()) * len(numbers)
+    return (total / len(lessons.held)) ** 0.5
