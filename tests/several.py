@@ -164,7 +164,7 @@ def sick():
 def saving():
     """`sdo`, where a search of gates is kept after every second update."""
     from sdo_cli.cli.app import main
-    from sdo_cli.prune import run as pruning
+    from sdo_cli.prune import scores as pruning
 
     pruning.SAVE_EVERY = 2
     main()

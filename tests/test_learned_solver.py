@@ -24,8 +24,6 @@ from sdo_cli.gradients.run import run_plan
 from sdo_cli.models.load import ModelSource, load_family
 from sdo_cli.progress import Silent
 from sdo_cli.prune.learned import (
-    Lessons,
-    SolverSettings,
     Student,
     asking,
     best_of,
@@ -36,6 +34,7 @@ from sdo_cli.prune.learned import (
     shortcut_gradient,
     spaced,
 )
+from sdo_cli.prune.lessons import Lessons, SolverSettings
 from sdo_cli.prune.methods import from_learned
 from sdo_cli.prune.setting import Setting
 from sdo_cli.sampling.loop import sample_latents
@@ -315,7 +314,9 @@ def test_learning_comes_nearer_to_the_teacher_on_samples_held_back(small, gradie
     states = [deepcopy(state) for state in learn(setting, STEPS, wanted, lessons)]
     best = best_of(states[-1])
     assert best.error < 0.97 * best.begun
+    assert new_student(setting, STEPS, replace(wanted, start="ipndm")).numbers == adams_bashforth(3, 2)
     student = new_student(setting, STEPS, wanted)
+    assert all(row[0] == 1 and not any(row[1:]) for row in student.numbers.weights)
     assert held_error(lessons, student) == pytest.approx(best.begun)
     assert not set(lessons.held) & {j for update in range(50) for j in lessons.batch(update)}
     # from the middle on it is the same, bit for bit
@@ -424,7 +425,7 @@ def test_prune_learns_a_solver_per_budget_and_measures_it(learned):
     plans = {name: load_plan(where / "found" / name) for name in ("plan-0.62.json", "plan-0.75.json")}
     three = plans["plan-0.62.json"]
     assert three.made_for.multistep.calls == 3 and plans["plan-0.75.json"].made_for.multistep.calls == 2
-    assert three.made_by["distance"]["learned"] <= three.made_by["distance"]["ipndm"]
+    assert three.made_by["distance"]["learned"] <= three.made_by["distance"]["start"]
     assert three.cost["calls"] == 3 and three.quality["colorfulness"]["difference"]
     assert "ipndm-3" in done.stdout and "learned-solver 0.62" in done.stdout
     assert not (where / "found/kept").exists()

@@ -32,7 +32,7 @@ from sdo_cli.files import write_json
 from sdo_cli.models.load import ModelSource, load_family
 from sdo_cli.prune.measure import Arm, measure
 from sdo_cli.prune.methods import controls, from_scores
-from sdo_cli.prune.run import load_scores
+from sdo_cli.prune.scores import load_scores
 from sdo_cli.prune.search import SearchSettings, search
 from sdo_cli.prune.setting import Setting
 from sdo_cli.prune.tables import record, save_figures, table

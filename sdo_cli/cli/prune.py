@@ -117,6 +117,7 @@ def prune(
         search.scores,
         search.schedule,
         search.solver_settings(),
+        search.segment_settings(),
     )
     carry_out(job, folder, output, notes, resume=resume)
 
@@ -132,8 +133,9 @@ def carry_out(job: "PruneJob", folder: Path, output: OutputOptions, notes: list[
     """Together with the other processes; the first one shows the result."""
     from sdo_cli.parallel.stopping import Stopping
     from sdo_cli.parallel.world import joined
-    from sdo_cli.prune.run import SCORES, identity
+    from sdo_cli.prune.run import identity
     from sdo_cli.prune.run import prune as run
+    from sdo_cli.prune.scores import SCORES
     from sdo_cli.runs.kept import status_in
 
     with stopped_well(lambda: folder, "--resume"), joined() as world:

@@ -15,14 +15,18 @@ from sdo_cli.recipe.schema import PromptSource, RewardSpec
 from sdo_cli.recipe.toys import named
 
 if TYPE_CHECKING:
-    from sdo_cli.prune.learned import SolverSettings
+    from sdo_cli.prune.lessons import SolverSettings
     from sdo_cli.prune.search import SearchSettings
+    from sdo_cli.prune.segments import SegmentSettings
 
-METHODS = ("dip-go", "learned-solver", "uniform", "deepcache", "random", "optimal-steps", "pairwise-steps")
+METHODS = ("dip-go", "learned-solver", "segments", "uniform", "deepcache", "random", "optimal-steps", "pairwise-steps")
 GRIDS = ("optimal-steps", "pairwise-steps", "even", "polynomial")
+STARTS = ("euler", "ipndm")
 # updates, prompts of an update and rate where none is given, of a learned solver
 SOLVER_CALLS = [4, 5, 6, 8]
 SOLVER_UPDATES, SOLVER_BATCH, SOLVER_RATE = 400, 16, 0.02
+# generations, and prompts a candidate is drawn on, of segments
+GENERATIONS, SEGMENT_PROMPTS = 12, 8
 GRAINS = ("blocks", "parts")
 PRUNERS = ("attention", "table")
 GRADIENTS = ("shortcut", "full", "one-step")
@@ -69,7 +73,11 @@ class FullSampler(PlainSolver):
 class SearchOptions:
     schedule: Annotated[Path | None, typer.Option(help="A plan of chosen steps, whose blocks are pruned too.")] = None
     updates: Annotated[
-        int | None, typer.Option(help=f"Of the gates, 500; of a learned solver, {SOLVER_UPDATES}.", show_default=False)
+        int | None,
+        typer.Option(
+            help=f"Of the gates, 500; of a learned solver, {SOLVER_UPDATES}; generations of segments, {GENERATIONS}.",
+            show_default=False,
+        ),
     ] = None
     pruner: Annotated[str, typer.Option(help=f"{' or '.join(PRUNERS)}: what the gates come from.")] = "attention"
     gradients: Annotated[
@@ -83,15 +91,18 @@ class SearchOptions:
     search_batch: Annotated[
         int | None,
         typer.Option(
-            help=f"Prompts of an update, 1, which several processes share out; of a solver, {SOLVER_BATCH}.",
+            help=f"Prompts of an update, 1, which several processes share out; of a solver, {SOLVER_BATCH}; that a"
+            f" candidate of segments is drawn on, {SEGMENT_PROMPTS}.",
             show_default=False,
         ),
     ] = None
     grid: Annotated[str, typer.Option(help=f"Steps that a learned solver starts from: {', '.join(GRIDS)}.")] = (
         "optimal-steps"
     )
+    start: Annotated[str, typer.Option(help=f"What a learned solver begins as: {', '.join(STARTS)}.")] = "euler"
     window: Annotated[int, typer.Option(help="Calls that a step of a learned solver looks back on, 1 to 4.")] = 3
     scales: Annotated[bool, typer.Option(help="A learned solver also learns the noise levels it asks at.")] = True
+    population: Annotated[int, typer.Option(help="Candidates of a generation of segments.")] = 16
     samples: Annotated[int, typer.Option(help="Pictures of the full sampler that a solver learns from.")] = 256
     sparsity: Annotated[float, typer.Option(help="Weight of the computation in the loss.")] = 1.0
     scores: Annotated[
@@ -116,17 +127,25 @@ class SearchOptions:
         )
 
     def solver_settings(self) -> "SolverSettings":
-        from sdo_cli.prune.learned import SolverSettings
+        from sdo_cli.prune.lessons import SolverSettings
 
         return SolverSettings(
             gradients=self.gradients,
             window=self.window,
             scales=self.scales,
             grid=self.grid,
+            start=self.start,
             updates=self.updates or SOLVER_UPDATES,
             samples=self.samples,
             batch=self.search_batch or SOLVER_BATCH,
             learning_rate=self.learning_rate or SOLVER_RATE,
+        )
+
+    def segment_settings(self) -> "SegmentSettings":
+        from sdo_cli.prune.segments import SegmentSettings
+
+        return SegmentSettings(
+            self.updates or GENERATIONS, self.population, self.search_batch or SEGMENT_PROMPTS, self.distance
         )
 
 
@@ -153,10 +172,10 @@ def problems(plan: PlanOptions, search: SearchOptions, measure: MeasureOptions, 
     ]
     learns = plan.method == "learned-solver"
     if learns:
-        choices.append(("grid", search.grid, GRIDS))
+        choices += [("grid", search.grid, GRIDS), ("start", search.start, STARTS)]
     given = {"updates": search.updates, "search-batch": search.search_batch}
     numbers = {name: number for name, number in given.items() if number is not None}
-    numbers |= {"live-calls": search.live_calls, "rounds": measure.rounds}
+    numbers |= {"live-calls": search.live_calls, "rounds": measure.rounds, "population": search.population}
     ratios = plan.ratios(steps) if steps > 0 else plan.ratio or []
     wrong = [f"--{name}: {given!r} is not one of {', '.join(of)}" for name, given, of in choices if given not in of]
     wrong += [f"--ratio: must be at least 0 and below 1, not {r:g}" for r in ratios if not 0 <= r < 1]

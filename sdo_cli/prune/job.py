@@ -5,8 +5,9 @@ from pathlib import Path
 
 from sdo_cli.drawing.draw import DrawSettings
 from sdo_cli.models.load import ModelSource
-from sdo_cli.prune.learned import SolverSettings
+from sdo_cli.prune.lessons import SolverSettings
 from sdo_cli.prune.search import SearchSettings
+from sdo_cli.prune.segments import SegmentSettings
 from sdo_cli.recipe.schema import RewardSpec
 
 
@@ -35,6 +36,7 @@ class PruneJob:
     scores: folder of an earlier search, whose keep-scores are taken instead of searching.
     schedule: a plan whose own steps are pruned further.
     solver: how a solver is learned.
+    segments: how segments evolve.
     """
 
     source: ModelSource
@@ -52,3 +54,4 @@ class PruneJob:
     scores: Path | None = None
     schedule: Path | None = None
     solver: SolverSettings = field(default_factory=SolverSettings)
+    segments: SegmentSettings = field(default_factory=SegmentSettings)

@@ -1,7 +1,7 @@
 """Learns a multistep solver for a few calls from a sampler with many (DyWeight, arXiv 2603.11607).
 
-The student of :mod:`sdo_cli.sampling.multistep` starts as iPNDM from the teacher's noise, and its final latent is drawn
-towards the teacher's. Gradients of the loss ``|x_K - x_teacher|²`` (mean) into weights and scales:
+The student of :mod:`sdo_cli.sampling.multistep` starts as Euler or iPNDM from the teacher's noise, and its final latent
+is drawn towards the teacher's. Gradients of the loss ``|x_K - x_teacher|²`` (mean) into weights and scales:
 
 - ``full``: through all calls, each recomputed in the backward pass;
 - ``shortcut``: outputs are data, so ``x_K`` is the linear path and the network is never run backwards. How an output
@@ -9,7 +9,7 @@ towards the teacher's. Gradients of the loss ``|x_K - x_teacher|²`` (mean) into
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -19,53 +19,31 @@ from torch.utils.checkpoint import checkpoint
 
 from sdo_cli.drawing.pruned import prediction_of
 from sdo_cli.errors import SolverFault
-from sdo_cli.progress import Reporter
+from sdo_cli.prune.lessons import Lessons, SolverSettings
 from sdo_cli.prune.setting import Setting
-from sdo_cli.sampling.loop import Path, sample_latents
+from sdo_cli.sampling.loop import Path
 from sdo_cli.sampling.multistep import Levels, adams_bashforth, clock_of, out_of_order
 from sdo_cli.sampling.solvers import make_scheduler
 from sdo_cli.sampling.timesteps import whole_timesteps
-from sdo_cli.seeding import key_to_seed, keyed_generator
+from sdo_cli.seeding import keyed_generator
 from sdo_cli.skipping.multistep import Multistep, multistep_of
 
+STARTS = ("euler", "ipndm")
 GRIDS = ("optimal-steps", "pairwise-steps", "even", "polynomial")
 # ask(call, latents [B, …], level []) -> output [B, …]
 Ask = Callable[[int, Tensor, Tensor], Tensor]
 # spacing of Karras et al. 2022 (arXiv 2206.00364), equation 5
 RHO = 7.0
-# samples that a result is chosen by, never learned from
-HELD = 32
 LOOK_EVERY = 25
 # the difference of levels behind a derivative, and the part of the samples that it is taken of
 DELTA, PART = 0.02, 4
 
 
 @dataclass(frozen=True)
-class SolverSettings:
-    """Attributes:
-    gradients: ``shortcut`` or ``full``.
-    window: slopes that a step weighs, 1 … 4.
-    scales: also learn at which level each call asks.
-    grid: where the calls stand at first, one of ``GRIDS``.
-    samples: noises the teacher is drawn from, one per prompt, prompts in turn; its latents are made once.
-    batch: samples of an update.
-    """
-
-    gradients: str = "shortcut"
-    window: int = 3
-    scales: bool = True
-    grid: str = "optimal-steps"
-    updates: int = 400
-    samples: int = 256
-    batch: int = 16
-    learning_rate: float = 0.02
-
-
-@dataclass(frozen=True)
 class Learned:
     """Attributes:
     timesteps: of the grid, falling.
-    begun, error: root mean square distance to the teacher's latents on the samples held back: of iPNDM, and of this.
+    begun, error: root mean square distance to the teacher's latents on the samples held back: at first, and now.
     """
 
     timesteps: tuple[int, ...]
@@ -187,56 +165,11 @@ def shortcut_gradient(
     return loss.item()
 
 
-@dataclass
-class Lessons:
-    """The teacher's samples: noises and final latents, by number; the first :data:`HELD` are held back."""
-
-    setting: Setting
-    wanted: SolverSettings
-    made: dict[int, Tensor] = field(default_factory=dict)
-
-    @property
-    def held(self) -> list[int]:
-        return list(range(min(HELD, self.wanted.samples // 4)))
-
-    def path(self, numbers: list[int]) -> Path:
-        """The teacher's."""
-        chosen = [self.setting.prompts_of(j, 1)[0] for j in numbers]
-        return self.setting.path(chosen, [key_to_seed(self.setting.seed, "solver-noise", j) for j in numbers])
-
-    def prepare(self, reporter: Reporter) -> None:
-        """Draw what is not there yet."""
-        missing = [j for j in range(self.wanted.samples) if j not in self.made]
-        reporter.phase("teacher", self.wanted.samples, self.wanted.samples - len(missing))
-        for first in range(0, len(missing), self.wanted.batch):
-            numbers = missing[first : first + self.wanted.batch]
-            for j, latent in zip(numbers, sample_latents(self.path(numbers)).cpu(), strict=True):
-                self.made[j] = latent
-            reporter.advance(len(numbers))
-
-    def batch(self, update: int) -> list[int]:
-        """The samples of an update: each comes up once before any comes again."""
-        first, count = len(self.held), self.wanted.samples - len(self.held)
-        found = []
-        for k in range(update * self.wanted.batch, (update + 1) * self.wanted.batch):
-            order = torch.randperm(count, generator=keyed_generator(self.setting.seed, "solver-batch", k // count))
-            found.append(first + int(order[k % count]))
-        return found
-
-    def lesson(self, numbers: list[int], first_level: float) -> tuple[Path, Tensor, Tensor]:
-        """The path (for its network), the student's first latents, and where the teacher ended."""
-        path = self.path(numbers)
-        noise = path.x_0 / path.route.noise_level
-        flow = prediction_of(self.setting.family) == "flow_prediction"
-        x = noise if flow else noise * (first_level**2 + 1) ** 0.5
-        return path, x, torch.stack([self.made[j] for j in numbers]).to(x)
-
-
 def new_student(setting: Setting, timesteps: tuple[int, ...], wanted: SolverSettings) -> Student:
-    """iPNDM at these timesteps, to be learned."""
+    """The solver to begin as at these timesteps, to be learned."""
     config = setting.family.scheduler_config
     flow = prediction_of(setting.family) == "flow_prediction"
-    start = adams_bashforth(len(timesteps), wanted.window)
+    start = adams_bashforth(len(timesteps), wanted.window if wanted.start == "ipndm" else 1)
     scheduler: Any = make_scheduler(student_solver(flow), config, len(timesteps), timesteps, start)
     weights = torch.zeros(len(timesteps), min(wanted.window, len(timesteps)), dtype=torch.float64)
     for i, row in enumerate(start.weights):
@@ -282,7 +215,7 @@ def learn(
         state: of an earlier update of the same, which is gone on with.
 
     Yields:
-        After every update what to go on from: its ``number``, ``errors`` of iPNDM and of the best so far, which
+        After every update what to go on from: its ``number``, ``errors`` at first and of the best so far, which
         :func:`best_of` reads, and the rest.
     """
     student = new_student(setting, timesteps, wanted)

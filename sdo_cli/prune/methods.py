@@ -12,7 +12,8 @@ from sdo_cli.errors import SolverFault
 from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.progress import Reporter
 from sdo_cli.prune.baselines import deep_cache, random_gates, uniform
-from sdo_cli.prune.learned import Learned, SolverSettings, student_solver
+from sdo_cli.prune.learned import Learned, student_solver
+from sdo_cli.prune.lessons import SolverSettings
 from sdo_cli.prune.measure import Arm
 from sdo_cli.prune.ratios import runs_at
 from sdo_cli.prune.schedules import Schedule, optimal_stepsize, pairwise
@@ -22,7 +23,7 @@ from sdo_cli.sampling.solvers import calls_of
 from sdo_cli.seeding import key_to_seed, keyed_generator
 from sdo_cli.skipping.skip_plan import SkipPlan
 
-DIP_GO, LEARNED = "dip-go", "learned-solver"
+DIP_GO, LEARNED, SEGMENTS = "dip-go", "learned-solver", "segments"
 
 
 def calls_at(ratio: float, calls: int) -> int:
@@ -112,7 +113,7 @@ def from_learned(setting: Setting, learned: Learned, ratio: float, wanted: Solve
         "method": LEARNED,
         "ratio": ratio,
         "teacher": {"solver": setting.made_for.solver, "num_inference_steps": setting.made_for.num_inference_steps},
-        "distance": {"ipndm": learned.begun, "learned": learned.error},
+        "distance": {"start": learned.begun, "learned": learned.error},
         **asdict(wanted),
     }
     return SkipPlan(own, setting.grain, setting.wiring, runs, made_by)

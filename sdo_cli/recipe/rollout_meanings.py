@@ -47,7 +47,7 @@ ROLLOUT_MEANINGS = {
         "A plan of `sdo prune`: what training's pictures leave out of the network.",
         "rollout: {skip_plan: prunes/dip-go-1/plan-0.80.json}",
         "Looked up beside the recipe, then in the current folder. It was made for one model, solver and number of"
-        " steps (docs/pruning.md).",
+        " steps, or is a solver learned for a few calls, which fits whatever solver samples (docs/pruning.md).",
     ),
     "estimator": Meaning(
         "With a skip plan: whose gradients are taken.",

@@ -1,0 +1,83 @@
+"""What a solver is learned from: noises, and where the full sampler ends from them."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sdo_cli.drawing.pruned import prediction_of
+from sdo_cli.progress import Reporter
+from sdo_cli.prune.setting import Setting
+from sdo_cli.sampling.loop import Path, sample_latents
+from sdo_cli.seeding import key_to_seed, keyed_generator
+
+# samples that a result is chosen by, never learned from
+HELD = 32
+
+
+@dataclass(frozen=True)
+class SolverSettings:
+    """Attributes:
+    gradients: ``shortcut`` or ``full``.
+    window: slopes that a step weighs, 1 … 4.
+    scales: also learn at which level each call asks.
+    grid: where the calls stand at first, one of ``GRIDS``.
+    start: the solver to begin as, ``euler`` (which is DDIM) or ``ipndm``.
+    samples: noises the teacher is drawn from, one per prompt, prompts in turn; its latents are made once.
+    batch: samples of an update.
+    """
+
+    gradients: str = "shortcut"
+    window: int = 3
+    scales: bool = True
+    grid: str = "optimal-steps"
+    start: str = "euler"
+    updates: int = 400
+    samples: int = 256
+    batch: int = 16
+    learning_rate: float = 0.02
+
+
+@dataclass
+class Lessons:
+    """The teacher's samples: noises and final latents, by number; the first :data:`HELD` are held back."""
+
+    setting: Setting
+    wanted: SolverSettings
+    made: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def held(self) -> list[int]:
+        return list(range(min(HELD, self.wanted.samples // 4)))
+
+    def path(self, numbers: list[int]) -> Path:
+        """The teacher's."""
+        chosen = [self.setting.prompts_of(j, 1)[0] for j in numbers]
+        return self.setting.path(chosen, [key_to_seed(self.setting.seed, "solver-noise", j) for j in numbers])
+
+    def prepare(self, reporter: Reporter) -> None:
+        """Draw what is not there yet."""
+        missing = [j for j in range(self.wanted.samples) if j not in self.made]
+        reporter.phase("teacher", self.wanted.samples, self.wanted.samples - len(missing))
+        for first in range(0, len(missing), self.wanted.batch):
+            numbers = missing[first : first + self.wanted.batch]
+            for j, latent in zip(numbers, sample_latents(self.path(numbers)).cpu(), strict=True):
+                self.made[j] = latent
+            reporter.advance(len(numbers))
+
+    def batch(self, update: int) -> list[int]:
+        """The samples of an update: each comes up once before any comes again."""
+        first, count = len(self.held), self.wanted.samples - len(self.held)
+        found = []
+        for k in range(update * self.wanted.batch, (update + 1) * self.wanted.batch):
+            order = torch.randperm(count, generator=keyed_generator(self.setting.seed, "solver-batch", k // count))
+            found.append(first + int(order[k % count]))
+        return found
+
+    def lesson(self, numbers: list[int], first_level: float) -> tuple[Path, Tensor, Tensor]:
+        """The path (for its network), the student's first latents, and where the teacher ended."""
+        path = self.path(numbers)
+        noise = path.x_0 / path.route.noise_level
+        flow = prediction_of(self.setting.family) == "flow_prediction"
+        x = noise if flow else noise * (first_level**2 + 1) ** 0.5
+        return path, x, torch.stack([self.made[j] for j in numbers]).to(x)
