@@ -21,16 +21,25 @@ from sdo_cli.estimate.units import decode_flops, unit_flops
 from sdo_cli.models.load import ModelSource, load_family
 from sdo_cli.progress import Silent
 from sdo_cli.prune.baselines import deep_cache, every, random_gates, uniform
+from sdo_cli.prune.caching import soft_gates
 from sdo_cli.prune.gated import gated_call, gated_latents
 from sdo_cli.prune.gates import PRUNERS, straight_through
 from sdo_cli.prune.measure import measure
 from sdo_cli.prune.methods import METHODS, controls, from_schedule, schedules
 from sdo_cli.prune.ratios import Budget, runs_at
-from sdo_cli.prune.search import DISTANCES, SearchSettings, full_update, one_step_update, search, shortcut_update
+from sdo_cli.prune.search import (
+    DISTANCES,
+    SearchSettings,
+    full_update,
+    l2c_update,
+    one_step_update,
+    search,
+    shortcut_update,
+)
 from sdo_cli.prune.setting import Setting
 from sdo_cli.prune.ssim import ssim
 from sdo_cli.sampling.coefficients import coefficients_of
-from sdo_cli.sampling.loop import sample_latents
+from sdo_cli.sampling.loop import denoise_path, sample_latents
 from sdo_cli.skipping.liveness import live
 from sdo_cli.skipping.skip_plan import load_plan
 
@@ -242,6 +251,53 @@ def setting(small):
     family.to(torch.device("cpu"), torch.float32)
     settings = DrawSettings("ddim", num_inference_steps=6, guidance_scale=3.0)
     return Setting(family, source, PromptEmbeddings(family), settings, PROMPTS)
+
+
+def test_l2c_gradients_are_those_of_finite_differences(setting64, in_float64):
+    """Of the unweighted squared errors at every other call, stored outputs and latents those of the full path."""
+    wanted = SearchSettings("table", "l2c", live_calls=2)
+    gates = soft_gates(some_gates(setting64, 4) - 0.3).detach().requires_grad_()
+    loss = l2c_update(setting64, wanted, 0, gates)
+    path, units = setting64.update_path(0, 1), setting64.wiring.units
+    modules = setting64.family.skippable("blocks")
+    inputs, outputs = [], []
+
+    def note(i, x, t):
+        inputs.append((x, t))
+        outputs.append(gated_call(modules, lambda: path.denoise(x, t, path.rows), {}, {}))
+        return outputs[-1][0]
+
+    @torch.no_grad()
+    def value_of(moved):
+        total = 0.0
+        for i in (1, 3):
+            (x, t), here = inputs[i], dict(zip(units, moved[i], strict=True))
+            e, _ = gated_call(modules, lambda x=x, t=t: path.denoise(x, t, path.rows), here, outputs[i - 1][1])
+            total += (e - outputs[i][0]).square().mean().item()
+        return total
+
+    with torch.no_grad():
+        denoise_path(path, note)
+    assert loss == pytest.approx(value_of(gates.detach()), rel=1e-9)
+    found = differences(value_of, gates.detach(), [(1, 0), (1, 3), (3, 1), (3, len(units) - 1)])
+    size = gates.grad.abs().max().item()
+    assert size > 0 and all(abs(gates.grad[place].item() - value) <= 1e-5 * size for place, value in found.items())
+    # whole calls have no gates
+    assert bool((gates.grad[[0, 2]] == 0).all()) and bool((gates[[0, 2]] == 1).all())
+
+
+def test_l2c_keeps_every_other_call_whole_and_open_gates_are_the_model(setting):
+    wanted = SearchSettings("table", "l2c", updates=6, live_calls=3, sparsity=0.5, learning_rate=2.0, optimizer="adamw")
+    found = list(search(setting, wanted))
+    assert found[-1].kept < found[0].kept and found[-1].scores[1::2].abs().max() <= 5
+    plan = setting.plan(runs_at(0.3, found[-1].scores, setting.wiring, setting.budget))
+    assert plan.runs[::2].all() and not plan.runs[1::2].all()
+    opened = setting.plan(torch.ones(6, len(setting.wiring.units), dtype=torch.bool))
+    a, b = (sample_latents(setting.path(PROMPTS[:1], [3], plan=plan)) for plan in (None, opened))
+    assert torch.equal(a, b)
+    # the same again from the middle on
+    again = list(search(setting, wanted, state=None))
+    assert torch.equal(again[-1].scores, found[-1].scores)
 
 
 @pytest.mark.parametrize("gradients", ["shortcut", "full", "one-step"])
@@ -601,6 +657,10 @@ BAD = {
     "steps": (["-p", "mine.txt", "--steps", "1", "--live-calls", "1"], "--steps: there is nothing to skip in 1"),
     "live": (["-p", "mine.txt", "--steps", "4", "--live-calls", "4"], "--live-calls: 4 of 4 steps"),
     "reward": (["-p", "mine.txt", "--reward", "beauty"], "unknown reward 'beauty'"),
+    "l2c": (
+        ["-p", "mine.txt", "--steps", "6", "--gradients", "l2c"],
+        "--live-calls: l2c has gates at every other call",
+    ),
     "lr": (["-p", "mine.txt", "--lr", "0"], "--lr: must be above 0"),
     "one": (["-p", "mine.txt", "--num-prompts", "1"], "--num-prompts: an interval needs 2"),
     "scores": (["-p", "mine.txt", "--scores", "none"], "--scores none: there is no such file"),

@@ -29,12 +29,14 @@ SOLVER_UPDATES, SOLVER_BATCH, SOLVER_RATE = 400, 16, 0.02
 GENERATIONS, SEGMENT_PROMPTS = 12, 8
 GRAINS = ("blocks", "parts")
 PRUNERS = ("attention", "table")
-GRADIENTS = ("shortcut", "full", "one-step")
+GRADIENTS = ("shortcut", "full", "one-step", "l2c")
 DISTANCES = ("ssim", "l1", "l2")
 # one search serves them all
 RATIOS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 # rate and optimizer: the paper's for its network; a bare table has no weights to share and needs larger steps
 RATES = {"attention": (0.1, "sgd"), "table": (0.05, "adam")}
+# the paper's optimizer; its penalty of 5e-6 a gate, as a weight of the share that is computed
+L2C_RATE, L2C_SPARSITY = (0.01, "adamw"), 0.003
 # at the sparsest, every so many of --prompts is kept for measuring
 KEPT_FOR_MEASURING = 10
 
@@ -104,7 +106,10 @@ class SearchOptions:
     scales: Annotated[bool, typer.Option(help="A learned solver also learns the noise levels it asks at.")] = True
     population: Annotated[int, typer.Option(help="Candidates of a generation of segments.")] = 16
     samples: Annotated[int, typer.Option(help="Pictures of the full sampler that a solver learns from.")] = 256
-    sparsity: Annotated[float, typer.Option(help="Weight of the computation in the loss.")] = 1.0
+    sparsity: Annotated[
+        float | None,
+        typer.Option(help=f"Weight of the computation in the loss: 1, or {L2C_SPARSITY} of l2c.", show_default=False),
+    ] = None
     scores: Annotated[
         Path | None, typer.Option(help="Folder of an earlier search: other ratios of it, without searching.")
     ] = None
@@ -114,15 +119,18 @@ class SearchOptions:
 
         updates, batch = self.updates or 500, self.search_batch or 1
         rate, optimizer = RATES[self.pruner]
+        sparsity = 1.0
+        if self.gradients == "l2c":
+            rate, optimizer, sparsity = *L2C_RATE, L2C_SPARSITY
         return SearchSettings(
-            pruner=self.pruner,
+            pruner="table" if self.gradients == "l2c" else self.pruner,
             gradients=self.gradients,
             distance=self.distance,
             updates=updates,
             batch=batch,
             learning_rate=rate if self.learning_rate is None else self.learning_rate,
             optimizer=optimizer,
-            sparsity=self.sparsity,
+            sparsity=sparsity if self.sparsity is None else self.sparsity,
             live_calls=self.live_calls,
         )
 
@@ -187,11 +195,15 @@ def problems(plan: PlanOptions, search: SearchOptions, measure: MeasureOptions, 
         wrong.append(f"--num-prompts: an interval needs 2 or more, and 0 measures nothing; not {measure.num_prompts}")
     if search.learning_rate is not None and not 0 < search.learning_rate < float("inf"):
         wrong.append(f"--lr: must be above 0, not {search.learning_rate}")
-    if not 0 <= search.sparsity < float("inf"):
+    if search.sparsity is not None and not 0 <= search.sparsity < float("inf"):
         wrong.append(f"--sparsity: must be 0 or more, not {search.sparsity}")
     wrong += [f"--calls: must be from 1 to {steps - 1}, not {n}" for n in plan.calls or () if not 0 < n < steps]
-    if learns and search.gradients == "one-step":
-        wrong.append("--gradients: one-step is for gates; a solver is learned by shortcut or full")
+    if learns and search.gradients in ("one-step", "l2c"):
+        wrong.append(f"--gradients: {search.gradients} is for gates; a solver is learned by shortcut or full")
+    if search.gradients == "l2c" and plan.method == "dip-go" and search.live_calls > steps // 2:
+        wrong.append(
+            f"--live-calls: l2c has gates at every other call, {steps // 2} of {steps} steps; that many or fewer"
+        )
     if learns and not 1 <= search.window <= 4:
         wrong.append(f"--window: must be 1 to 4, not {search.window}")
     if learns and search.samples < 8:

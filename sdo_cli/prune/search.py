@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sdo_cli.parallel.world import SINGLE, World
+from sdo_cli.prune.caching import ALWAYS, MOST, cached_update, soft_gates, whole_calls
 from sdo_cli.prune.gated import gated_call, gated_latents
 from sdo_cli.prune.gates import PRUNERS, straight_through
 from sdo_cli.prune.setting import Setting
@@ -25,7 +26,7 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": lambda images, full: (images - full).abs().flatten(1).mean(1),
     "l2": lambda images, full: (images - full).square().flatten(1).mean(1),
 }
-GRADIENTS = ("full", "shortcut", "one-step")
+GRADIENTS = ("full", "shortcut", "one-step", "l2c")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class SearchSettings:
     """Attributes:
     pruner: ``table`` or ``attention``.
     gradients: ``full`` backpropagates through the whole trajectory, ``shortcut`` through ``live_calls`` of its calls,
-        ``one-step`` compares single outputs on the pruned path with those of the whole network.
+        ``one-step`` compares single outputs on the pruned path with those of the whole network, ``l2c`` those of every
+        other call on the full path, with soft gates.
     distance: ``ssim``, ``l1`` or ``l2`` of decoded images; ``one-step`` compares outputs.
     batch: samples of an update; each is computed alone.
     sparsity: weight of the kept share of computation; dropped once that is below ``enough``.
@@ -79,7 +81,7 @@ def search(
     units = setting.wiring.units
     pruner = PRUNERS[wanted.pruner](setting.calls, len(units)).to(setting.family.device)
     parameters = list(pruner.parameters())
-    make = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[wanted.optimizer]
+    make = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[wanted.optimizer]
     optimizer = make(parameters, lr=wanted.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, wanted.updates)
     if state is not None:
@@ -87,10 +89,16 @@ def search(
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
     shares = setting.shares.to(setting.family.device)
-    differentiate = {"full": full_update, "shortcut": shortcut_update, "one-step": one_step_update}[wanted.gradients]
+    differentiate = {
+        "full": full_update,
+        "shortcut": shortcut_update,
+        "one-step": one_step_update,
+        "l2c": l2c_update,
+    }[wanted.gradients]
+    caching = wanted.gradients == "l2c"
     for number in range(0 if state is None else state["number"], wanted.updates):
         optimizer.zero_grad()
-        gates = straight_through(pruner())
+        gates = soft_gates(pruner()) if caching else straight_through(pruner())
         mine = {}
         for sample in filter(world.mine, range(wanted.batch)):
             leaf = gates.detach().requires_grad_()
@@ -103,15 +111,21 @@ def search(
             # in the order of the samples, whoever computed them: sums of floats depend on it
             into, distance = into + every[sample][1], distance + every[sample][0]
         into = into.to(gates) / wanted.batch
-        if kept >= wanted.enough:
+        if caching or kept >= wanted.enough:
             into = into + wanted.sparsity * shares.to(into)[None] / setting.calls
         gates.backward(into)
         optimizer.step()
         schedule.step()
+        if caching:
+            with torch.no_grad():
+                for parameter in parameters:
+                    parameter.clamp_(-MOST, MOST)
         # a device may not add up alike twice
         world.make_same(parameters)
         now = {"pruner": pruner.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
         scores = pruner().detach().cpu().clone()
+        if caching:
+            scores[whole_calls(setting.calls)] = ALWAYS
         yield Update(number + 1, distance / wanted.batch, kept, scores, {"number": number + 1, **now})
 
 
@@ -203,3 +217,8 @@ def _gated(setting: Setting, path: Path, kept: KeptCall, gates: Tensor, i: int) 
             here,
             {unit: on_tensors(lambda part: part.detach(), value) for unit, value in kept.stored.items()},
         )[0]
+
+
+def l2c_update(setting: Setting, wanted: SearchSettings, number: int, gates: Tensor, sample: int = 0) -> float:
+    """See :func:`sdo_cli.prune.caching.cached_update`."""
+    return cached_update(setting, wanted.live_calls, number, gates, sample, wanted.batch)
