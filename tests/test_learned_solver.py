@@ -27,6 +27,7 @@ from sdo_cli.prune.learned import (
     Student,
     asking,
     best_of,
+    fit,
     full_gradient,
     held_error,
     learn,
@@ -307,27 +308,71 @@ def test_what_is_learned_is_what_is_drawn(small, kind):
 @pytest.mark.parametrize("gradients", ["shortcut", "full"])
 def test_learning_comes_nearer_to_the_teacher_on_samples_held_back(small, gradients):
     setting = setting_of(small, dtype=torch.float32)
-    wanted = replace(SMALL, gradients=gradients, updates=50, samples=16, batch=4, learning_rate=0.05)
+    wanted = replace(SMALL, gradients=gradients, start="euler", updates=50, samples=16, batch=4, learning_rate=0.05)
     lessons = Lessons(setting, wanted)
     lessons.prepare(Silent())
     # put away as the command does: later updates change what the optimizer holds
     states = [deepcopy(state) for state in learn(setting, STEPS, wanted, lessons)]
     best = best_of(states[-1])
-    assert best.error < 0.97 * best.begun
+    assert best.error < 0.97 * best.begun and [state["number"] for state in states] == list(range(51))
     assert new_student(setting, STEPS, replace(wanted, start="ipndm")).numbers == adams_bashforth(3, 2)
     student = new_student(setting, STEPS, wanted)
     assert all(row[0] == 1 and not any(row[1:]) for row in student.numbers.weights)
     assert held_error(lessons, student) == pytest.approx(best.begun)
     assert not set(lessons.held) & {j for update in range(50) for j in lessons.batch(update)}
     # from the middle on it is the same, bit for bit
-    again = list(learn(setting, STEPS, wanted, lessons, state=states[19]))
+    again = list(learn(setting, STEPS, wanted, lessons, state=states[20]))
     assert len(again) == 30 and best_of(again[-1]) == best
     assert torch.equal(again[-1]["moves"], states[-1]["moves"])
 
 
+@pytest.mark.parametrize("kind", ["sd15", "v", "sd3"])
+def test_fitted_steps_land_nearest_to_the_teacher(small, kind):
+    """Every row solves its least squares: what is left is at right angles to the slopes; calls ask at the grid."""
+    setting = setting_of(small, "sd15" if kind == "v" else kind, torch.float32, V if kind == "v" else None)
+    wanted = replace(SMALL, start="fitted", samples=12, batch=4, window=3)
+    steps = spaced(setting, 3, "even")
+    lessons = Lessons(setting, wanted)
+    lessons.prepare(Silent())
+    student = new_student(setting, steps, wanted)
+    plain = held_error(lessons, student)
+    fit(student, lessons, steps)
+    numbers = list(range(len(lessons.held), 12))
+    _, asked = clock_of(student.grid, student.numbers.weights, student.numbers.scales)
+    assert asked == pytest.approx(student.grid[:-1])
+    # once more, with the latents that the numbers give
+    path, x, target = lessons.lesson(numbers, student.grid[0])
+    there, seen = [*lessons.nodes(numbers, steps)[1:], target], []
+
+    def note(i, x, level):
+        seen.append((x, asking(path, student.levels)(i, x, level)))
+        return seen[-1][1]
+
+    with torch.no_grad():
+        end = student.latents(x, note)
+    landed, slopes = [*(x for x, _ in seen[1:]), end], []
+    for (x, e), level, where, goal in zip(seen, student.grid, landed, there, strict=False):
+        slopes.append((x - student.levels.image(x, e, level)).flatten())
+        left = (where - goal).flatten()
+        for slope in slopes[-3:]:
+            # but for the ridge; of the plain start it is half and more
+            assert abs(float(left @ slope)) <= 5e-2 * float(left.norm() * slope.norm())
+    assert held_error(lessons, student) < plain
+
+
+def test_a_fitted_start_is_not_left_for_something_worse(small):
+    setting = setting_of(small, dtype=torch.float32)
+    wanted = replace(SMALL, start="fitted", samples=12, batch=4, updates=0)
+    lessons = Lessons(setting, wanted)
+    lessons.prepare(Silent())
+    steps = spaced(setting, 3, "even")
+    state = list(learn(setting, steps, wanted, lessons))
+    assert len(state) == 1 and best_of(state[0]).begun == best_of(state[0]).error
+
+
 def test_without_scales_every_call_asks_where_its_clock_says(small):
     setting = setting_of(small, dtype=torch.float32)
-    wanted = replace(SMALL, scales=False, updates=3)
+    wanted = replace(SMALL, scales=False, updates=3, start="euler")
     lessons = Lessons(setting, wanted)
     lessons.prepare(Silent())
     state = list(learn(setting, STEPS, wanted, lessons))[-1]
@@ -336,7 +381,7 @@ def test_without_scales_every_call_asks_where_its_clock_says(small):
 
 def test_learning_that_leaves_the_levels_ends_in_a_sentence(small):
     setting = setting_of(small, dtype=torch.float32)
-    wanted = replace(SMALL, learning_rate=50.0, updates=20)
+    wanted = replace(SMALL, learning_rate=50.0, updates=20, start="euler")
     lessons = Lessons(setting, wanted)
     lessons.prepare(Silent())
     with pytest.raises(SolverFault, match="left the levels there are"):
@@ -351,7 +396,8 @@ def test_grids_begin_with_the_teacher_and_fall(small, name, grid):
     found = spaced(setting, 4, grid)
     assert found[0] == round(float(own[0])) and list(found) == sorted(set(found), reverse=True)
     assert found[-1] > 0
-    with pytest.raises(SolverFault, match="do not fit"):
+    assert set(found) <= {round(float(t)) for t in own}
+    with pytest.raises(SolverFault, match="calls of a sampler with"):
         spaced(setting, 2000, grid)
 
 
@@ -509,7 +555,8 @@ def test_killed_and_gone_on_with_it_ends_as_if_left_alone(learned):
         (["--window", "5"], "--window: must be 1 to 4"),
         (["--samples", "4"], "--samples: a quarter of them is held back"),
         (["--gradients", "one-step"], "one-step is for gates"),
-        (["--updates", "0"], "--updates: must be at least 1"),
+        (["--updates", "-1"], "--updates: must be at least 1"),
+        (["--start", "heun"], "--start: 'heun' is not one of fitted, euler, ipndm"),
         (["--solver", "ddpm"], "fresh noise"),
     ],
 )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 METHODS = ("dip-go", "learned-solver", "segments", "uniform", "deepcache", "random", "optimal-steps", "pairwise-steps")
 GRIDS = ("optimal-steps", "pairwise-steps", "even", "polynomial")
-STARTS = ("euler", "ipndm")
+STARTS = ("fitted", "euler", "ipndm")
 # updates, prompts of an update and rate where none is given, of a learned solver
 SOLVER_CALLS = [4, 5, 6, 8]
 SOLVER_UPDATES, SOLVER_BATCH, SOLVER_RATE = 400, 16, 0.02
@@ -101,7 +101,7 @@ class SearchOptions:
     grid: Annotated[str, typer.Option(help=f"Steps that a learned solver starts from: {', '.join(GRIDS)}.")] = (
         "optimal-steps"
     )
-    start: Annotated[str, typer.Option(help=f"What a learned solver begins as: {', '.join(STARTS)}.")] = "euler"
+    start: Annotated[str, typer.Option(help=f"What a learned solver begins as: {', '.join(STARTS)}.")] = "fitted"
     window: Annotated[int, typer.Option(help="Calls that a step of a learned solver looks back on, 1 to 4.")] = 3
     scales: Annotated[bool, typer.Option(help="A learned solver also learns the noise levels it asks at.")] = True
     population: Annotated[int, typer.Option(help="Candidates of a generation of segments.")] = 16
@@ -143,7 +143,7 @@ class SearchOptions:
             scales=self.scales,
             grid=self.grid,
             start=self.start,
-            updates=self.updates or SOLVER_UPDATES,
+            updates=SOLVER_UPDATES if self.updates is None else self.updates,
             samples=self.samples,
             batch=self.search_batch or SOLVER_BATCH,
             learning_rate=self.learning_rate or SOLVER_RATE,
@@ -183,6 +183,9 @@ def problems(plan: PlanOptions, search: SearchOptions, measure: MeasureOptions, 
         choices += [("grid", search.grid, GRIDS), ("start", search.start, STARTS)]
     given = {"updates": search.updates, "search-batch": search.search_batch}
     numbers = {name: number for name, number in given.items() if number is not None}
+    if learns and search.updates == 0:
+        # what it begins as is measured
+        numbers.pop("updates")
     numbers |= {"live-calls": search.live_calls, "rounds": measure.rounds, "population": search.population}
     ratios = plan.ratios(steps) if steps > 0 else plan.ratio or []
     wrong = [f"--{name}: {given!r} is not one of {', '.join(of)}" for name, given, of in choices if given not in of]

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sdo_cli.drawing.pruned import prediction_of
 from sdo_cli.errors import SolverFault
-from sdo_cli.prune.lessons import Lessons, SolverSettings
+from sdo_cli.prune.lessons import FITTED, Lessons, SolverSettings
 from sdo_cli.prune.setting import Setting
 from sdo_cli.sampling.loop import Path
 from sdo_cli.sampling.multistep import Levels, adams_bashforth, clock_of, out_of_order
@@ -28,10 +28,12 @@ from sdo_cli.sampling.timesteps import whole_timesteps
 from sdo_cli.seeding import keyed_generator
 from sdo_cli.skipping.multistep import Multistep, multistep_of
 
-STARTS = ("euler", "ipndm")
+STARTS = ("fitted", "euler", "ipndm")
 GRIDS = ("optimal-steps", "pairwise-steps", "even", "polynomial")
 # ask(call, latents [B, …], level []) -> output [B, …]
 Ask = Callable[[int, Tensor, Tensor], Tensor]
+# of the least squares, relative
+RIDGE = 1e-4
 # spacing of Karras et al. 2022 (arXiv 2206.00364), equation 5
 RHO = 7.0
 LOOK_EVERY = 25
@@ -179,6 +181,45 @@ def new_student(setting: Setting, timesteps: tuple[int, ...], wanted: SolverSett
     return Student(scheduler.grid, scheduler.levels, weights, moves, scales.requires_grad_(wanted.scales))
 
 
+@torch.no_grad()
+def fit(student: Student, lessons: Lessons, timesteps: tuple[int, ...]) -> None:
+    """Every step of the student, one after the other, by least squares of where it lands to where the teacher is.
+
+    Calls ask at the grid's own levels. Rows of weights need not add up to one, so the clock goes its own way; scales
+    make up for it.
+    """
+    numbers = list(range(len(lessons.held), lessons.wanted.samples))[:FITTED]
+    there, batch = lessons.nodes(numbers, timesteps), lessons.wanted.batch
+    cuts = [numbers[first : first + batch] for first in range(0, len(numbers), batch)]
+    parts = [lessons.lesson(few, student.grid[0]) for few in cuts]
+    x, target = torch.cat([x for _, x, _ in parts]), torch.cat([target for *_, target in parts])
+    clock, slopes, window = student.grid[0], list[Tensor](), student.start.shape[1]
+    for i, level in enumerate(student.grid[:-1]):
+        rows = x.split(batch)
+        outputs = [
+            asking(path, student.levels)(i, few, torch.tensor(level, dtype=torch.float64))
+            for (path, _, _), few in zip(parts, rows, strict=True)
+        ]
+        slopes.insert(0, (x - student.levels.image(x, torch.cat(outputs), level)) / clock)
+        wanted = there[i + 1] if i + 1 < len(there) else target
+        basis = torch.stack([slope.double().flatten() for slope in slopes[:window]], 1)
+        gram = basis.T @ basis
+        # slopes of neighbouring calls are much alike
+        gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        moves = torch.linalg.solve(gram, basis.T @ (wanted - x).double().flatten()).cpu()
+        step = student.grid[i + 1] - clock
+        student.start[i] = 0.0
+        student.start[i, : len(moves)] = moves / step
+        student.log_scales.data[i] = torch.tensor(level / clock, dtype=torch.float64).log()
+        x = x + sum(float(move) * slope for move, slope in zip(moves, slopes, strict=False))
+        clock = clock + float(moves.sum())
+    if out_of_order(student.grid, student.numbers):
+        raise SolverFault(
+            f"steps fitted to {len(timesteps)} calls leave the noise levels there are",
+            remedy="write --start euler, or another --grid",
+        )
+
+
 def student_solver(flow: bool) -> str:
     """The solver whose noise levels a learned one has."""
     return "flow-euler" if flow else "ipndm"
@@ -195,9 +236,14 @@ def spaced(setting: Setting, calls: int, grid: str) -> tuple[int, ...]:
         ends = student.levels.timestep, student.grid[0], student.levels.last
         ramp = torch.linspace(ends[1] ** (1 / RHO), ends[2] ** (1 / RHO), calls + 1, dtype=torch.float64)[:-1] ** RHO
         found = ends[0](ramp)
-    whole = [round(float(t)) for t in found]
-    if len(set(whole)) < calls:
-        raise SolverFault(f"{calls} calls do not fit between timesteps {first} and {last}", remedy="ask for fewer")
+    if calls > len(own):
+        raise SolverFault(f"{calls} calls of a sampler with {len(own)}", remedy="ask for fewer")
+    # steps of the teacher, so that its latents there are known; at least one on from the one before, room for the rest
+    whole = list[int]()
+    for number, t in enumerate(found.tolist()):
+        after = own.index(whole[-1]) + 1 if whole else 0
+        free = range(after, len(own) - (calls - number) + 1)
+        whole.append(own[min(free, key=lambda place: abs(own[place] - t))])
     return tuple(whole)
 
 
@@ -215,10 +261,14 @@ def learn(
         state: of an earlier update of the same, which is gone on with.
 
     Yields:
-        After every update what to go on from: its ``number``, ``errors`` at first and of the best so far, which
-        :func:`best_of` reads, and the rest.
+        At first, and after every update, what to go on from: its ``number``, ``errors`` at first and of the best so
+        far, which :func:`best_of` reads, and the rest.
     """
     student = new_student(setting, timesteps, wanted)
+    if state is not None:
+        student.start.copy_(state["start"])
+    elif wanted.start == "fitted":
+        fit(student, lessons, timesteps)
     leaves = [leaf for leaf in (student.moves, student.log_scales) if leaf.requires_grad]
     optimizer = torch.optim.Adam(leaves, lr=wanted.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, wanted.updates)
@@ -232,6 +282,7 @@ def learn(
     if best is None:
         begun = held_error(lessons, student)
         best = Learned(timesteps, student.numbers, begun, begun)
+        yield _state(number, best, student, optimizer, schedule)
     while number < wanted.updates:
         optimizer.zero_grad()
         loss = _one(student, lessons, wanted, number)
@@ -256,6 +307,7 @@ def _state(number: int, best: Learned, student: Student, optimizer: Any, schedul
         "timesteps": list(best.timesteps),
         "best": best.numbers.tree(),
         "errors": [best.begun, best.error],
+        "start": student.start.clone(),
         "moves": student.moves.detach().clone(),
         "scales": student.log_scales.detach().clone(),
         "optimizer": optimizer.state_dict(),

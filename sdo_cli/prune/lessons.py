@@ -8,9 +8,12 @@ from torch import Tensor
 from sdo_cli.drawing.pruned import prediction_of
 from sdo_cli.progress import Reporter
 from sdo_cli.prune.setting import Setting
-from sdo_cli.sampling.loop import Path, sample_latents
+from sdo_cli.sampling.loop import Path, denoise_path, sample_latents
+from sdo_cli.sampling.timesteps import whole_timesteps
 from sdo_cli.seeding import key_to_seed, keyed_generator
 
+# samples that steps are fitted to, which are drawn once more
+FITTED = 64
 # samples that a result is chosen by, never learned from
 HELD = 32
 
@@ -22,7 +25,8 @@ class SolverSettings:
     window: slopes that a step weighs, 1 … 4.
     scales: also learn at which level each call asks.
     grid: where the calls stand at first, one of ``GRIDS``.
-    start: the solver to begin as, ``euler`` (which is DDIM) or ``ipndm``.
+    start: the solver to begin as, ``euler`` (which is DDIM), ``ipndm``, or ``fitted``: every step by least squares to
+        the teacher's latents.
     samples: noises the teacher is drawn from, one per prompt, prompts in turn; its latents are made once.
     batch: samples of an update.
     """
@@ -31,7 +35,7 @@ class SolverSettings:
     window: int = 3
     scales: bool = True
     grid: str = "optimal-steps"
-    start: str = "euler"
+    start: str = "fitted"
     updates: int = 400
     samples: int = 256
     batch: int = 16
@@ -81,3 +85,23 @@ class Lessons:
         flow = prediction_of(self.setting.family) == "flow_prediction"
         x = noise if flow else noise * (first_level**2 + 1) ** 0.5
         return path, x, torch.stack([self.made[j] for j in numbers]).to(x)
+
+    @torch.no_grad()
+    def nodes(self, numbers: list[int], timesteps: tuple[int, ...]) -> list[Tensor]:
+        """The teacher's latents before its calls at these timesteps, in the solver's coordinate, each
+        ``[len(numbers), …]``."""
+        parts = []
+        for first in range(0, len(numbers), self.wanted.batch):
+            path, found = self.path(numbers[first : first + self.wanted.batch]), dict[int, Tensor]()
+            own = whole_timesteps(path.route.begin()[0])
+            flow = prediction_of(self.setting.family) == "flow_prediction"
+
+            def call(i: int, x: Tensor, t: Tensor, path=path, found=found, own=own, flow=flow) -> Tensor:  # type: ignore[no-untyped-def]
+                if own[i] in timesteps:
+                    level = path.route.levels[i]
+                    found[own[i]] = x / level.scale / (1.0 if flow else level.alpha)
+                return path.denoise(x, t, path.rows)
+
+            denoise_path(path, call)
+            parts.append([found[t] for t in timesteps])
+        return [torch.cat(few) for few in zip(*parts, strict=True)]

@@ -85,6 +85,8 @@ def learned_plans(
                 state = now_at
                 if world.is_main and state["number"] % SAVE_EVERY == 0:
                     kept.put(name, state)
+                if state["number"] == 0:
+                    continue
                 begun, error = state["errors"]
                 reporter.advance(1, f"distance {error:.4f} (at first {begun:.4f})")
         finally:
