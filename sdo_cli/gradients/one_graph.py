@@ -48,6 +48,9 @@ class _Calls:
 
     def _followed(self, i: int, x: Tensor, through: Tensor) -> Tensor:
         """The call's input as the network sees it: a constant, or with its gradient, or a part of that."""
+        if not bool(through.any()):
+            # no gradient of 0, which would cost as much as any
+            return x.detach()
         if self.plan.nested is not None:
             part = through * self.plan.nested[i]
             return x.detach() + _per_sample(part, x) * (x - x.detach())
