@@ -23,7 +23,7 @@ def make_adamw(recipe: Recipe, parameters: list[nn.Parameter], *, fused: bool = 
     Raises:
         EnvironmentFault: ``adamw8bit`` without bitsandbytes.
     """
-    options = {"fused": True} if fused and recipe.optimizer == "adamw" else {}
+    options = {"fused": True} if fused and recipe.optimizer != "adamw8bit" else {}
     return _adamw_class(recipe.optimizer)(
         parameters,
         lr=recipe.learning_rate,
@@ -35,7 +35,8 @@ def make_adamw(recipe: Recipe, parameters: list[nn.Parameter], *, fused: bool = 
 
 
 def _adamw_class(name: str) -> Any:
-    if name == "adamw":
+    # beside mofasgd it steps what is no matrix
+    if name in ("adamw", "mofasgd"):
         return torch.optim.AdamW
     try:
         return import_module("bitsandbytes.optim").AdamW8bit
