@@ -21,6 +21,8 @@ from sdo_cli.sampling.guidance import Guided
 
 # bitsandbytes keeps tensors smaller than this in fp32, and one fp32 scale for every block of the others
 SMALLEST_8BIT, BLOCK_8BIT = 4096, 256
+# bytes of state: two moments; with where it began and a sum for the rate; a second point and one moment
+PER_WEIGHT = {"adamw": 8, "prodigy": 16, "schedulefree": 8}
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,8 @@ def optimizer_bytes(weights: Weights, optimizer: str, rank: int = 0) -> int:
     """Both moments of AdamW, in fp32 or in 8 bits; of mofasgd its bases, and AdamW's moments of what is no matrix."""
     if optimizer == "mofasgd":
         return momentum_bytes(weights.matrices, rank) + 8 * weights.others
-    if optimizer == "adamw":
-        return 8 * sum(weights.trained)
+    if optimizer in PER_WEIGHT:
+        return PER_WEIGHT[optimizer] * sum(weights.trained)
     scales = 4 / BLOCK_8BIT
     return sum(round(n * 2 * (1 + scales)) if n >= SMALLEST_8BIT else 8 * n for n in weights.trained)
 

@@ -77,6 +77,9 @@ class Stepper:
         # parts of tensors are left to kernels that every torch has for them
         in_parts = any(map(in_shards, parameters)) or (deal is not None and adamw_only is None)
         self.optimizer = make_adamw(recipe, parameters if adamw_only is None else adamw_only, fused=not in_parts)
+        # schedulefree trains at another point than it is drawn with
+        self._two_points = recipe.optimizer == "schedulefree"
+        self._train()
         self.dealt = None if deal is None else deal(parameters=parameters, adamw=self.optimizer)
         self.rate = get_scheduler(
             "constant_with_warmup" if recipe.lr_scheduler == "constant" else recipe.lr_scheduler,
@@ -248,18 +251,26 @@ class Stepper:
 
     @contextmanager
     def kept_weights(self) -> Iterator[None]:
-        """The weights that would be kept if training ended now: the running mean, if there is one."""
-        if self.ema is None:
+        """The weights that would be kept if training ended now: the running mean, where there is one."""
+        if self.ema is None and not self._two_points:
             yield
             return
         now = [parameter.detach().clone() for parameter in self.parameters]
-        self._put(self.ema.shadow_params)
+        self.finish()
         try:
             yield
         finally:
+            self._train()
+            # there and back is not the same bits
             self._put(now)
 
+    def _train(self) -> None:
+        if self._two_points:
+            self.optimizer.train()  # type: ignore[attr-defined]
+
     def finish(self) -> None:
-        """What is kept is the running mean, if there is one."""
+        """What is kept is the running mean, where there is one: ours or schedulefree's own."""
+        if self._two_points:
+            self.optimizer.eval()  # type: ignore[attr-defined]
         if self.ema is not None:
             self._put(self.ema.shadow_params)

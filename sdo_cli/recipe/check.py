@@ -221,6 +221,11 @@ def check_training(recipe: Recipe, problem: Problem) -> None:
 
 def check_optimizer(recipe: Recipe, problem: Problem) -> None:
     """What an optimizer can step, and whose keys are whose."""
+    if recipe.optimizer == "schedulefree":
+        if recipe.lr_scheduler != "constant":
+            problem(("lr_scheduler",), "is what schedulefree does without; write constant (lr_warmup_steps may stay)")
+        if recipe.ema_decay:
+            problem(("ema_decay",), "schedulefree keeps a running mean of its own; write 0")
     if recipe.optimizer != "mofasgd":
         for item in fields(Recipe):
             if item.name.startswith("optimizer_") and getattr(recipe, item.name) != item.default:
