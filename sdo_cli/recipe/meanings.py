@@ -187,8 +187,8 @@ MEANINGS: dict[Any, dict[str, Meaning]] = {
             "What turns gradients into steps.",
             "optimizer: mofasgd\ntrain: full",
             "`adamw`. `adamw8bit`: with its state in 8 bits, by the package bitsandbytes; saves memory where much is"
-            " trained (`train: full`), with a LoRA hardly any. `prodigy` (package prodigyopt) finds the learning rate, of"
-            " which `learning_rate: 1.0` is then a factor. `schedulefree` (package of that name) keeps a mean of the"
+            " trained (`train: full`), with a LoRA hardly any. `prodigy` (package prodigyopt) finds the learning rate;"
+            " `learning_rate: 1.0` is then a factor of it. `schedulefree` (package of that name) keeps a mean of the"
             " weights in place of a schedule. `mofasgd`, for `train: full`: a momentum of low rank, which needs a small"
             " part of AdamW's memory and keeps no gradient. What to take when: docs/optimizers.md.",
         ),
