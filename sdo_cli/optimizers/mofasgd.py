@@ -127,7 +127,7 @@ class MoFaSGD:
             GV, GtU = _stacked(group, "U"), _stacked(group, "V")
             UtGV = torch.stack([matrix.U for matrix in group]).mT @ GV
             squares += norm_squared(GV, GtU, UtGV).unbind()
-        return float(torch.stack([square.double() for square in squares]).sum().sqrt()) if squares else 0.0
+        return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
 
     @torch.no_grad()
     def _apply(self, groups: list[list[Matrix]], share: float) -> None:
