@@ -47,6 +47,56 @@ MUTANTS = [
         "offset = (0 * strata + torch.rand(batch, generator=generator, dtype=torch.float64))",
     ),
     Mutant(
+        "low rank: the part seen twice is not taken off",
+        "beta * torch.diag_embed(S) - U.mT @ GV, one",
+        "beta * torch.diag_embed(S) + U.mT @ GV, one",
+    ),
+    Mutant(
+        "low rank: momentum forgets nothing",
+        "torch.cat([beta * torch.diag_embed(S)",
+        "torch.cat([torch.diag_embed(S)",
+    ),
+    Mutant(
+        "low rank: the norm counts twice",
+        "return (left + right - both).clamp(min=0)",
+        "return (left + right).clamp(min=0)",
+    ),
+    Mutant(
+        "low rank: no weight decay",
+        "beta=1 - rate * decay, alpha=-step)",
+        "beta=1, alpha=-step)",
+    ),
+    Mutant(
+        "low rank: directions without momentum count",
+        "there = least < S",
+        "there = S == S",
+    ),
+    Mutant(
+        "mofasgd: gradients of matrices stay",
+        "        self.weight.grad = None",
+        "        pass",
+    ),
+    Mutant(
+        "mofasgd: not clipped",
+        "self._apply(groups, min(1.0, self.recipe.max_grad_norm / (norm + 1e-6)))",
+        "self._apply(groups, 1.0)",
+    ),
+    Mutant(
+        "mofasgd: bases drift apart",
+        "if self.world.largest(mark) != -self.world.largest(-mark):",
+        "if False:",
+    ),
+    Mutant(
+        "mofasgd: only the last pass counts",
+        "base.grad = product if base.grad is None else base.grad.add_(product)",
+        "base.grad = product",
+    ),
+    Mutant(
+        "schedulefree: trained on at its mean",
+        "            # there and back is not the same bits\n            self._put(now)",
+        "            # there and back is not the same bits",
+    ),
+    Mutant(
         "linear: plan's weight dropped",
         "return LinearPath(w * plan.weight, identity, w, noise)",
         "return LinearPath(w, identity, w, noise)",

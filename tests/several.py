@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from sdo_cli.optimizers import mofasgd
 from sdo_cli.parallel import adding
 from sdo_cli.parallel.world import World, joined
 from sdo_cli.recipe.load import load_recipe
@@ -148,6 +149,63 @@ def dealt(world: World, out: Path, words: list[str]) -> None:
     (out / f"dealt-{world.rank}.json").write_text(json.dumps(kept))
 
 
+def momentum(world: World, out: Path, words: list[str]) -> None:
+    """Two steps of the recipe: bytes given to sums in each, the first one's gradients as they were summed, weights."""
+    job, _ = prepare(load_recipe("quickstart", words), world)
+    stepper, sent, sums = loop.make_stepper(job), [0], {}
+    real_sum, real_step = torch.distributed.all_reduce, stepper.step
+
+    def all_reduce(tensor, *how, **more):
+        sent[-1] += tensor.numel() * tensor.element_size()
+        return real_sum(tensor, *how, **more)
+
+    def step(number, bad_reward=None):
+        done = real_step(number, bad_reward)
+        sent.append(0)
+        return done
+
+    if stepper.dealt is not None:
+        real_norm = stepper.dealt._norm
+
+        def norm(groups):
+            grads = [holder.grad for holder in (*stepper.dealt._bases, *stepper.dealt.others)]
+            sums.setdefault("sums", torch.cat([grad.flatten() for grad in grads if grad is not None]))
+            return real_norm(groups)
+
+        stepper.dealt._norm = norm
+    torch.distributed.all_reduce, stepper.step = all_reduce, step
+    try:
+        norms = [result.grad_norm for result in loop.train(job, stepper=stepper)]
+    finally:
+        torch.distributed.all_reduce = real_sum
+    kept = torch.cat([parameter.detach().flatten() for parameter in job.parameters])
+    torch.save({**sums, "weights": kept, "norms": torch.tensor(norms)}, out / f"momentum-{world.rank}.pt")
+    (out / f"sent-{world.rank}.json").write_text(json.dumps(sent[:-1]))
+
+
+def signs(world: World, out: Path, words: list[str]) -> None:
+    """Machines whose decompositions have other signs: bases are the same everywhere after each step, and weights."""
+    torch.manual_seed(0)
+    layer = nn.Linear(8, 6, bias=False)
+    recipe = load_recipe("quickstart", ["train=full", "optimizer=mofasgd", "optimizer_rank=2"]).recipe
+    adamw = torch.optim.AdamW([nn.Parameter(torch.zeros(1))])
+    dealt = mofasgd.MoFaSGD(recipe, world, matrices=[layer.weight], parameters=[layer.weight], adamw=adamw)
+    real = mofasgd.updated
+
+    def updated(*given):
+        U, S, V = real(*given)
+        return mofasgd.Factors(-U, S, -V) if world.rank else mofasgd.Factors(U, S, V)
+
+    mofasgd.updated = updated
+    for _ in range(3):
+        dealt.backward(layer(torch.randn(4, 8)).square().sum())
+        dealt.step()
+        (matrix,) = dealt.matrices
+        for mine in (*matrix.tensors, layer.weight.detach()):
+            assert all(torch.equal(mine, other) for other in world.gather(mine.clone()))
+    (out / f"signs-{world.rank}").write_text("well")
+
+
 def sick():
     """`sdo`, where the rewards of the second process are not finite at their second call in training."""
     import test_checkpoints
@@ -228,4 +286,5 @@ def launching():
 def main():
     with joined(shards=True) as world:
         calls = {"draws": draws, "add": add, "overlap": overlap, "shards": shards, "dealt": dealt}
+        calls |= {"momentum": momentum, "signs": signs}
         calls[sys.argv[1]](world, Path(sys.argv[2]), sys.argv[3:])

@@ -26,6 +26,7 @@ from sdo_cli.errors import EnvironmentFault
 from sdo_cli.estimate import cost
 from sdo_cli.estimate.cost import META, count
 from sdo_cli.estimate.flops import CPU_ATTENTION, count_flops
+from sdo_cli.estimate.momentum import product_bytes
 from sdo_cli.estimate.network import NetworkSetup, Recompute, call_cost, live_cost, optimizer_bytes, weights_of
 from sdo_cli.estimate.pipelines import bytes_of, config_folder, meta_family
 from sdo_cli.estimate.scoring import RewardSetup, ScoreSetup, reward_bytes, score_cost
@@ -35,7 +36,7 @@ from sdo_cli.models.catalog import MODELS
 from sdo_cli.models.load import ModelSource, load_family
 from sdo_cli.optimizers.adamw import make_adamw
 from sdo_cli.recipe.load import load_recipe
-from sdo_cli.training.loop import train
+from sdo_cli.training.loop import make_stepper, train
 from sdo_cli.training.prepare import prepare
 
 SMALL = ["num_inference_steps=4", "train_batch_size=2", "guidance_scale=3", "validation.num_prompts=4"]
@@ -272,6 +273,22 @@ def test_8_bit_moments():
     weights = replace(weights_of(NetworkSetup.of(quickstart().recipe)), trained=(1000, 8192))
     assert optimizer_bytes(weights, "adamw") == 8 * 9192
     assert optimizer_bytes(weights, "adamw8bit") == 8 * 1000 + 2 * (8192 + 32 * 4)
+
+
+def test_a_momentum_of_low_rank_takes_what_it_takes():
+    """Counted from shapes against tensors that are there; gradients are never all there at once."""
+    words = ["train=full", "optimizer=mofasgd", "optimizer_rank=8"]
+    job, _ = prepare(quickstart(*words))
+    stepper = make_stepper(job)
+    held = [tensor for matrix in stepper.dealt.matrices for tensor in matrix.tensors]
+    weights, others = weights_of(NetworkSetup.of(job.recipe)), sum(p.numel() for p in stepper.dealt.others)
+    assert weights.others == others and len(weights.matrices) == len(stepper.dealt.matrices)
+    assert optimizer_bytes(weights, "mofasgd", 8) == 4 * sum(tensor.numel() for tensor in held) + 8 * others
+    low, full = stages(*words), stages("train=full")
+    assert low["optimizer"].resident < full["optimizer"].resident - 7.5 * sum(weights.trained)
+    assert low["optimizer"].working == product_bytes(weights.matrices, 8) + 4 * others
+    assert low["shortcut"].peak < full["shortcut"].peak - 7 * sum(weights.trained)
+    assert low["shortcut"].flops > full["shortcut"].flops
 
 
 def test_the_base_network_of_the_regulariser_counts():

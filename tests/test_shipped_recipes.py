@@ -23,6 +23,7 @@ PROMISED = {
     "pickscore",
     "mixed",
     "sdxl-hps",
+    "sdxl-full",
     "sd35-hps",
     "low-memory",
     "low-memory-sdxl",

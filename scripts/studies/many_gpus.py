@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from sdo_cli.doctor.advice import estimate_recipe
 from sdo_cli.doctor.target import Target, find_target
+from sdo_cli.estimate.momentum import product_bytes
 from sdo_cli.estimate.network import NetworkSetup, Recompute, call_cost, live_cost, optimizer_bytes, weights_of
 from sdo_cli.recipe.load import LoadedRecipe, load_recipe
 
@@ -23,9 +24,11 @@ JOBS = {
     "SD 1.5, LoRA rank 8": ("aesthetic", ["lora.rank=8"]),
     "SD 1.5, LoRA rank 64": ("aesthetic", ["lora.rank=64"]),
     "SD 1.5, train: full": ("aesthetic", ["train=full"]),
+    "SD 1.5, train: full, mofasgd": ("aesthetic", ["train=full", "optimizer=mofasgd"]),
     "SDXL, LoRA rank 8": ("sdxl-hps", ["lora.rank=8"]),
     "SDXL, LoRA rank 64": ("sdxl-hps", ["lora.rank=64"]),
     "SDXL, train: full": ("sdxl-hps", ["train=full"]),
+    "SDXL, train: full, mofasgd": ("sdxl-hps", ["train=full", "optimizer=mofasgd"]),
 }
 # bytes per second of one process's link, one way: line rates
 LINKS = {"10 GbE": 1.25e9, "100 Gb": 12.5e9, "NVLink 3": 300e9}
@@ -37,14 +40,16 @@ class Counted:
     """One job on one GPU.
 
     Attributes:
-        gradients: bytes each process gives to the sum of an optimizer step (fp32).
-        checkpoint: bytes of weights and both moments; the running mean adds ``gradients`` again.
+        sent: bytes each process gives to the sum of an optimizer step (fp32): gradients, or mofasgd's products.
+        weights: bytes of what is trained, which the running mean takes again.
+        state: bytes of the optimizer's.
         step: estimated seconds.
         hideable: of them, the last backward pass of the network, which alone can run beside sending.
     """
 
-    gradients: int
-    checkpoint: int
+    sent: int
+    weights: int
+    state: int
     step: float
     hideable: float
     needed: int
@@ -65,11 +70,12 @@ def count_job(loaded: LoadedRecipe, target: Target) -> Counted:
     found, weights = estimate_recipe(loaded, target), weights_of(NetworkSetup.of(loaded.recipe))
     speed = target.speed
     assert speed is not None and found.is_known(speed)
-    gradients = 4 * sum(weights.trained)
-    state = optimizer_bytes(weights, "adamw")
+    trained, rank = 4 * sum(weights.trained), loaded.recipe.optimizer_rank
+    low = loaded.recipe.optimizer == "mofasgd"
     return Counted(
-        gradients,
-        gradients + state,
+        product_bytes(weights.matrices, rank) + 4 * weights.others if low else trained,
+        trained,
+        optimizer_bytes(weights, loaded.recipe.optimizer, rank),
         found.step_seconds(speed),
         last_backward(loaded, target),
         target.needed(found.peak),
@@ -91,10 +97,12 @@ def seconds(value: float) -> str:
 
 
 def sizes(jobs: dict[str, Counted]) -> None:
-    print("| job | gradients a step | weights + AdamW | with running mean | GPU memory | step | last backward |")
-    print("|---|---|---|---|---|---|---|")
+    titles = ["job", "sent a step", "optimizer state", "in a checkpoint", "with running mean", "GPU memory", "step"]
+    print(f"| {' | '.join(titles)} | last backward |")
+    print("|---" * 8 + "|")
     for name, job in jobs.items():
-        mb = [f"{size / 1e6:,.1f} MB" for size in (job.gradients, job.checkpoint, job.checkpoint + job.gradients)]
+        kept = job.weights + job.state
+        mb = [f"{size / 1e6:,.1f} MB" for size in (job.sent, job.state, kept, kept + job.weights)]
         print(
             f"| {name} | {' | '.join(mb)} | {job.needed / 1e9:.1f} GB | {seconds(job.step)} | {seconds(job.hideable)} |"
         )
@@ -104,7 +112,7 @@ def sending(jobs: dict[str, Counted]) -> None:
     titles = [f"{link}, n={n}" for link in LINKS for n in PROCESSES]
     print("| job | " + " | ".join(titles) + " |\n|---" * 1 + "|---" * len(titles) + "|")
     for name, job in jobs.items():
-        times = [ring(job.gradients, n, rate) for rate in LINKS.values() for n in PROCESSES]
+        times = [ring(job.sent, n, rate) for rate in LINKS.values() for n in PROCESSES]
         print(f"| {name} | " + " | ".join(f"{seconds(t)} ({t / job.step:.2%})" for t in times) + " |")
 
 

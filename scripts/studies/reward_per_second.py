@@ -2,10 +2,11 @@
 
 python scripts/studies/reward_per_second.py OUT NAME SEED BUDGETS PROMPTS [recipe overrides …]
 
-BUDGETS are CPU seconds, 60,120,200 say. The learning rate is constant; with overrides max_train_steps, lr_scheduler, …
-training ends by itself, and a budget beyond that is its end. PROMPTS is `dev` (64 prompts taken out of the training
-prompts, two pictures each: what is chosen is chosen by them) or `held-out` (the quickstart's 256). OUT/NAME-sSEED.jsonl
-gets a line per budget; the adapter is kept beside it. `table OUT` prints all of them, seeds put together.
+BUDGETS are CPU seconds, 60,120,200 say, or optimizer steps: 40n. The learning rate is constant; with overrides
+max_train_steps, lr_scheduler, … training ends by itself, and a budget beyond that is its end. PROMPTS is `dev` (64
+prompts taken out of the training prompts, two pictures each: what is chosen is chosen by them) or `held-out` (the
+quickstart's 256). OUT/NAME-sSEED.jsonl gets a line per budget; a LoRA is kept beside it. `table OUT` prints all of
+them, seeds put together.
 """
 
 import json
@@ -38,7 +39,7 @@ def used() -> float:
     return spent.ru_utime + spent.ru_stime
 
 
-def learn(out: Path, name: str, seed: int, budgets: list[float], prompts: str, overrides: list[str]) -> None:
+def learn(out: Path, name: str, seed: int, budgets: list[str], prompts: str, overrides: list[str]) -> None:
     torch.set_num_threads(1)
     fixed = [f"seed={seed}", "lr_scheduler=constant", "lr_warmup_steps=0", "max_train_steps=100000"]
     loaded = load_recipe("quickstart", [*fixed, *(DEV if prompts == "dev" else HELD_OUT), *overrides])
@@ -52,7 +53,8 @@ def learn(out: Path, name: str, seed: int, budgets: list[float], prompts: str, o
     spent, wall, steps, rollouts, results, recent = 0.0, 0.0, 0, 0, train(job), []
     with (out / f"{name}-s{seed}.jsonl").open("w") as log:
         for budget in budgets:
-            while spent < budget and steps < job.recipe.max_train_steps:
+            most = float(budget.removesuffix("n"))
+            while (steps if budget.endswith("n") else spent) < most and steps < job.recipe.max_train_steps:
                 cpu, start = used(), time.perf_counter()
                 result = next(results)
                 spent, wall, steps = spent + used() - cpu, wall + time.perf_counter() - start, steps + 1
@@ -82,29 +84,32 @@ def learn(out: Path, name: str, seed: int, budgets: list[float], prompts: str, o
             }
             print(json.dumps(line), file=log, flush=True)
             print(json.dumps(line), flush=True)
-            job.family.save_lora(out / f"{name}-s{seed}-{budget:g}")
+            if job.recipe.train == "lora":
+                job.family.save_lora(out / f"{name}-s{seed}-{budget}")
 
 
 def table(out: Path) -> None:
-    rows: dict[tuple[str, float], list[dict]] = defaultdict(list)
+    rows: dict[tuple[str, str], list[dict]] = defaultdict(list)
     for path in sorted(out.glob("*.jsonl")):
         for text in path.read_text().splitlines():
             line = json.loads(text)
-            rows[line["name"], line["budget"]].append(line)
+            rows[line["name"], str(line["budget"])].append(line)
     for (name, budget), lines in sorted(rows.items()):
         found = []
         for reward in lines[0]["gain"]:
             means = [line["gain"][reward][0] for line in lines]
             spread = statistics.stdev(means) / len(means) ** 0.5 if len(means) > 1 else lines[0]["gain"][reward][1]
             found.append(f"{reward} {statistics.fmean(means):+.4f} ± {spread:.4f}")
-        steps = statistics.fmean(line["steps"] for line in lines)
+        steps, cpu = (statistics.fmean(line[key] for line in lines) for key in ("steps", "cpu"))
         more = [f"{key} {lines[-1][key]}" for key in ("change", "cosine") if lines[-1].get(key) is not None]
-        print(f"{name:40} {budget:5g} s  seeds {len(lines)}  steps {steps:6.0f}  " + "  ".join([*found, *more]))
+        print(
+            f"{name:40} {budget:>5}  CPU s {cpu:6.1f}  seeds {len(lines)}  steps {steps:6.0f}  "
+            + "  ".join([*found, *more])
+        )
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "table":
         table(Path(sys.argv[2]))
     else:
-        budgets = [float(part) for part in sys.argv[4].split(",")]
-        learn(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), budgets, sys.argv[5], sys.argv[6:])
+        learn(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4].split(","), sys.argv[5], sys.argv[6:])

@@ -71,7 +71,10 @@ def candidates(recipe: Recipe, stage: str, half: str = "bf16") -> Iterator[tuple
     if stage == "prompts" and recipe.t5:
         yield ("t5=false",)
     if recipe.train == "full":
-        yield ("train=lora",)
+        if recipe.optimizer != "mofasgd":
+            # weights learn in another way
+            yield ("optimizer=mofasgd",)
+        yield ("optimizer=adamw", "train=lora") if recipe.optimizer == "mofasgd" else ("train=lora",)
 
 
 def smaller_images(size: tuple[int, int]) -> Iterator[tuple[str, ...]]:

@@ -11,12 +11,13 @@ from pathlib import Path
 import sdo_cli
 from sdo_cli.doctor.target import Target, find_target
 from sdo_cli.installed import install, install_extra, requirements, sdo
+from sdo_cli.optimizers.adamw import PACKAGES
 from sdo_cli.recipe.schema import Recipe
 from sdo_cli.threads import cores
 from sdo_cli.weights.needs import Need, needs_of, size_text
 
 # settings that need a package sdo does without otherwise: (field, value) -> package, extra
-EXTRAS = {("optimizer", "adamw8bit"): ("bitsandbytes", "8bit")}
+EXTRAS = {("optimizer", name): (package, extra) for name, (package, _, _, extra) in PACKAGES.items()}
 
 # where runs are written unless a recipe says otherwise
 RUNS = "runs"

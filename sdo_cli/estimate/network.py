@@ -1,5 +1,6 @@
 """Cost of prompt encoding, of a guided network call and of a live one (with its backward pass)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -10,14 +11,18 @@ from torch.utils.checkpoint import checkpoint
 
 from sdo_cli.device import dtype_of
 from sdo_cli.estimate.cost import META, Cost, count
+from sdo_cli.estimate.momentum import momentum_bytes
 from sdo_cli.estimate.pipelines import bytes_of, meta_family, plain_family
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import ModelSource, source_of
+from sdo_cli.optimizers.mofasgd import matrices_of
 from sdo_cli.recipe.schema import Recipe
 from sdo_cli.sampling.guidance import Guided
 
 # bitsandbytes keeps tensors smaller than this in fp32, and one fp32 scale for every block of the others
 SMALLEST_8BIT, BLOCK_8BIT = 4096, 256
+# bytes of state: two moments; with where it began and a sum for the rate; a second point and one moment
+PER_WEIGHT = {"adamw": 8, "prodigy": 16, "schedulefree": 8}
 
 
 @dataclass(frozen=True)
@@ -64,12 +69,23 @@ class Recompute:
 
 @dataclass(frozen=True)
 class Weights:
-    """Bytes of the parts, adapters included; ``trained`` has the number of elements of every trained tensor."""
+    """Bytes of the parts, adapters included.
+
+    Attributes:
+        trained: number of elements of every trained tensor.
+        matrices: rows and columns of those that mofasgd takes for matrices, where the whole denoiser is trained.
+    """
 
     denoiser: int
     vae: int
     encoders: int
     trained: tuple[int, ...]
+    matrices: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def others(self) -> int:
+        """Elements of what is no matrix."""
+        return sum(self.trained) - sum(m * n for m, n in self.matrices)
 
 
 @lru_cache(maxsize=2)
@@ -109,13 +125,20 @@ def weights_of(setup: NetworkSetup) -> Weights:
         vae=bytes_of(family.vae),
         encoders=sum(bytes_of(encoder) for encoder in encoders if encoder is not None),
         trained=tuple(parameter.numel() for parameter in trained),
+        matrices=_shapes(matrices_of(family.denoiser, trained)[0]) if setup.train_all else (),
     )
 
 
-def optimizer_bytes(weights: Weights, optimizer: str) -> int:
-    """Both moments of AdamW, in fp32 or in 8 bits."""
-    if optimizer == "adamw":
-        return 8 * sum(weights.trained)
+def _shapes(matrices: Sequence[Tensor]) -> tuple[tuple[int, int], ...]:
+    return tuple((len(weight), weight[0].numel()) for weight in matrices)
+
+
+def optimizer_bytes(weights: Weights, optimizer: str, rank: int = 0) -> int:
+    """Both moments of AdamW, in fp32 or in 8 bits; of mofasgd its bases, and AdamW's moments of what is no matrix."""
+    if optimizer == "mofasgd":
+        return momentum_bytes(weights.matrices, rank) + 8 * weights.others
+    if optimizer in PER_WEIGHT:
+        return PER_WEIGHT[optimizer] * sum(weights.trained)
     scales = 4 / BLOCK_8BIT
     return sum(round(n * 2 * (1 + scales)) if n >= SMALLEST_8BIT else 8 * n for n in weights.trained)
 
@@ -137,22 +160,32 @@ def call_cost(setup: NetworkSetup, rows: int) -> Cost:
 
 
 @lru_cache(maxsize=64)
-def live_cost(setup: NetworkSetup, rows: int, *, through: bool, recompute: Recompute, again: bool) -> Cost:
+def live_cost(
+    setup: NetworkSetup, rows: int, *, through: bool, recompute: Recompute, again: bool, freed: bool = False
+) -> Cost:
     """A guided call with a graph and its backward pass.
 
     Args:
         through: gradients pass to the input too.
         again: gradients of an earlier pass are there and added to (they are not counted).
+        freed: each gradient goes as soon as it is there.
     """
     family, trained = _open(setup)
     inputs = _Inputs(family, setup, rows, through=through)
     _set_blocks(family.denoiser, recompute.blocks)
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter) if again else None
+    hooks = [p.register_post_accumulate_grad_hook(_free) for p in trained] if freed else []
     cost = count(lambda: inputs.live(recompute.call))
+    for hook in hooks:
+        hook.remove()
     for parameter in trained:
         parameter.grad = None
     return cost
+
+
+def _free(parameter: Tensor) -> None:
+    parameter.grad = None
 
 
 @lru_cache(maxsize=64)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from sdo_cli.estimate.cost import Cost
+from sdo_cli.estimate.momentum import product_bytes, projecting, stepping
 from sdo_cli.estimate.network import (
     NetworkSetup,
     Recompute,
@@ -164,10 +165,18 @@ class _Run:
         self.network, self.score = NetworkSetup.of(recipe), ScoreSetup.of(recipe, work.rewards)
         self.weights, self.batch = weights_of(self.network), recipe.train_batch_size
         self.half_copy = self.network.train_all and recipe.mixed_precision != "no"
+        self.of_low_rank = recipe.optimizer == "mofasgd"
 
     @property
     def trained_bytes(self) -> int:
         return FP32 * sum(self.weights.trained)
+
+    @property
+    def gradient_bytes(self) -> int:
+        """What is kept of gradients between one backward pass and the step."""
+        if not self.of_low_rank:
+            return self.trained_bytes
+        return product_bytes(self.weights.matrices, self.recipe.optimizer_rank) + FP32 * self.weights.others
 
     def resident(self) -> int:
         """What training keeps on the device: weights, optimizer state, running mean."""
@@ -179,7 +188,7 @@ class _Run:
             total += self.trained_bytes - self.weights.denoiser
         if self.network.train_text:
             total += self.weights.encoders
-        total += optimizer_bytes(self.weights, self.recipe.optimizer)
+        total += optimizer_bytes(self.weights, self.recipe.optimizer, self.recipe.optimizer_rank)
         return total + (self.trained_bytes if self.recipe.ema_decay else 0)
 
     def prompts(self) -> list[Stage]:
@@ -197,7 +206,7 @@ class _Run:
     def _three_stages(self) -> list[Stage]:
         spec, batch, there = self.recipe.gradient, self.batch, self.resident()
         # gradients of the slices before
-        kept = self.trained_bytes if self.recipe.gradient_accumulation_steps > 1 else 0
+        kept = self.gradient_bytes if self.recipe.gradient_accumulation_steps > 1 else 0
         rows = min(batch, spec.rollout_micro_batch or batch)
         call = self._with_half_weights(call_cost(self.network, rows))
         rollout = Stage("rollout", call.work * (self.work.calls * batch / rows), there + kept, call.peak)
@@ -215,12 +224,12 @@ class _Run:
             cost = self._live(calls, rows, again=again)
             work += cost.work * (calls.number * self.batch / rows)
             peak = max(peak, cost.peak)
-        return Stage("shortcut", work, there + (self.trained_bytes if again else 0), peak)
+        return Stage("shortcut", work, there + (self.gradient_bytes if again else 0), peak)
 
     def _one_graph(self) -> list[Stage]:
         """Graphs of all live calls are held until the backward pass has gone through them."""
         again, batch = self.recipe.gradient_accumulation_steps > 1, self.batch
-        there = self.resident() + (self.trained_bytes if again else 0)
+        there = self.resident() + (self.gradient_bytes if again else 0)
         held = max(graph_bytes(self.network, batch, recompute=calls.recompute) for calls in self.work.live)
         call, scored = self._with_half_weights(call_cost(self.network, batch)), score_cost(self.score, batch)
         costs = [(calls.number, self._live(calls, batch, again=again)) for calls in self.work.live]
@@ -233,13 +242,26 @@ class _Run:
         return [Stage("graph", work + scored.work * self.work.scores, there, working)]
 
     def _live(self, calls: LiveCalls, rows: int, *, again: bool) -> Cost:
-        cost = live_cost(self.network, rows, through=calls.through, recompute=calls.recompute, again=again)
+        cost = live_cost(
+            self.network,
+            rows,
+            through=calls.through,
+            recompute=calls.recompute,
+            again=again and not self.of_low_rank,
+            freed=self.of_low_rank,
+        )
         work = cost.work
+        if self.of_low_rank:
+            work += projecting(self.weights.matrices, self.recipe.optimizer_rank)
         if self.network.keep_near_base:
             # the base network's call is among the calls without a graph
             work -= call_cost(self.network, rows).work
         # half-precision gradients are added up in fp32
         wider = self.trained_bytes // 2 if self.half_copy and not again else 0
+        if self.of_low_rank:
+            # of one gradient at a time; the products take their place
+            widest = FP32 * max((m * n for m, n in self.weights.matrices), default=0)
+            wider = (0 if again else self.gradient_bytes) + (widest // 2 if self.half_copy else 0)
         return self._with_half_weights(replace(cost, work=work, peak=cost.peak + wider))
 
     def _with_half_weights(self, cost: Cost) -> Cost:
@@ -252,12 +274,17 @@ class _Run:
     def optimizer(self) -> Stage:
         """One kernel goes through everything; beside state and gradients it needs no memory."""
         trained, at_once = self.weights.trained, not self.work.on_cpu
+        if self.of_low_rank:
+            # beside them AdamW steps the rest
+            trained = (self.weights.others,)
         work = adamw8bit_work(trained) if self.recipe.optimizer == "adamw8bit" else adamw_work(trained)
         work += clipping_work(trained, at_once=at_once)
         if self.recipe.ema_decay:
             # the mean moves by a share of the difference: three operations, 8 numbers read or written
-            work += sum((moving(8 / 3 * FP32 * n, 3) for n in trained), NOTHING)
-        return Stage("optimizer", work, self.resident(), self.trained_bytes)
+            work += sum((moving(8 / 3 * FP32 * n, 3) for n in self.weights.trained), NOTHING)
+        if self.of_low_rank:
+            work += stepping(self.weights.matrices, self.recipe.optimizer_rank)
+        return Stage("optimizer", work, self.resident(), self.gradient_bytes)
 
     def validation(self) -> list[Stage]:
         """Held-out images before and after training, and those of the guard: drawn and scored batch by batch."""
@@ -279,9 +306,15 @@ class _Run:
         return [Stage("validation", each * images, there, working, each_step=False)]
 
     def notes(self) -> list[str]:
+        found = []
+        if self.of_low_rank:
+            found.append("mofasgd's many small decompositions keep a GPU waiting: more seconds than estimated")
         if not self.half_copy:
-            return []
-        return ["train: full in half precision runs under autocast, which keeps norms in fp32: more than estimated"]
+            return found
+        return [
+            *found,
+            "train: full in half precision runs under autocast, which keeps norms in fp32: more than estimated",
+        ]
 
 
 def adamw_work(trained: tuple[int, ...]) -> Work:

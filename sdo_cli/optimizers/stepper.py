@@ -12,7 +12,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from sdo_cli.errors import TrainingFault
 from sdo_cli.optimizers.adamw import KERNELS, make_adamw
+from sdo_cli.parallel.adding import AddedElsewhere, Adding
 from sdo_cli.parallel.shards import as_laid_out, in_shards, whole
+from sdo_cli.parallel.world import World
 from sdo_cli.recipe.schema import Recipe
 
 FIRST_SCALE = 2.0**12
@@ -36,7 +38,7 @@ class Step:
 
 
 class Dealt(Protocol):
-    """What steps in the optimizer's place, a part of it in every process; clips, and looks for numbers not finite."""
+    """What steps in the optimizer's place; adds up over the processes, clips, and looks for numbers not finite."""
 
     def backward(self, total: Tensor) -> None: ...
 
@@ -56,7 +58,8 @@ class Stepper:
 
     Args:
         replaced: called when parameters were given other values than a step gives them.
-        deal: makes of ``parameters`` and ``adamw`` what steps in its place, a part in each process.
+        deal: makes of ``parameters`` and ``adamw`` what steps in its place.
+        adamw_only: those of ``parameters`` that this then leaves to AdamW; None: all of them, in parts.
     """
 
     def __init__(
@@ -66,12 +69,17 @@ class Stepper:
         replaced: Callable[[], None] | None = None,
         *,
         deal: Callable[..., Dealt] | None = None,
+        adamw_only: list[nn.Parameter] | None = None,
     ) -> None:
         from diffusers.optimization import get_scheduler
 
         self.recipe, self.parameters, self._replaced = recipe, parameters, replaced
         # parts of tensors are left to kernels that every torch has for them
-        self.optimizer = make_adamw(recipe, parameters, fused=deal is None and not any(map(in_shards, parameters)))
+        in_parts = any(map(in_shards, parameters)) or (deal is not None and adamw_only is None)
+        self.optimizer = make_adamw(recipe, parameters if adamw_only is None else adamw_only, fused=not in_parts)
+        # schedulefree trains at another point than it is drawn with
+        self._two_points = recipe.optimizer == "schedulefree"
+        self._train()
         self.dealt = None if deal is None else deal(parameters=parameters, adamw=self.optimizer)
         self.rate = get_scheduler(
             "constant_with_warmup" if recipe.lr_scheduler == "constant" else recipe.lr_scheduler,
@@ -106,6 +114,10 @@ class Stepper:
     def backward(self) -> Callable[[Tensor], None]:
         """What every backward pass has to be done by."""
         return Tensor.backward if self.dealt is None else self.dealt.backward
+
+    def adding(self, world: World, parameters: Sequence[nn.Parameter]) -> Adding | AddedElsewhere:
+        """What adds up every process's gradients before the step; ``parameters`` in the order of calls."""
+        return world.adding(parameters) if self.dealt is None else AddedElsewhere()
 
     def step(self, number: int, bad_reward: str | None = None) -> Step:
         """One optimizer step on the accumulated gradients, which are cleared; none where they are not finite.
@@ -239,18 +251,26 @@ class Stepper:
 
     @contextmanager
     def kept_weights(self) -> Iterator[None]:
-        """The weights that would be kept if training ended now: the running mean, if there is one."""
-        if self.ema is None:
+        """The weights that would be kept if training ended now: the running mean, where there is one."""
+        if self.ema is None and not self._two_points:
             yield
             return
         now = [parameter.detach().clone() for parameter in self.parameters]
-        self._put(self.ema.shadow_params)
+        self.finish()
         try:
             yield
         finally:
+            self._train()
+            # there and back is not the same bits
             self._put(now)
 
+    def _train(self) -> None:
+        if self._two_points:
+            self.optimizer.train()  # type: ignore[attr-defined]
+
     def finish(self) -> None:
-        """What is kept is the running mean, if there is one."""
+        """What is kept is the running mean, where there is one: ours or schedulefree's own."""
+        if self._two_points:
+            self.optimizer.eval()  # type: ignore[attr-defined]
         if self.ema is not None:
             self._put(self.ema.shadow_params)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ AT_LEAST_ONE = (
     "num_inference_steps",
     "rollout.updates",
     "lora.rank",
+    "optimizer_rank",
     "validation.num_prompts",
     "validation.seeds",
     "validation.batch_size",
@@ -59,7 +61,7 @@ NOT_NEGATIVE = (
 # accelerate's
 TRACKERS = ("tensorboard", "wandb", "trackio", "comet_ml", "mlflow", "clearml", "aim", "dvclive", "swanlab")
 POSITIVE = ("learning_rate", "adam_epsilon", "max_grad_norm")
-FRACTIONS = ("adam_beta1", "adam_beta2", "ema_decay")
+FRACTIONS = ("adam_beta1", "adam_beta2", "optimizer_beta", "ema_decay")
 
 
 def _value(recipe: Recipe, dotted: str) -> Any:
@@ -207,6 +209,7 @@ def check_decoder(recipe: Recipe, problem: Problem) -> None:
 
 def check_training(recipe: Recipe, problem: Problem) -> None:
     """What is trained, and what goes with it."""
+    check_optimizer(recipe, problem)
     if recipe.train == "lora":
         return
     if recipe.kl_weight:
@@ -214,6 +217,29 @@ def check_training(recipe: Recipe, problem: Problem) -> None:
     for name in ("text_encoder", "start_from", "target_modules", "kohya"):
         if getattr(recipe.lora, name):
             problem(("lora", name), "belongs to train: lora; with train: full there is no adapter, take it out")
+
+
+def check_optimizer(recipe: Recipe, problem: Problem) -> None:
+    """What an optimizer can step, and whose keys are whose."""
+    if recipe.optimizer == "schedulefree":
+        if recipe.lr_scheduler != "constant":
+            problem(("lr_scheduler",), "is what schedulefree does without; write constant (lr_warmup_steps may stay)")
+        if recipe.ema_decay:
+            problem(("ema_decay",), "schedulefree keeps a running mean of its own; write 0")
+    if recipe.optimizer != "mofasgd":
+        for item in fields(Recipe):
+            if item.name.startswith("optimizer_") and getattr(recipe, item.name) != item.default:
+                problem((item.name,), f"belongs to optimizer: mofasgd; with {recipe.optimizer} take it out")
+        return
+    if recipe.train == "lora":
+        why = "mofasgd keeps a momentum of low rank for whole weights; a LoRA's are of low rank already"
+        problem(("optimizer",), f"{why}, write adamw, or train: full")
+    if recipe.mixed_precision == "fp16":
+        why = "mofasgd frees gradients before a loss scaler could look at them"
+        problem(("mixed_precision",), f"{why}; write bf16 or no, or optimizer: adamw")
+    if recipe.rollout.drift_steps:
+        why = "compares whole gradients, which mofasgd never has"
+        problem(("rollout", "drift_steps"), f"{why}; write 0, or optimizer: adamw")
 
 
 def wrong_option(name: str, value: Any, rule: str) -> str | None:

@@ -175,7 +175,7 @@ MEANINGS: dict[Any, dict[str, Meaning]] = {
             "Longer gradients are shortened to this length.",
             "max_grad_norm: 0.1",
             "The length of all trained weights' gradients together, once per optimizer step; `metrics.jsonl` has it as"
-            " `grad_norm`, before shortening.",
+            " `grad_norm`, before shortening. With `optimizer: mofasgd` only what the optimizer sees of them counts.",
         ),
         "max_skipped_steps": Meaning(
             "After so many broken steps in a row the run gives up.",
@@ -184,10 +184,30 @@ MEANINGS: dict[Any, dict[str, Meaning]] = {
             " are normal.",
         ),
         "optimizer": Meaning(
-            "AdamW, with its state in 32 or in 8 bits.",
-            "optimizer: adamw8bit",
-            "`adamw8bit` needs a GPU and the package bitsandbytes, and saves memory where much is trained"
-            " (`train: full`); with a LoRA hardly any.",
+            "What turns gradients into steps.",
+            "optimizer: mofasgd\ntrain: full",
+            "`adamw`. `adamw8bit`: with its state in 8 bits, by the package bitsandbytes; saves memory where much is"
+            " trained (`train: full`), with a LoRA hardly any. `prodigy` (package prodigyopt) finds the learning rate;"
+            " `learning_rate: 1.0` is then a factor of it. `schedulefree` (package of that name) keeps a mean of the"
+            " weights in place of a schedule. `mofasgd`, for `train: full`: a momentum of low rank, which needs a small"
+            " part of AdamW's memory and keeps no gradient. What to take when: docs/optimizers.md.",
+        ),
+        "optimizer_rank": Meaning(
+            "Rank of mofasgd's momentum, for every matrix.",
+            "optimizer: mofasgd\noptimizer_rank: 16\ntrain: full",
+            "So many directions on each side of a weight are followed. More take memory, time and bytes between"
+            " processes in proportion; 16 to 32 are usual.",
+        ),
+        "optimizer_beta": Meaning(
+            "What mofasgd's momentum keeps of itself at each step.",
+            "optimizer: mofasgd\noptimizer_beta: 0.95\ntrain: full",
+            "From 0 to below 1. Nearer to 1 remembers longer; 0.85 to 0.95 are usual.",
+        ),
+        "optimizer_form": Meaning(
+            "How far mofasgd goes along each of the directions it follows.",
+            "optimizer: mofasgd\noptimizer_form: clipped\ntrain: full",
+            "`spectral`: equally far along all. `clipped`: less far along those that have less momentum than the mean"
+            " of all, in proportion to it.",
         ),
         "ema_decay": Meaning(
             "Running mean of the weights, which is what is saved and drawn with.",
@@ -199,7 +219,8 @@ MEANINGS: dict[Any, dict[str, Meaning]] = {
             "train: full",
             "`lora`: a small adapter, a few megabytes (keys under `lora`). `full`: every weight of the UNet or"
             " transformer; the run folder holds a whole pipeline. It needs four times the denoiser's memory in fp32, no"
-            " `kl_weight` and a smaller learning rate; shared out over GPUs: docs/clusters.md.",
+            " `kl_weight` and a smaller learning rate; shared out over GPUs: docs/clusters.md."
+            " With `optimizer: mofasgd` little more than the weights.",
         ),
         "mixed_precision": Meaning(
             "What the frozen parts of the model compute in.",

@@ -146,7 +146,10 @@ class Recipe:
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
     max_skipped_steps: int = 10
-    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    optimizer: Literal["adamw", "adamw8bit", "prodigy", "schedulefree", "mofasgd"] = "adamw"
+    optimizer_rank: int = 32
+    optimizer_beta: float = 0.9
+    optimizer_form: Literal["spectral", "clipped"] = "spectral"
     ema_decay: float = 0.0
     train: Literal["lora", "full"] = "lora"
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sdo_cli.gradients.outcome import Outcome, added
+from sdo_cli.optimizers.mofasgd import MoFaSGD, matrices_of
 from sdo_cli.optimizers.stepper import Step, Stepper
 from sdo_cli.optimizers.zero import ZeroAdamW
 from sdo_cli.parallel.shards import forget_gathered
@@ -37,6 +38,11 @@ class Slice:
 def make_stepper(job: Job) -> Stepper:
     """A fresh one for this job, whose optimizer and model may be in parts."""
     model, world = job.family.denoiser, job.world
+    if job.recipe.optimizer == "mofasgd":
+        matrices, others = matrices_of(model, job.parameters)
+        return Stepper(
+            job.recipe, job.parameters, deal=partial(MoFaSGD, job.recipe, world, matrices=matrices), adamw_only=others
+        )
     deal = None if world.zero is None else partial(ZeroAdamW, job.recipe, world, model=model)
     return Stepper(job.recipe, job.parameters, partial(forget_gathered, model) if world.sharded else None, deal=deal)
 
@@ -65,7 +71,7 @@ def train(
         if replays.update == 0:
             replays.begin(step, every)
             drift = look_at_drift(job, order, replays.rollout, stepper.scale) if replays.due else None
-        adding = job.world.adding(in_call_order(job.family, job.parameters))
+        adding = stepper.adding(job.world, in_call_order(job.family, job.parameters))
         outcomes = accumulate(
             job,
             order,

@@ -35,10 +35,14 @@ def check_shardable(recipe: Recipe, by: str) -> None:
             "one process's part alone",
             remedy="set mixed_precision=bf16 or no",
         )
+    of_low_rank = recipe.optimizer == "mofasgd"
     if recipe.optimizer != "adamw":
         raise EnvironmentFault(
-            f"accelerate's configuration asks for {by}, and optimizer {recipe.optimizer} knows no parts",
-            remedy="set optimizer=adamw: its state is cut up too",
+            f"accelerate's configuration asks for {by}, and optimizer {recipe.optimizer} knows no parts"
+            + (": its bases belong to whole matrices" if of_low_rank else ""),
+            remedy="start with --gpus N: its state is small, and little is sent; or set optimizer=adamw"
+            if of_low_rank
+            else "set optimizer=adamw: its state is cut up too",
         )
     theirs = os.environ.get("ACCELERATE_MIXED_PRECISION") or "no"
     # "no" is also what it says when nobody chose

@@ -1,0 +1,130 @@
+"""Momentum of low rank: one step of MoFaSGD (arXiv 2507.08091) on a stack of matrices of one shape.
+
+    B        matrices of one shape, one after the other
+    m, n, r  rows, columns, rank of the momentum
+    U, S, V  [B, m, r], [B, r], [B, n, r]   momentum M ≈ U diag(S) Vᵀ, U and V with orthonormal columns
+    G        [B, m, n]                      gradient
+    GV, GᵀU  [B, m, r], [B, n, r]           all that a step asks of G: linear in it, so they add up over passes and
+                                            processes; UᵀGV is U's product with the first
+
+The gradient enters through the tangent space of the matrices of rank r at U, V:
+
+    Ĝ  = UUᵀG + GVVᵀ - UUᵀGVVᵀ
+    M⁺ = the best approximation of rank r of  β M + Ĝ = [U, GV] [[β diag S - UᵀGV, 1], [1, 0]] [V, GᵀU]ᵀ
+
+With r = min(m, n) nothing is lost: Ĝ = G, M⁺ = β M + G, and the step U⁺V⁺ᵀ is Muon's with an exact polar factor.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+# Muon's factor (arXiv 2502.16982): at full rank a step moves a number as far, in the mean square, as AdamW's do
+STEP_OF_ADAMW = 0.2
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Momentum ``U diag(S) Vᵀ``: ``[B, m, r]``, ``[B, r]`` from the largest down, ``[B, n, r]``; or without ``B``."""
+
+    U: Tensor
+    S: Tensor
+    V: Tensor
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.U, self.S, self.V))
+
+
+def start(rows: int, columns: int, rank: int, generator: torch.Generator, dtype: torch.dtype) -> Factors:
+    """No momentum, and bases drawn at random, on the CPU.
+
+    A first gradient then has a part in them alone; its products with them turn the next ones towards it, as in a
+    randomised singular value decomposition.
+
+    Returns:
+        ``[m, r]``, ``[r]`` of zeros, ``[n, r]``, with r = ``rank`` or the shorter side.
+    """
+    rank = min(rank, rows, columns)
+    bases = [
+        torch.linalg.qr(torch.randn(side, rank, generator=generator, dtype=dtype))[0].contiguous()
+        for side in (rows, columns)
+    ]
+    return Factors(bases[0], torch.zeros(rank, dtype=dtype), bases[1])
+
+
+def project(G: Tensor, U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+    """``GV [m, r]`` and ``GᵀU [n, r]`` of one gradient ``[m, n]``, in the precision of the bases."""
+    G = G.to(U.dtype)
+    return G @ V, G.T @ U
+
+
+def norm_squared(GV: Tensor, GtU: Tensor, UtGV: Tensor) -> Tensor:
+    """|Ĝ|² of each matrix ``[B]``: Ĝ's parts are at right angles."""
+    left, right, both = (part.square().sum((-2, -1)) for part in (GV, GtU, UtGV))
+    return (left + right - both).clamp(min=0)
+
+
+def updated(before: Factors, GV: Tensor, GtU: Tensor, beta: float) -> Factors:
+    """``M⁺``: the momentum after one gradient.
+
+    Args:
+        before: ``U, S, V`` ``[B, …]``, as are the products.
+        beta: what is kept of the old momentum, from 0 to 1.
+    """
+    U, S, V = before
+    rank = S.shape[-1]
+    (Q_U, R_U), (Q_V, R_V) = torch.linalg.qr(torch.cat([U, GV], -1)), torch.linalg.qr(torch.cat([V, GtU], -1))
+    one = torch.eye(rank, dtype=S.dtype, device=S.device).expand(len(S), -1, -1)
+    core = torch.cat(
+        [
+            torch.cat([beta * torch.diag_embed(S) - U.mT @ GV, one], -1),
+            torch.cat([one, torch.zeros_like(one)], -1),
+        ],
+        -2,
+    )
+    P, S, Qt = torch.linalg.svd(R_U @ core @ R_V.mT, full_matrices=False)
+    return Factors(
+        (Q_U @ P[..., :rank]).contiguous(), S[..., :rank].contiguous(), (Q_V @ Qt[..., :rank, :].mT).contiguous()
+    )
+
+
+def weighted(S: Tensor, form: str) -> Tensor:
+    """φ(S) ``[B, r]``, from 0 to 1: how far a step goes along each pair of directions.
+
+    Args:
+        form: ``spectral``: as far along each (the paper's). ``clipped``: less far along those whose singular value is
+            below the mean of all r, in proportion to it.
+    """
+    # directions without momentum are any directions
+    least = S.amax(-1, keepdim=True) * S.shape[-1] * torch.finfo(S.dtype).eps
+    there = least < S
+    if form == "spectral":
+        return there.to(S.dtype)
+    return torch.where(there, (S / S.mean(-1, keepdim=True).clamp(min=torch.finfo(S.dtype).tiny)).clamp(max=1), 0)
+
+
+def scale_of(rows: int, columns: int) -> float:
+    """η: with it matrices of all shapes, and what AdamW steps beside them, go well with one learning rate."""
+    return STEP_OF_ADAMW * sqrt(max(rows, columns))
+
+
+@torch.no_grad()
+def move(weight: Tensor, factors: Factors, *, rate: float, form: str, decay: float) -> None:
+    """``W ← (1 - rate · decay) W - rate · η U φ(S) Vᵀ``, in place.
+
+    Args:
+        weight: ``[m, …]`` of any precision; further axes together are its columns.
+        factors: of this one matrix.
+    """
+    U, S, V = factors
+    step = rate * scale_of(len(U), len(V))
+    along = U * weighted(S, form)
+    if weight.is_contiguous() and weight.dtype == U.dtype:
+        # one product that goes through the weights once
+        weight.view(len(U), len(V)).addmm_(along, V.T, beta=1 - rate * decay, alpha=-step)
+    else:
+        moved = weight.flatten(1).to(U.dtype) * (1 - rate * decay) - step * along @ V.T
+        weight.copy_(moved.view_as(weight))
