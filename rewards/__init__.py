@@ -49,7 +49,7 @@ OPTIONS: dict[str, frozenset[str]] = {
     "imagereward-v1": frozenset({"checkpoint", "config", "tokenizer"}),
     "colorfulness": frozenset(),
     "jpeg-compressibility": frozenset({"quality"}),
-    "mixture": frozenset({"parts"}),
+    "mixture": frozenset({"parts", "lower_bound"}),
     "judge": frozenset(),
     "clip-embedded": frozenset(),
     "aesthetic-embedded": frozenset(),
@@ -57,7 +57,11 @@ OPTIONS: dict[str, frozenset[str]] = {
 # options without a default
 REQUIRED: dict[str, frozenset[str]] = {"mixture": frozenset({"parts"})}
 # options that are no text
-TYPES: dict[tuple[str, str], type] = {("mixture", "parts"): list, ("jpeg-compressibility", "quality"): int}
+TYPES: dict[tuple[str, str], type] = {
+    ("mixture", "parts"): list,
+    ("mixture", "lower_bound"): float,
+    ("jpeg-compressibility", "quality"): int,
+}
 
 # sizes are about what was published, not looked up here
 OPENAI_CLIP = WeightFile("timm/vit_large_patch14_clip_224.openai", "open_clip_model.safetensors", 1_710_000_000, "MIT")

@@ -320,10 +320,68 @@ def test_lines_that_were_cut_off_are_left_out_or_a_fault():
     assert found.value.found.scores == {"a": 1.0}
     # without the last line's end it is whole
     assert read_lines(cut[:-4] + b'"score": 2}', pictures, whole=True).scores == {"a": 1.0, "b": 2.0}
-    for value in (None, "0.5", True, float("inf")):
+    for value in (None, "0.5", True, float("inf"), 10**400):
         with pytest.raises(CallFault, match="no finite number for b") as found:
             read_rows([{"id": "a", "score": 1}, {"id": "b", "score": value}], pictures)
         assert found.value.found.scores == {"a": 1.0}
+    for name in (["a"], None, {}, 3):
+        with pytest.raises(CallFault, match="which it was not asked for"):
+            read_rows([{"id": name, "score": 1}], pictures)
+    with pytest.raises(CallFault, match="no JSON"):
+        read_lines(b"[" * 10**5 + b"\n", pictures, whole=True)
+
+
+def test_a_judge_may_say_its_version_at_the_end(pictures, tmp_path):
+    script = tmp_path / "late.py"
+    script.write_text(
+        "import json, os, sys\n"
+        "rows = [json.loads(line) for line in open(sys.argv[1])]\n"
+        "with open(sys.argv[2], 'w') as out:\n"
+        "    for number, row in enumerate(rows):\n"
+        "        if number == int(sys.argv[3]):\n"
+        "            out.flush(); os.kill(os.getpid(), 9)\n"
+        "        out.write(json.dumps({'id': row['id'], 'score': 1}) + '\\n')\n"
+        "    out.write(json.dumps({'version': sys.argv[4]}))\n"
+    )
+
+    def judge(after, version):
+        words = f"late={sys.executable} {script} {{images}} {{out}} {after} {version}"
+        return judged(pictures, tmp_path / "e", "--judge", words, "--judge-batch", 7)
+
+    # killed after five, again after five, and then it comes to its end
+    done = judge(5, "one")
+    assert done.returncode == 0 and done.stderr.count("asked again") == 2, done.stderr
+    version = json.loads((tmp_path / "e" / "settings.json").read_text())["judges"]["late"]["version"]
+    assert version == "one" and len(kept(tmp_path / "e", "late")) == COUNT
+
+
+def test_a_server_that_trickles_is_late(pictures, tmp_path):
+    import socket
+    import threading
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def trickle():
+            connection, _ = server.accept()
+            connection.recv(2**20)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n")
+            try:
+                while True:
+                    connection.sendall(b" ")
+                    time.sleep(0.05)
+            except OSError:
+                pass
+
+        threading.Thread(target=trickle, daemon=True).start()
+        begin = time.monotonic()
+        with pytest.raises(CallFault, match=r"did not answer within 0\.5 seconds"):
+            post(f"http://127.0.0.1:{server.getsockname()[1]}/", {}, timeout=0.5)
+        assert time.monotonic() - begin < 5
+
+
+def test_a_judge_alone_needs_no_reward(pictures, tmp_path):
+    done = judged(pictures, tmp_path / "e", "--judge", BRIGHT, rewards="")
+    assert done.returncode == 0 and is_whole(tmp_path / "e"), done.stderr
 
 
 WRONG = [

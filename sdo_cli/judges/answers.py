@@ -19,10 +19,16 @@ class Picture:
 
 @dataclass
 class Answer:
-    """Scores by a picture's id, higher is better, all finite; ``version`` is empty where the judge does not say it."""
+    """Scores by a picture's id, higher is better, all finite.
+
+    Attributes:
+        version: empty where the judge does not say it.
+        partial: it did not come to its end, and may have wanted to say its version there.
+    """
 
     scores: dict[str, float] = field(default_factory=dict)
     version: str = ""
+    partial: bool = False
 
 
 class CallFault(Exception):
@@ -57,19 +63,29 @@ def read_rows(rows: Iterable[Any], pictures: list[Picture]) -> Answer:
             answer.version = str(row["version"])
         if "id" not in row and "version" in row:
             continue
-        if (name := row.get("id")) not in ids:
+        name = row.get("id")
+        if not isinstance(name, str) or name not in ids:
             raise CallFault(f"gave a score for {_short(name)}, which it was not asked for", CONTRACT)
         if name in answer.scores or name in bad:
             raise CallFault(f"gave two scores for {name}", CONTRACT)
-        score = row.get("score")
-        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        if (score := _finite(row.get("score"))) is None:
             bad.append(name)
         else:
-            answer.scores[name] = float(score)
+            answer.scores[name] = score
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise CallFault(f"gave no finite number for {bad[0]}{more}", "look at the picture", found=answer)
     return answer
+
+
+def _finite(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    # a whole number that no float holds
+    except OverflowError:
+        return None
 
 
 def read_lines(content: bytes, pictures: list[Picture], *, whole: bool) -> Answer:
@@ -86,14 +102,16 @@ def read_lines(content: bytes, pictures: list[Picture], *, whole: bool) -> Answe
     for number, line in enumerate(lines, 1):
         try:
             rows.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             if number == len(lines) and not content.endswith(b"\n"):
                 if not whole:
                     break
                 found = read_rows(rows, pictures)
                 raise CallFault("left its answer half written", "let it write all of it", found=found) from None
             raise CallFault(f"wrote a line {number} that is no JSON: {_short(line)}", CONTRACT) from None
-    return read_rows(rows, pictures)
+    answer = read_rows(rows, pictures)
+    answer.partial = not whole
+    return answer
 
 
 def complete(answer: Answer, pictures: list[Picture]) -> Answer:

@@ -49,10 +49,12 @@ def ask(
 
     def take(answer: Answer) -> None:
         nonlocal version
-        said = answer.version or unsaid_version(spec)
+        unsaid = unsaid_version(spec)
+        said = answer.version or (version if answer.partial and version else unsaid)
         if not answer.scores:
             return
-        if version and said != version:
+        # the same judge may say its version at the end, and not have come to it before
+        if version and said != version and version != unsaid:
             raise EnvironmentFault(
                 f"judge {name} is now {said!r}, and the scores there are by {version!r}",
                 remedy="give it another name (--judge NAME=…) or another --out: versions are not mixed",

@@ -6,6 +6,7 @@ import json
 import math
 import mimetypes
 import os
+import time
 import urllib.error
 import urllib.request
 from ipaddress import ip_address
@@ -83,10 +84,12 @@ def yes_of(tree: dict[str, Any], picture: Picture) -> float:
     try:
         tokens = tree["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         likely = [(str(entry["token"]).strip().lower(), float(entry["logprob"])) for entry in tokens]
-    except (KeyError, IndexError, TypeError, ValueError):
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         remedy = "start its server with log-probabilities (vLLM has them), or take a judge that says scores"
         raise CallFault("answered without log-probabilities", remedy, again=False) from None
-    yes, no = (math.fsum(math.exp(value) for word, value in likely if word == wanted) for wanted in ("yes", "no"))
+    yes, no = (
+        math.fsum(math.exp(min(value, 0.0)) for word, value in likely if word == wanted) for wanted in ("yes", "no")
+    )
     if not (yes + no > 0 and math.isfinite(yes + no)):
         first = likely[0][0] if likely else "nothing"
         text = f"answered {first!r} for {picture.id}, and neither yes nor no is likely"
@@ -107,9 +110,10 @@ def post(address: str, body: dict[str, Any], *, timeout: float) -> dict[str, Any
     handlers: list[Any] = [_NoRedirects()]
     if _is_here(address):
         handlers.append(urllib.request.ProxyHandler({}))
+    end = time.monotonic() + timeout
     try:
         with urllib.request.build_opener(*handlers).open(request, timeout=timeout) as stream:
-            content = stream.read(MOST_BYTES + 1)
+            content = _content(stream, end)
     except urllib.error.HTTPError as fault:
         raise _refusal(fault) from None
     except TimeoutError:
@@ -123,11 +127,22 @@ def post(address: str, body: dict[str, Any], *, timeout: float) -> dict[str, Any
         raise CallFault(text, "look at what its server says") from None
     try:
         tree = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CallFault("answered something that is no JSON, or half of it", CONTRACT) from None
     if not isinstance(tree, dict):
         raise CallFault("answered JSON that is no object", CONTRACT)
     return tree
+
+
+def _content(stream: http.client.HTTPResponse, end: float) -> bytes:
+    """All of it, but for what is too much; a socket's own timeout begins anew with every byte."""
+    parts, size = [], 0
+    while size <= MOST_BYTES and (part := stream.read1(2**16)):
+        if time.monotonic() > end:
+            raise TimeoutError
+        parts.append(part)
+        size += len(part)
+    return b"".join(parts)
 
 
 def _late(timeout: float) -> CallFault:
