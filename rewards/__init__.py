@@ -54,6 +54,17 @@ OPTIONS: dict[str, frozenset[str]] = {
     "clip-embedded": frozenset(),
     "aesthetic-embedded": frozenset(),
 }
+# tokens of a prompt that published weights read; a reward that is not here sees the picture alone, a mixture what its
+# parts see
+READS: dict[str, int] = {
+    "clip-score": 77,
+    "hps-v2": 77,
+    "hps-v2.1": 77,
+    "pickscore-v1": 77,
+    "imagereward-v1": 35,
+    "clip-embedded": 20,
+    "judge": 20,
+}
 # options without a default
 REQUIRED: dict[str, frozenset[str]] = {"mixture": frozenset({"parts"})}
 # options that are no text
