@@ -49,15 +49,30 @@ OPTIONS: dict[str, frozenset[str]] = {
     "imagereward-v1": frozenset({"checkpoint", "config", "tokenizer"}),
     "colorfulness": frozenset(),
     "jpeg-compressibility": frozenset({"quality"}),
-    "mixture": frozenset({"parts"}),
+    "mixture": frozenset({"parts", "lower_bound"}),
     "judge": frozenset(),
     "clip-embedded": frozenset(),
     "aesthetic-embedded": frozenset(),
 }
+# tokens of a prompt that published weights read; a reward that is not here sees the picture alone, a mixture what its
+# parts see
+READS: dict[str, int] = {
+    "clip-score": 77,
+    "hps-v2": 77,
+    "hps-v2.1": 77,
+    "pickscore-v1": 77,
+    "imagereward-v1": 35,
+    "clip-embedded": 20,
+    "judge": 20,
+}
 # options without a default
 REQUIRED: dict[str, frozenset[str]] = {"mixture": frozenset({"parts"})}
 # options that are no text
-TYPES: dict[tuple[str, str], type] = {("mixture", "parts"): list, ("jpeg-compressibility", "quality"): int}
+TYPES: dict[tuple[str, str], type] = {
+    ("mixture", "parts"): list,
+    ("mixture", "lower_bound"): float,
+    ("jpeg-compressibility", "quality"): int,
+}
 
 # sizes are about what was published, not looked up here
 OPENAI_CLIP = WeightFile("timm/vit_large_patch14_clip_224.openai", "open_clip_model.safetensors", 1_710_000_000, "MIT")

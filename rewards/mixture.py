@@ -21,12 +21,13 @@ INFO = RewardInfo(
 class Mixture:
     """Args:
     members: by name: reward, weight, mean, std.
+    lower_bound: how much of the parts' spread is taken off.
     """
 
     info = INFO
 
-    def __init__(self, members: dict[str, tuple[Reward, float, float, float]]) -> None:
-        self.members = members
+    def __init__(self, members: dict[str, tuple[Reward, float, float, float]], lower_bound: float = 0.0) -> None:
+        self.members, self.lower_bound = members, lower_bound
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Mixture":
         for reward in self._rewards():
@@ -55,20 +56,41 @@ class Mixture:
         return self.mixed(self.parts(images, prompts))
 
     def mixed(self, parts: dict[str, Tensor]) -> Tensor:
-        """The mixture ``[B]`` of plain scores."""
+        """The mixture ``[B]`` of plain scores.
+
+        With a lower bound κ it is W (m - κ s), W the sum of the weights, m and s weighted mean and spread of the parts'
+        normalised scores: what one part alone likes is worth less (Coste et al. 2023, arXiv 2310.02743, on ensembles).
+        """
         terms = []
         for name, (_, weight, mean, std) in self.members.items():
             terms.append(weight * (parts[name] - mean) / std)
-        return torch.stack(terms).sum(0)
+        total = torch.stack(terms).sum(0)
+        if not self.lower_bound:
+            return total
+        weights = torch.tensor([member[1] for member in self.members.values()], dtype=total.dtype, device=total.device)
+        share = (weights / weights.sum()).unsqueeze(1)
+        z = torch.stack(terms) / weights.unsqueeze(1)
+        variance = (share * (z - (share * z).sum(0)).square()).sum(0)
+        # its root has a gradient at 0 too
+        return total - self.lower_bound * weights.sum() * (variance + 1e-12).sqrt()
 
 
-def build(parts: list[dict[str, Any]]) -> Mixture:
+def build(parts: list[dict[str, Any]], lower_bound: float = 0.0) -> Mixture:
     """Args:
         parts: ``{name: …, weight: 1, mean: 0, std: 1, options: {}}`` each.
+        lower_bound: how much of the parts' spread is taken off their mean, so that all have to like a picture; 0: none.
+            Needs weights above 0.
 
     Raises:
-        RecipeFault: a part that only measures, or the same name twice: scores are told apart by it.
+        RecipeFault: a part that only measures, or the same name twice: scores are told apart by it; or a lower bound
+            that is negative or has negative weights.
     """
+    if not 0 <= lower_bound < float("inf"):
+        raise RecipeFault([f"lower_bound must be a number from 0, not {lower_bound}"], what="mixture")
+    if lower_bound and any(part.get("weight", 1.0) <= 0 for part in parts):
+        raise RecipeFault(
+            ["lower_bound needs weights above 0: of what counts against, no bound is low"], what="mixture"
+        )
     members: dict[str, tuple[Reward, float, float, float]] = {}
     for part in parts:
         reward = rewards.build(part["name"], part.get("options"))
@@ -77,4 +99,4 @@ def build(parts: list[dict[str, Any]]) -> Mixture:
         if part["name"] in members:
             raise RecipeFault([f"{part['name']} is a part twice; give it once"], what="mixture")
         members[part["name"]] = (reward, part.get("weight", 1.0), part.get("mean", 0.0), part.get("std", 1.0))
-    return Mixture(members)
+    return Mixture(members, lower_bound)

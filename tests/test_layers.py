@@ -17,7 +17,7 @@ ROWS = [
     {"training", "steering", "evaluation", "prune", "doctor", "exporting"},
     {"runs"},
     {"reports", "records"},
-    {"scoring", "drawing", "weights", "estimate"},
+    {"scoring", "drawing", "weights", "estimate", "judges"},
     {"models", "optimizers"},
     {"recipe"},
     {"gradients"},

@@ -5,6 +5,7 @@ import torch
 from test_families import sdo
 from test_rewards import NAMES, make, pictures
 
+import rewards
 from rewards.reading import unread
 from sdo_cli.drawing.draw import DrawSettings
 from sdo_cli.drawing.notes import drawing_notes
@@ -48,6 +49,14 @@ def test_every_reward_of_the_table_that_reads_prompts_says_so(tmp_path):
             reads = not torch.equal(*(reward.score(one, [text]) for text in ("a cat", "a bus")))
         assert name == "mixture" or reads == (name in READERS)
         assert not reads or hasattr(reward, "unread")
+
+
+def test_the_list_says_who_reads_prompts_and_how_much():
+    assert rewards.READS.keys() == READERS.keys()
+    # of clip-score the tests have a smaller one
+    assert {name: limit for name, limit in rewards.READS.items() if name != "clip-score"} == {
+        name: limit for name, limit in READERS.items() if name != "clip-score"
+    }
 
 
 def test_tokenizers_of_other_kinds():

@@ -122,7 +122,7 @@ def test_defaults_are_those_of_the_functions():
     }
     assert options["drtune"] == {"k": "3", "early_stop": "0.4"}
     assert options["jpeg-compressibility"] == {"quality": "95"}
-    assert options["mixture"] == {"parts": None}
+    assert options["mixture"] == {"parts": None, "lower_bound": "0.0"}
     assert options["hps-v2.1"]["model"] == "ViT-H-14"
 
 

@@ -187,6 +187,9 @@ def test_list_and_show(sdo):
     assert listed["jpeg-compressibility"]["use"] == "measures only" and listed["hps-v2.1"]["weights"] > 1e9
     assert listed["judge"]["differentiable"] and not listed["judge"]["trainable"]
     assert all(row["summary"] and row["licence"] for row in listed.values())
+    assert (listed["hps-v2.1"]["sees"], listed["hps-v2.1"]["reads"]) == ("picture and prompt", 77)
+    assert (listed["aesthetic-v2"]["sees"], listed["aesthetic-v2"]["reads"]) == ("the picture alone", None)
+    assert "sees picture and prompt, reads 35 tokens" in sdo("reward list").out
     shown = sdo("reward show hps")
     assert shown.code == 0 and "xswu/HPSv2/HPS_v2.1_compressed.pt" in shown.out
     assert "option checkpoint: str, default None" in shown.out and "rewards: [{name: hps}]" in shown.out

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -267,6 +268,35 @@ def test_jpeg_counts_the_bytes_of_the_file(tmp_path):
     assert flat > score
     with pytest.raises(RecipeFault, match="quality must be between 1 and 100, not 0"):
         rewards.build("jpeg-compressibility", {"quality": 0})
+
+
+def test_the_lower_bound_of_a_mixture_is_weighted_mean_less_spread():
+    from rewards.mixture import Mixture
+
+    plain = {name: torch.randn(6, generator=torch.Generator().manual_seed(k)).double() for k, name in enumerate("abc")}
+    members = {"a": (None, 1.0, 0.1, 2.0), "b": (None, 2.0, -0.3, 0.5), "c": (None, 0.5, 0.0, 1.0)}
+    found = Mixture(members, 0.7).mixed(plain).numpy()
+    weights = np.array([1.0, 2.0, 0.5])
+    z = np.stack([(plain[name].numpy() - mean) / std for name, (_, _, mean, std) in members.items()])
+    mean = np.average(z, axis=0, weights=weights)
+    spread = np.sqrt(np.average((z - mean) ** 2, axis=0, weights=weights))
+    assert np.allclose(found, weights.sum() * (mean - 0.7 * spread), atol=1e-9)
+    assert torch.equal(Mixture(members, 0.0).mixed(plain), Mixture(members).mixed(plain))
+    same = {name: torch.ones(2, dtype=torch.float64, requires_grad=True) for name in "ab"}
+    equal = Mixture(dict.fromkeys("ab", (None, 1.0, 0.0, 1.0)), 1.0).mixed(same)
+    assert torch.isfinite(torch.autograd.grad(equal.sum(), same["a"])[0]).all()
+    for bound, weight, sentence in (
+        (-1.0, 1.0, "from 0"),
+        (float("nan"), 1.0, "from 0"),
+        (1.0, -1.0, "weights above 0"),
+    ):
+        options = {"parts": [{"name": "colorfulness", "weight": weight}], "lower_bound": bound}
+        with pytest.raises(RecipeFault, match=sentence):
+            rewards.build("mixture", options)
+        if bound == bound:
+            words = f"rewards=[{{name: mixture, options: {{parts: [{{name: colorfulness, weight: {weight}}}], "
+            with pytest.raises(RecipeFault, match=sentence):
+                load_recipe("quickstart", [f"{words}lower_bound: {bound}}}}}]"])
 
 
 def test_a_mixture_is_its_normalised_parts(tmp_path):

@@ -22,6 +22,7 @@ from sdo_cli.cli.evaluate_job import Asked, asked_for, needs_plugins, starting_r
 from sdo_cli.cli.evaluate_options import MeasureOptions, NoiseOptions, PromptOptions, RewardOptions, VariantOptions
 from sdo_cli.cli.from_run import laid_over_run
 from sdo_cli.cli.groups import grouped
+from sdo_cli.cli.judge_options import JudgeOptions
 from sdo_cli.cli.options import RewardPlugins
 from sdo_cli.cli.output import OutputOptions
 from sdo_cli.cli.recorded import load_recorded_plugins
@@ -50,6 +51,7 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, BATCH_SIZE] = 16,
     measures: MeasureOptions,
+    judges: JudgeOptions,
     plugin: RewardPlugins = None,
     report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
     processes: ProcessOptions,
@@ -73,6 +75,7 @@ def evaluate(
         variants=variants,
         noise=noise,
         measures=measures,
+        judges=judges,
         skip_plans=skip_plan or [],
         steps_given=solver.steps is not None or start is not None,
         batch_size=batch_size,
@@ -119,6 +122,7 @@ def carry_out(
                     report=report,
                     stopping=stopping,
                     world=world,
+                    outside=asked.outside,
                 )
         finally:
             reporter.close()

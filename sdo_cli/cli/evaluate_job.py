@@ -16,8 +16,10 @@ from sdo_cli.cli.evaluate_options import (
     scales_of,
 )
 from sdo_cli.cli.from_run import start_from
+from sdo_cli.cli.judge_options import JudgeOptions
 from sdo_cli.device import PRECISIONS
 from sdo_cli.errors import RecipeFault
+from sdo_cli.judges.spec import NOTHING, Outside
 from sdo_cli.recipe.load import LoadedRecipe, load_recipe
 from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
 from sdo_cli.sampling.solvers import AUTO
@@ -48,6 +50,7 @@ class Asked:
     select_by: str
     limit: int | None = None
     notes: tuple[str, ...] = ()
+    outside: Outside = NOTHING
 
     def job(self) -> "tuple[Job, list[str]]":
         """And what is to be said of its prompts and of the folders it scores."""
@@ -69,7 +72,7 @@ class Asked:
             variants = variants_of(loras, self.scales, base=self.variants.base, plans=self.plans)
         precision = asked.reward_precision
         job = Job(prompts, settings, variants, self.rewards, precision, self.embedding, self.select_by, trained)
-        return job, notes
+        return replace(job, judges=self.outside.judges), notes
 
 
 def _as_evaluated(recipe: Recipe) -> "list[RewardSpec]":
@@ -93,6 +96,7 @@ def asked_for(
     steps_given: bool,
     batch_size: int,
     fixed_model: bool,
+    judges: JudgeOptions | None = None,
 ) -> Asked:
     """What the options ask for.
 
@@ -125,13 +129,22 @@ def asked_for(
         wrong.append(f"--reward-precision: {settings.reward_precision!r} is not one of {', '.join(PRECISIONS)}")
     wrong += [problem for path in loras if (problem := lora_problem(path))]
     specs = reward_specs(rewards, start, settings, measures.embedding, wrong, made_elsewhere=bool(folders))
-    chosen = chosen_measure(measures.select_by, specs, wrong)
+    outside = (judges or JudgeOptions()).outside(_own_names(specs), wrong)
+    chosen = chosen_measure(measures.select_by, specs, wrong, outside)
     notes: list[str] = []
     found = find_prompts(prompts, start, bool(folders), wrong, notes)
     if wrong:
         raise RecipeFault(wrong, what="command line")
     embedding, limit = measures.embedding, prompts.limit
-    return Asked(settings, start, found, variants, scales, noise, plans, specs, embedding, chosen, limit, tuple(notes))
+    return Asked(
+        settings, start, found, variants, scales, noise, plans, specs, embedding, chosen, limit, tuple(notes), outside
+    )
+
+
+def _own_names(specs: dict[str, RewardSpec]) -> set[str]:
+    import rewards as table
+
+    return {*table.known_names(), *specs, "diversity", "distance-from-base"}
 
 
 @dataclass(frozen=True)
@@ -240,7 +253,9 @@ def _parsed(text: str) -> Any:
         return text
 
 
-def chosen_measure(asked: str | None, specs: dict[str, RewardSpec], wrong: list[str]) -> str:
+def chosen_measure(
+    asked: str | None, specs: dict[str, RewardSpec], wrong: list[str], outside: Outside | None = None
+) -> str:
     """The measure scales are chosen by: the one asked for, else the first that may select."""
     import rewards as table
 
@@ -249,7 +264,9 @@ def chosen_measure(asked: str | None, specs: dict[str, RewardSpec], wrong: list[
         return may[0] if may else ""
     full = table.full_name(asked)
     full = full if full in specs else table.TOYS.get(full, full)
-    if full not in specs:
+    if outside is not None and asked in outside.judges:
+        wrong.append(f"--select-by: {asked} only measures, nothing is chosen by a judge")
+    elif full not in specs:
         wrong.append(f"--select-by: {asked} is not among the rewards {', '.join(specs)}")
     elif full not in may:
         wrong.append(f"--select-by: {asked} only measures, nothing is chosen by it; take one of {', '.join(may)}")

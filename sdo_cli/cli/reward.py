@@ -29,6 +29,10 @@ def list_rewards(plugin: RewardPlugins = None, as_json: ForMachines = False) -> 
         size = size_text(row["weights"]) if row["weights"] else "no weights"
         typer.echo(f"{row['name']:<22} {row['short']:<12} {row['use']:<14} {size:<11} {row['licence']}")
         typer.echo(f"    {row['summary']}")
+        told = [f"sees {row['sees']}"] if row["sees"] else []
+        told += [f"reads {row['reads']} tokens"] if row["reads"] else []
+        if told:
+            typer.echo(f"    {', '.join(told)}")
 
 
 def row_of(name: str) -> dict[str, Any]:
@@ -40,10 +44,22 @@ def row_of(name: str) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "short": short, "weights": weights}
     if name not in rewards.TABLE and name not in rewards.FOREIGN:
         told = {"summary": "of an installed package; sdo reward show loads it", "licence": ""}
-        return {**row, **told, "use": "installed", "differentiable": None, "trainable": None}
+        return {**row, **told, "sees": "", "reads": None, "use": "installed", "differentiable": None, "trainable": None}
     info = rewards.info(name)
     row |= {key: getattr(info, key) for key in ("summary", "licence", "differentiable", "trainable")}
-    return {**row, "use": "trains" if info.trainable else "measures only"}
+    return {**row, **seen_by(name), "use": "trains" if info.trainable else "measures only"}
+
+
+def seen_by(name: str) -> dict[str, Any]:
+    """What a known reward is told of: a plug-in's code does not say."""
+    import rewards
+
+    if name in rewards.FOREIGN:
+        return {"sees": "", "reads": None}
+    if name == "mixture":
+        return {"sees": "what its parts see", "reads": None}
+    reads = rewards.READS.get(name)
+    return {"sees": "picture and prompt" if reads else "the picture alone", "reads": reads}
 
 
 @app.command()

@@ -90,6 +90,11 @@ def differences(sides: list[Side]) -> list[str]:
                     found.append(f"{pair}: {name} with other code of its plug-in")
                 elif dict(here) != dict(there):
                     found.append(f"{pair}: {name} with other local files")
+        for name in first.job.judges.keys() & side.job.judges.keys():
+            a_judge, b_judge = first.job.judges[name], side.job.judges[name]
+            for key in ("question", "version"):
+                if (there := getattr(a_judge, key)) != (here := getattr(b_judge, key)):
+                    found.append(f"{pair}: the {key} of judge {name} is {there!r} and {here!r}")
     return list(dict.fromkeys(found))
 
 

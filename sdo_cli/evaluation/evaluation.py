@@ -24,6 +24,7 @@ from sdo_cli.evaluation.layouts import short
 from sdo_cli.evaluation.score import EMBEDDED_MEASURES, ScoreFile
 from sdo_cli.evaluation.summary import Measured
 from sdo_cli.files import read_json
+from sdo_cli.judges.spec import JudgeSpec
 from sdo_cli.prompt_sets.syntax import syntax_notes
 from sdo_cli.recipe.schema import RewardSpec
 from sdo_cli.scoring.embedded_measures import DISTANCE
@@ -71,7 +72,7 @@ class Evaluation:
     def measured(self) -> list[Measured]:
         """Every variant with the scores there are."""
         scores = ScoreFile(self.folder / "scores.jsonl")
-        names = [*self.job.rewards, *(EMBEDDED_MEASURES if self.job.embedding else ())]
+        names = [*self.job.rewards, *self.job.judges, *(EMBEDDED_MEASURES if self.job.embedding else ())]
         found = []
         for variant in self.job.variants:
             tables = {name: scores.of(variant.name, name) for name in names}
@@ -89,6 +90,9 @@ def job_tree(job: Job) -> dict[str, Any]:
     """What ``settings.json`` holds."""
     measured = {"rewards": {name: spec.options for name, spec in job.rewards.items()}, "embedding": job.embedding}
     measured["reward_precision"] = job.reward_precision
+    # folders of before there were judges keep their hash
+    if job.judges:
+        measured["judges"] = {name: asdict(spec) for name, spec in job.judges.items()}
     drawn = job.settings.tree() if job.settings else None
     # files stay out: their times differ where they are copied
     code = {name: found["code"] for name, found in job.sources.items() if "code" in found}
@@ -122,6 +126,7 @@ def job_from(tree: dict[str, Any]) -> Job:
         select_by=tree["select_by"],
         trained_on=tree["trained_on"],
         sources=tree.get("sources", {}),
+        judges={name: JudgeSpec(**spec) for name, spec in tree.get("judges", {}).items()},
     )
 
 
@@ -158,7 +163,14 @@ def joined(job: Job, folder: Path) -> Job:
         rewards=merged,
         embedding=before.embedding or job.embedding,
         trained_on=list(dict.fromkeys((*before.trained_on, *job.trained_on))),
+        judges={**before.judges, **{name: _as_known(before, name, spec) for name, spec in job.judges.items()}},
     )
+
+
+def _as_known(before: Job, name: str, spec: JudgeSpec) -> JudgeSpec:
+    """A judge may have moved: what its scores are by is its version, which is looked at when it answers."""
+    known = before.judges.get(name)
+    return spec if known is None else replace(spec, version=known.version)
 
 
 def _sources(specs: Mapping[str, RewardSpec]) -> dict[str, dict[str, str]]:
@@ -211,6 +223,11 @@ def _clashes(before: Job, job: Job) -> Iterable[str]:
     for name, spec in job.rewards.items():
         if name in before.rewards and before.rewards[name].options != spec.options:
             yield f"options of {name} are {before.rewards[name].options} there, {dict(spec.options)} here"
+    for name, judge in job.judges.items():
+        known_judge = before.judges.get(name, judge)
+        for key in ("kind", "question"):
+            if (there := getattr(known_judge, key)) != (here := getattr(judge, key)):
+                yield f"the {key} of judge {name} is {there!r} there, {here!r} here"
 
 
 def _first_other(there: Prompts, here: Prompts) -> str:

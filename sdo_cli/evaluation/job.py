@@ -9,6 +9,7 @@ from typing import Any
 
 from sdo_cli.drawing.draw import DrawSettings
 from sdo_cli.drawing.parameters import lora_name
+from sdo_cli.judges.spec import JudgeSpec
 from sdo_cli.models.load import ModelSource
 from sdo_cli.models.lora_files import lora_hash
 from sdo_cli.models.lora_stack import exact
@@ -149,6 +150,7 @@ class Job:
         select_by: the measure a LoRA scale is recommended by.
         sources: by reward, digests of its code and local files; a reward that is missing was scored before there were
             these.
+        judges: outside this process, by name; with the version that their scores are by.
     """
 
     prompts: Prompts
@@ -160,6 +162,7 @@ class Job:
     select_by: str = ""
     trained_on: list[str] = field(default_factory=list)
     sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict, compare=False)
+    judges: Mapping[str, JudgeSpec] = field(default_factory=dict)
 
     @property
     def embedder(self) -> str | None:

@@ -164,6 +164,8 @@ def role_of(name: str, job: Job) -> str:
         return "of the images"
     if name in job.trained_on:
         return "trained"
+    if name in job.judges:
+        return "outside, only measures"
     return "only measures" if name in rewards.MEASURE_ONLY else ""
 
 
@@ -304,6 +306,8 @@ def _settings(job: Job, tree: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, spec in job.rewards.items():
         given = ", ".join(f"{key}={value}" for key, value in spec.options.items())
         found.append((name, given or "as published"))
+    for name, judge in job.judges.items():
+        found.append((name, f"{judge.target} ({judge.version or 'not asked yet'})"))
     return [*found, ("settings hash", tree["settings_hash"][:16])]
 
 

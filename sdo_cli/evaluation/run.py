@@ -15,6 +15,7 @@ from sdo_cli.errors import Stopped
 from sdo_cli.evaluation.draw import draw_variant, missing_items
 from sdo_cli.evaluation.evaluation import SETTINGS, Evaluation, job_tree, joined
 from sdo_cli.evaluation.job import Job, Variant
+from sdo_cli.evaluation.outside import ask_outside, read_tables
 from sdo_cli.evaluation.reference import fid_kid, inception, inception_features, reference_files, require_torchmetrics
 from sdo_cli.evaluation.report import evaluation_report
 from sdo_cli.evaluation.score import (
@@ -26,6 +27,7 @@ from sdo_cli.evaluation.score import (
 )
 from sdo_cli.evaluation.summary import scores_csv, summary, summary_csv, values_of
 from sdo_cli.files import alone_in, read_json, write_json, write_text
+from sdo_cli.judges.spec import Outside
 from sdo_cli.parallel.stopping import SafePoints, Stopping
 from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.plugins import loaded_plugins
@@ -50,6 +52,7 @@ def evaluate(
     report: bool = True,
     stopping: Stopping | None = None,
     world: World = SINGLE,
+    outside: Outside | None = None,
 ) -> dict[str, Any]:
     """Draw what is missing, score what is not scored, write the tables; returns what ``summary.json`` holds.
 
@@ -57,6 +60,7 @@ def evaluate(
 
     Args:
         stopping: asked after every batch.
+        outside: judges to ask and tables to read; those that the folder knows from before are not asked by themselves.
         world: the processes that do it together, in a folder they share.
 
     Raises:
@@ -69,7 +73,10 @@ def evaluate(
         reporter.note(said)
     job = world.share(lambda: joined(job, folder))
     reporter.note(overview(job, reference is not None, report))
-    evaluation, points = Evaluation(job, folder), SafePoints(reporter, stopping or Stopping(world=world))
+    stopping = stopping or Stopping(world=world)
+    evaluation, points, outside = Evaluation(job, folder), SafePoints(reporter, stopping), outside or Outside()
+    # before anything is drawn
+    tables = world.share(lambda: read_tables(evaluation, outside.tables, reporter.note))
     started = {"command": command(), "started": now(), "versions": versions(), "machine": machine()}
 
     def record(status: str) -> None:
@@ -90,8 +97,11 @@ def evaluate(
         try:
             draw(evaluation, points, batch_size=batch_size, world=world)
             score(evaluation, points, batch_size=batch_size, world=world)
+            # several processes stop together, not where one of them waits for a judge
+            tick = stopping.check if world.size == 1 else _go_on
 
             def conclude() -> dict[str, Any]:
+                ask_outside(evaluation, outside, tables, reporter, tick)
                 if job.embedding:
                     _embedded_measures(evaluation)
                 distances = {}
@@ -110,10 +120,14 @@ def evaluate(
     return tree
 
 
+def _go_on() -> None:
+    pass
+
+
 def overview(job: Job, reference: bool, report: bool) -> str:
     """Model, device, threads, and the parts of an evaluation, in one line."""
     drawn = [variant for variant in job.variants if variant.folder is None]
-    parts = [*job.rewards, *(["reference"] if reference else []), "report" if report else "tables"]
+    parts = [*job.rewards, *job.judges, *(["reference"] if reference else []), "report" if report else "tables"]
     if job.settings is not None and drawn:
         count = len(drawn) * len(job.prompts.prompts) * job.settings.seeds
         parts.insert(0, f"{count} images ({', '.join(variant.name for variant in drawn)})")

@@ -244,6 +244,8 @@ def summary(job: Job, measured: list[Measured], reference: Mapping[str, Mapping[
             }
             for name, found in comparisons(base, m, job.prompts).items()
         }
+    if job.judges:
+        tree["judges"] = {name: asdict(judge) for name, judge in job.judges.items()}
     chosen, found_sweeps, curves = {}, sweeps(measured), checkpoint_curves(measured)
     if (found_sweeps or curves) and (few := too_few(scored_prompts(base))):
         tree["no_recommendation"], found_sweeps, curves = few, {}, {}

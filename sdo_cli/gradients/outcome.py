@@ -65,6 +65,7 @@ class Outcome:
         penalties: ``[B]`` of the regulariser, before ``kl_weight``; None when it is off.
         changes: of the live calls' outputs since the rollout, relative, on the CPU; None at a rollout's first update.
         kept: what later updates go on with; None when there are none.
+        looks: what the objective has noted of its gradients, ``[R]`` each, a piece of the batch after the other.
     """
 
     x_N: Tensor
@@ -76,6 +77,7 @@ class Outcome:
     penalties: Tensor | None = None
     changes: Tensor | None = None
     kept: Kept | None = None
+    looks: list[dict[str, Tensor]] = field(default_factory=list)
 
 
 class Stopwatch:

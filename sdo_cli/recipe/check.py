@@ -15,6 +15,7 @@ from sdo_cli.recipe.reward_check import check_reward, check_rewards
 from sdo_cli.recipe.rollout_check import Problem, check_rollout, check_timesteps, training_steps
 from sdo_cli.recipe.rule_choice import AUTO as RULE_AUTO
 from sdo_cli.recipe.schema import GuardSpec, PromptSource, Recipe
+from sdo_cli.recipe.sight_check import check_sight
 from sdo_cli.recipe.toys import name_of
 from sdo_cli.recipe.typed import suggestion
 from sdo_cli.sampling.solvers import AUTO, MOST_STEPS, SOLVERS, STOCHASTIC, calls_of
@@ -26,6 +27,7 @@ AT_LEAST_ONE = (
     "gradient_accumulation_steps",
     "num_inference_steps",
     "rollout.updates",
+    "sight.views",
     "lora.rank",
     "optimizer_rank",
     "validation.num_prompts",
@@ -54,6 +56,10 @@ NOT_NEGATIVE = (
     "rollout.max_drift",
     "rollout.max_change",
     "rollout.proximal",
+    "sight.noise",
+    "sight.jpeg",
+    "sight.lower_bound",
+    "sight.sharpness",
     "gradient.rollout_micro_batch",
     "gradient.score_micro_batch",
     "gradient.shortcut_micro_batch",
@@ -79,6 +85,7 @@ def check_recipe(recipe: Recipe, beside: Path | None, problem: Problem) -> None:
     check_rollout(recipe, beside, problem)
     check_training(recipe, problem)
     check_decoder(recipe, problem)
+    check_sight(recipe, problem)
     if recipe.solver not in (AUTO, *SOLVERS):
         problem(("solver",), f"unknown solver {recipe.solver!r}; {suggestion(recipe.solver, [AUTO, *SOLVERS])}")
     elif recipe.eta > 0 and recipe.solver not in (AUTO, *STOCHASTIC):

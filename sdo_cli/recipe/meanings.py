@@ -9,6 +9,7 @@ from typing import Any
 from sdo_cli.recipe.meaning import Meaning
 from sdo_cli.recipe.rollout_meanings import ROLLOUT_MEANINGS
 from sdo_cli.recipe.schema import (
+    CombineSpec,
     GradientSpec,
     GuardSpec,
     LoraSpec,
@@ -16,8 +17,10 @@ from sdo_cli.recipe.schema import (
     Recipe,
     RewardSpec,
     RolloutSpec,
+    SightSpec,
     ValidationSpec,
 )
+from sdo_cli.recipe.sight_meanings import COMBINE_MEANINGS, SIGHT_MEANINGS
 
 MEANINGS: dict[Any, dict[str, Meaning]] = {
     Recipe: {
@@ -303,6 +306,17 @@ MEANINGS: dict[Any, dict[str, Meaning]] = {
         "height": Meaning("Pixels; the model's own by default.", "height: 768", "A multiple of 8, for SD 3 of 16."),
         "width": Meaning("Pixels; the model's own by default.", "width: 512", "A multiple of 8, for SD 3 of 16."),
         "gradient": Meaning("How the reward is sent back through sampling.", "gradient: {rule: sdo}"),
+        "combine": Meaning(
+            "How several rewards are put together.",
+            "rewards: [clip, aesthetic]\ncombine: {normalise: spread, conflict: projection}",
+            "Left out: each loss times its weight, added up.",
+        ),
+        "sight": Meaning(
+            "What rewards see of training's pictures.",
+            "sight: {views: 2, crop: 0.2, noise: 0.02}",
+            "Against patterns that only fool a reward (docs/rewards.md). Held-out pictures and checks are scored as"
+            " they are. Left out: the pictures as they are.",
+        ),
         "rollout": Meaning(
             "How training draws, where that is to cost less than sampling.",
             "rollout: {num_inference_steps: 10}",
@@ -546,4 +560,6 @@ MEANINGS: dict[Any, dict[str, Meaning]] = {
         ),
     },
     RolloutSpec: ROLLOUT_MEANINGS,
+    CombineSpec: COMBINE_MEANINGS,
+    SightSpec: SIGHT_MEANINGS,
 }

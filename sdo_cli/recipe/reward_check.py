@@ -62,6 +62,8 @@ def check_reward(spec: RewardSpec, key: Key, problem: Problem) -> None:
         known = suggestion(spec.name, reward_table.known_names())
         problem((*key, "name"), f"unknown reward {spec.name!r}; {known}; one of your own comes with --plugin FILE.py")
         return
+    if full == "mixture" and (wrong := wrong_bound(spec.options)):
+        problem((*key, "options", "lower_bound"), wrong)
     for option in sorted(reward_table.REQUIRED.get(full, frozenset()) - set(spec.options)):
         problem((*key, "options"), f"{spec.name} needs the option {option}; write options: {{{option}: …}}")
     for option, value in spec.options.items():
@@ -91,6 +93,19 @@ def wrong_reward_option(name: str, option: str, value: Any) -> str | None:
         return None
     words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
     return f"must be {words[wanted]}, not {value!r}"
+
+
+def wrong_bound(options: dict[str, Any]) -> str | None:
+    """What is wrong with the lower bound of a mixture, beside its type, or None."""
+    bound, parts = options.get("lower_bound", 0.0), options.get("parts")
+    if isinstance(bound, bool) or not isinstance(bound, int | float) or bound == 0:
+        return None
+    if not 0 < bound < math.inf:
+        return f"must be a number from 0, not {bound}"
+    weights = [part.get("weight", 1.0) for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+    if any(isinstance(weight, int | float) and weight < 0 for weight in weights):
+        return "needs weights above 0: of what counts against, no bound is low"
+    return None
 
 
 def wrong_parts(parts: Any) -> str | None:

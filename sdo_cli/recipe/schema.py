@@ -111,6 +111,32 @@ class RolloutSpec:
 
 
 @dataclass(frozen=True)
+class CombineSpec:
+    """How several rewards are put together."""
+
+    normalise: Literal["none", "spread"] = "none"
+    conflict: Literal["none", "projection", "mgda"] = "none"
+    measure: bool = False
+
+    @property
+    def looks(self) -> bool:
+        """Whether each reward's own gradient is wanted."""
+        return self.conflict != "none" or self.measure
+
+
+@dataclass(frozen=True)
+class SightSpec:
+    """What rewards see of training's pictures, against patterns that only fool them."""
+
+    views: int = 1
+    crop: float = 0.0
+    noise: float = 0.0
+    jpeg: int = 0
+    lower_bound: float = 0.0
+    sharpness: float = 0.0
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One fine-tuning job."""
 
@@ -171,6 +197,8 @@ class Recipe:
     height: int | None = None
     width: int | None = None
 
+    combine: CombineSpec = field(default_factory=CombineSpec)
+    sight: SightSpec = field(default_factory=SightSpec)
     gradient: GradientSpec = field(default_factory=GradientSpec)
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
     lora: LoraSpec = field(default_factory=LoraSpec)

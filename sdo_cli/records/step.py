@@ -45,6 +45,8 @@ class StepResult:
     otherwise than sampling does, ``drift`` how far from it, where that was looked at. ``replay`` says which of several
     updates on one rollout it was; at a later one loss and rewards are the rollout's, or those of ``rescore``.
     ``decoder_gap`` is by how much rewards are higher through the model's own decoder, where training has a small one.
+    ``gradients`` has the mean length of each reward's gradient at the pictures, weighted, and the mean cosine of each
+    pair under ``a|b``; ``spreads`` what each reward was divided by.
     """
 
     step: int
@@ -60,6 +62,8 @@ class StepResult:
     cheap_rollouts: bool = False
     replay: Replay | None = None
     decoder_gap: dict[str, float] | None = None
+    gradients: dict[str, float] | None = None
+    spreads: dict[str, float] | None = None
 
 
 def step_result(row: dict[str, Any]) -> StepResult:

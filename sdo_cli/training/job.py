@@ -21,6 +21,7 @@ from sdo_cli.sampling.loop import Path
 from sdo_cli.seeding import keyed_generator
 from sdo_cli.training.objective import WeightedReward
 from sdo_cli.training.rollouts import Rollouts
+from sdo_cli.training.spreads import Spreads
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,15 @@ class Job:
     world: World = SINGLE
     rollouts: Rollouts | None = None
     decode: Callable[[Tensor], Tensor] | None = None
+    spreads: Spreads | None = None
 
     @property
     def global_batch(self) -> int:
         return self.recipe.global_batch(self.world.size)
+
+    def spread_of(self, name: str) -> float:
+        """What a reward's loss is divided by."""
+        return 1.0 if self.spreads is None else self.spreads.of(name)
 
     @property
     def draw_settings(self) -> DrawSettings:

@@ -1,7 +1,7 @@
 """The training loop: a generator of step results that does no I/O."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -33,6 +33,7 @@ class Slice:
     penalties: Tensor | None
     calls: dict[str, int]
     changes: Tensor | None = None
+    looks: dict[str, Tensor] = field(default_factory=dict)
 
 
 def make_stepper(job: Job) -> Stepper:
@@ -66,6 +67,10 @@ def train(
     recipe, stepper = job.recipe, stepper or make_stepper(job)
     order, every = PromptOrder(job.prompts, recipe.seed), recipe.rollout.drift_steps
     replays = replays or Replays.after(start, every)
+    looked = None
+    if job.spreads is not None and not job.spreads.steps:
+        looked = replays.rollout
+        first_spreads(job, order, looked)
     for step in range(start, recipe.max_train_steps):
         drift = None
         if replays.update == 0:
@@ -88,10 +93,30 @@ def train(
         gap = look_at_decoder(job, order, replays, outcomes)
         found = look_at_replay(job, order, replays, slices, stepper.scale)
         result = _summarise(step + 1, slices, seconds, stepper.step(step + 1, bad_reward(slices)))
+        # a rollout is counted once
+        fresh = replays.update == 0 and replays.rollout != looked
+        divided = spreads_after(job, slices, fresh=fresh)
         replays.end_update(over=is_last(recipe, replays.update, found) or result.skipped)
         cheap = job.rollouts is not None and job.rollouts.on
-        yield replace(result, drift=drift, cheap_rollouts=cheap, replay=found, decoder_gap=gap)
+        yield replace(result, drift=drift, cheap_rollouts=cheap, replay=found, decoder_gap=gap, spreads=divided)
     stepper.finish()
+
+
+def first_spreads(job: Job, order: PromptOrder, rollout: int) -> None:
+    """Before the first step: the spread of its own rewards, for which it is drawn once more."""
+    slices, _ = gather_slices(job, accumulate(job, order, rollout))
+    _forget_gradients(job.parameters)
+    spreads_after(job, slices, fresh=True)
+
+
+def spreads_after(job: Job, slices: list[Slice], *, fresh: bool) -> dict[str, float] | None:
+    """What rewards were divided by in this step; then its scores are counted, if they are a new rollout's."""
+    if job.spreads is None:
+        return None
+    divided = {item.name: job.spreads.of(item.name) for item in job.rewards}
+    if fresh and bad_reward(slices) is None:
+        job.spreads.add({name: torch.cat([part.rewards[name] for part in slices]) for name in divided})
+    return divided
 
 
 def is_last(recipe: Recipe, update: int, found: Replay | None) -> bool:
@@ -184,6 +209,7 @@ def gather_slices(job: Job, outcomes: list[Outcome]) -> tuple[list[Slice], dict[
             None if outcome.penalties is None else outcome.penalties.cpu(),
             outcome.calls,
             outcome.changes,
+            {name: torch.cat([piece[name] for piece in outcome.looks]) for name in (outcome.looks or [{}])[0]},
         )
         for number, outcome in zip(slices_of(job), outcomes, strict=True)
     ]
@@ -205,6 +231,8 @@ def _summarise(step: int, slices: list[Slice], seconds: dict[str, float], taken:
     calls = {name: sum(part.calls[name] for part in slices) for name in slices[0].calls}
     penalties = [part.penalties for part in slices if part.penalties is not None]
     penalty = torch.cat(penalties).mean().item() if penalties else None
-    return StepResult(
+    looks = {name: torch.cat([part.looks[name] for part in slices]).mean().item() for name in slices[0].looks}
+    found = StepResult(
         step, losses.mean().item(), rewards, taken.norm, taken.rate, seconds, calls, penalty, taken.skipped
     )
+    return replace(found, gradients=looks or None)

@@ -12,6 +12,7 @@ from sdo_cli.gradients.plan import Plan
 from sdo_cli.gradients.replay import replay
 from sdo_cli.gradients.run import run_plan
 from sdo_cli.gradients.three_stage import MicroBatches
+from sdo_cli.seeding import keyed_generator
 from sdo_cli.training.batches import PromptOrder
 from sdo_cli.training.job import Job, path_of, plan_step, slice_plan, slices_of
 from sdo_cli.training.objective import RewardObjective
@@ -68,7 +69,16 @@ def _pass(
     mine = range(part * size, (part + 1) * size)
     prompts = [order.at(step * job.global_batch + sample) for sample in mine]
     path = path_of(job, step, mine, prompts)
-    objective = RewardObjective(job.family, job.rewards, prompts, job.decode)
+    objective = RewardObjective(
+        job.family,
+        job.rewards,
+        prompts,
+        job.decode,
+        recipe.combine,
+        recipe.sight,
+        draw=lambda row, view: keyed_generator(recipe.seed, f"view {view}", step, mine[row]),
+        spread=job.spread_of,
+    )
     spec = recipe.gradient
     micro = MicroBatches(
         spec.rollout_micro_batch or None, spec.score_micro_batch or None, spec.shortcut_micro_batch or None
@@ -76,7 +86,8 @@ def _pass(
     if plan is None:
         assert replays is not None
         rescore = recipe.rollout.rescore
-        return replay(path, replays.slices[part], replays.update, objective, terms=terms, micro=micro, rescore=rescore)
+        found = replay(path, replays.slices[part], replays.update, objective, terms=terms, micro=micro, rescore=rescore)
+        return replace(found, looks=objective.looks)
     change = None if change_g is None else lambda g: change_g(g, step)
     outcome = run_plan(
         path,
@@ -89,16 +100,24 @@ def _pass(
     )
     if replays is not None and outcome.kept is not None:
         replays.slices[part] = outcome.kept
-    return outcome
+    return replace(outcome, looks=objective.looks)
+
+
+def where_it_is(job: Job, replays: Replays) -> dict[str, Any]:
+    """For a checkpoint: the rollout, and the spread of the rewards so far; all processes call it."""
+    spreads = {} if job.spreads is None else {"spreads": job.spreads.state()}
+    return replays.state(job.world) | spreads
 
 
 def go_on(job: Job, replays: Replays, state: dict[str, Any]) -> None:
     """Inside the rollout that a checkpoint was made in.
 
     Args:
-        state: of the :class:`Replays` of then; ``job.rollouts`` are on or off as they were.
+        state: what :func:`where_it_is` gave then; ``job.rollouts`` are on or off as they were.
     """
     replays.load_state(state)
+    if job.spreads is not None and "spreads" in state:
+        job.spreads.load_state(state["spreads"])
     if replays.update:
         plan = plan_step(job, replays.rollout)
         plans = {part: slice_plan(job, plan, part) for part in slices_of(job)}

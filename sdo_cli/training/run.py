@@ -36,7 +36,7 @@ from sdo_cli.training.guard import Guard, make_guard
 from sdo_cli.training.job import Job
 from sdo_cli.training.loop import make_stepper, train
 from sdo_cli.training.overview import overview
-from sdo_cli.training.passes import go_on
+from sdo_cli.training.passes import go_on, where_it_is
 from sdo_cli.training.prepare import prepare
 from sdo_cli.training.replays import Replays
 from sdo_cli.training.validate import Validation
@@ -303,7 +303,7 @@ def _save(run: Run, stepper: Stepper, step: int) -> None:
     """A checkpoint; every process adds its random state, the first writes."""
     world, keep = run.job.world, run.job.recipe.checkpoints_total_limit
     state = run.guard.state() if run.guard is not None else None
-    kept, what = run.replays.state(world), identity(run.loaded, world.size)
+    kept, what = where_it_is(run.job, run.replays), identity(run.loaded, world.size)
 
     def adapter(folder: Path) -> None:
         with stepper.kept_weights():

@@ -1,0 +1,108 @@
+"""What each defence against gaming leaves of the prompt at an equal gain of the trained reward, on `guarded`.
+
+    OMP_NUM_THREADS=1 python scripts/studies/against_gaming.py run OUT --arms plain,views --seeds 0
+    python scripts/studies/against_gaming.py table OUT --gain 1.5
+
+Each arm trains with a checkpoint every few steps; `sdo eval --lora RUN@all` scores prompts nothing was trained on by
+the trained reward, by the judge, which no arm is trained on, and by clip-embedded. The table has both where the reward
+first has the gain, between two checkpoints in proportion. Nothing is chosen by the judge: the arms' numbers were set
+before any was run.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+ARMS = {
+    "plain": [],
+    "views": ["sight={crop: 0.3, noise: 0.05, jpeg: 40}"],
+    "bound": ["sight={views: 4, crop: 0.3, noise: 0.05, jpeg: 40, lower_bound: 2.0}"],
+    "sharp": ["sight={sharpness: 0.1}"],
+    "kl": ["kl_weight=1.0"],
+    "clip": ["rewards=[aesthetic,clip]", "combine={normalise: spread, measure: true}"],
+    "clip-projection": ["rewards=[aesthetic,clip]", "combine={normalise: spread, conflict: projection}"],
+    "clip-mgda": ["rewards=[aesthetic,clip]", "combine={normalise: spread, conflict: mgda}"],
+}
+TRAINED, MEASURES = "aesthetic-embedded", ("judge", "clip-embedded")
+
+
+def sdo(*words):
+    subprocess.run([sys.executable, "-m", "sdo_cli", *map(str, words)], check=True)
+
+
+def run(out, arms, seeds, steps, every, prompts):
+    for seed in seeds:
+        for arm in arms:
+            folder = out / f"{arm}-{seed}"
+            if not (folder / "README.md").exists():
+                words = ["guard={}", "validation.prompts={}", "validation.rewards=[]", f"seed={seed}"]
+                # a quarter of the recipe's rollouts: this is about where a reward leads, not how fast
+                words += ["rollout.num_inference_steps=5"]
+                words += [f"max_train_steps={steps}", f"checkpointing_steps={every}", "checkpoints_total_limit=1"]
+                sdo("finetune", "--recipe", "guarded", "-q", "--out", folder, *words, *ARMS[arm])
+            measured = ["--rewards", f"{TRAINED},{','.join(MEASURES)}", "--no-embedding", "--no-report", "-q"]
+            drawn = ["--prompts", "emoji-eval", "--limit", prompts, "--steps", 10, "--lora", f"{folder}@all"]
+            sdo("eval", *drawn, *measured, "--out", out / f"{arm}-{seed}-eval")
+
+
+def curve(folder):
+    """By step: means of every measure, less the base's."""
+    tree = json.loads((folder / "summary.json").read_text())
+    rows = {}
+    for entry in tree["variants"].values():
+        step = int((entry["lora"] or "@0").rpartition("@")[2])
+        rows[step] = {measure: entry["measures"][measure]["mean"] for measure in (TRAINED, *MEASURES)}
+    base = rows[0]
+    return {step: {m: rows[step][m] - base[m] for m in base} for step in sorted(rows)}, base
+
+
+def at_gain(points, gain):
+    """Step and measures where the trained reward first has the gain; None where it never does."""
+    steps = list(points)
+    for before, after in pairwise(steps):
+        a, b = points[before], points[after]
+        if b[TRAINED] >= gain:
+            share = (gain - a[TRAINED]) / (b[TRAINED] - a[TRAINED])
+            return before + share * (after - before), {m: a[m] + share * (b[m] - a[m]) for m in MEASURES}
+    return None
+
+
+def table(out, gain):
+    print(f"| arm, seed | steps to {TRAINED} {gain:+g} | judge | clip-embedded | last step: {TRAINED} | judge |")
+    print("|---|--:|--:|--:|--:|--:|")
+    for folder in sorted(out.glob("*-eval")):
+        if not (folder / "summary.json").exists():
+            continue
+        points, base = curve(folder)
+        found, last = at_gain(points, gain), points[max(points)]
+        there = (
+            f"{found[0]:.0f} | {found[1]['judge']:+.3f} | {found[1]['clip-embedded']:+.3f}" if found else "– | – | –"
+        )
+        end = f"{last[TRAINED]:+.2f} at {max(points)} | {last['judge']:+.3f}"
+        print(f"| {folder.name.removesuffix('-eval')} | {there} | {end} |")
+    print(f"\nbefore training: judge {base['judge']:.3f}, {TRAINED} {base[TRAINED]:.2f}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--every", type=int, default=10)
+    parser.add_argument("--prompts", type=int, default=24)
+    parser.add_argument("--gain", type=float, default=1.5)
+    options = parser.parse_args()
+    if options.what == "table":
+        table(options.out, options.gain)
+    else:
+        seeds = [int(seed) for seed in options.seeds.split(",")]
+        run(options.out, options.arms.split(","), seeds, options.steps, options.every, options.prompts)
+
+
+if __name__ == "__main__":
+    main()

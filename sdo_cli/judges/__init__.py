@@ -1,0 +1,1 @@
+"""Judges outside this process: commands, servers and tables that score pictures. They only measure."""

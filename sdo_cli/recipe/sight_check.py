@@ -1,0 +1,34 @@
+"""How rewards are put together and what they see: what goes with what."""
+
+from sdo_cli.recipe.rollout_check import Problem
+from sdo_cli.recipe.schema import Recipe
+
+# subsets of so many rewards are tried one by one
+MOST_FOR_MGDA = 6
+
+
+def check_sight(recipe: Recipe, problem: Problem) -> None:
+    combine, look = recipe.combine, recipe.sight
+    if combine.looks and len(recipe.rewards) < 2:
+        name = "conflict" if combine.conflict != "none" else "measure"
+        problem(("combine", name), "is about several rewards, and there is one; take it out")
+    if combine.conflict == "mgda" and len(recipe.rewards) > MOST_FOR_MGDA:
+        problem(("combine", "conflict"), f"mgda takes up to {MOST_FOR_MGDA} rewards; take projection")
+    # gradients at the pictures are taken without the loss scale
+    half = "fp16" in (recipe.mixed_precision, recipe.reward_precision)
+    if half and (combine.looks or look.sharpness):
+        key = ("combine", "conflict") if combine.looks else ("sight", "sharpness")
+        problem(key, "needs gradients at the pictures, which vanish in fp16; take bf16 or no")
+    if combine.normalise == "spread" and recipe.train_batch_size * recipe.gradient_accumulation_steps < 2:
+        problem(("combine", "normalise"), "one sample a step has no spread; accumulate gradients, or write none")
+    if not 0 <= look.crop <= 0.9:
+        problem(("sight", "crop"), f"must be a share from 0 to 0.9, not {look.crop}")
+    if look.jpeg > 95:
+        problem(("sight", "jpeg"), f"is the lowest quality, 1 to 95 (0: none), not {look.jpeg}")
+    if look.noise > 1 or look.sharpness > 1:
+        name = "noise" if look.noise > 1 else "sharpness"
+        problem(("sight", name), f"is of pixels from 0 to 1, so at most 1, not {getattr(look, name)}")
+    if look.views > 1 and not (look.crop or look.noise or look.jpeg):
+        problem(("sight", "views"), "are all the same picture; add crop, noise or jpeg")
+    if look.lower_bound and look.views < 2:
+        problem(("sight", "lower_bound"), f"needs the spread of several views; write views: 4, not {look.views}")
