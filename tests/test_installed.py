@@ -13,6 +13,7 @@ import pytest
 import rewards
 import sdo_cli
 from sdo_cli import installed
+from sdo_cli.optimizers.adamw import PACKAGES
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -131,6 +132,7 @@ def test_one_name_and_one_version():
 def test_every_extra_that_is_named_is_there():
     sources = [path.read_text() for path in (*(ROOT / "sdo_cli").rglob("*.py"), *(ROOT / "rewards").rglob("*.py"))]
     named = {name for text in sources for name in re.findall(r"install_extra\(['\"]([\w]+)['\"]\)", text)}
+    named |= {extra for *_, extra in PACKAGES.values()}
     assert named >= {"fid", "deepspeed", "8bit", "parquet"} and named <= set(PROJECT["optional-dependencies"])
 
 

@@ -409,7 +409,7 @@ def test_random_gates_are_keyed(setting):
 def test_controls_have_as_much_computation_at_most(setting):
     arms = controls(setting, [0.5])
     assert {arm.name.rstrip("0123456789. -") for arm in arms} == {
-        "ddim", "dpm++2m", "optimal-steps", "pairwise-steps", "uniform", "deepcache", "random"
+        "ddim", "dpm++2m", "ipndm", "optimal-steps", "pairwise-steps", "uniform", "deepcache", "random"
     }  # fmt: skip
     measured = measure(setting, arms, setting.prompts, {}, reporter=Silent(), rounds=1, batch_size=3)
     found = {item.arm.name: item for item in measured}

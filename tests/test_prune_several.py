@@ -21,7 +21,7 @@ from sdo_cli.runs.kept import Kept
 
 NAMES = ("tiger", "bus", "dog", "rose", "boat", "cat", "fish", "tree")
 UPDATES = 5
-ARMS = 9
+ARMS = 10
 
 
 @pytest.fixture(scope="module")

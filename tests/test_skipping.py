@@ -388,8 +388,8 @@ def test_what_is_no_plan_is_refused(tmp_path, text):
 
 
 def test_another_version_is_refused(plan, tmp_path):
-    (tmp_path / "plan.json").write_text(json.dumps(plan.tree() | {"version": 2}))
-    with pytest.raises(EnvironmentFault, match="version 2; this sdo reads version 1"):
+    (tmp_path / "plan.json").write_text(json.dumps(plan.tree() | {"version": 3}))
+    with pytest.raises(EnvironmentFault, match="version 3; this sdo reads 1 and 2"):
         load_plan(tmp_path / "plan.json")
 
 

@@ -48,10 +48,10 @@ class _Calls:
 
     def _followed(self, i: int, x: Tensor, through: Tensor) -> Tensor:
         """The call's input as the network sees it: a constant, or with its gradient, or a part of that."""
-        if not bool(through.any()):
-            # no gradient of 0, which would cost as much as any
-            return x.detach()
         if self.plan.nested is not None:
+            if not bool(((self.plan.whole or self.plan).mode[i] == Mode.THROUGH).any()):
+                # no gradient of 0, which would cost as much as any; parts in step go back alike
+                return x.detach()
             part = through * self.plan.nested[i]
             return x.detach() + _per_sample(part, x) * (x - x.detach())
         return x if bool(through.all()) else torch.where(_per_sample(through, x) > 0, x, x.detach())
