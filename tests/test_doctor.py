@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+from dataclasses import replace
 
 import entry
 import pytest
@@ -63,6 +64,19 @@ def test_what_does_not_fit_gets_a_line_to_type(tmp_path):
     assert f"sdo finetune --recipe quickstart {' '.join(SMALL)} gradient" in done.stdout
 
 
+@pytest.mark.parametrize(("setting", "value"), environment.EXTRAS)
+def test_a_package_that_the_recipe_needs_and_that_is_not_there_is_named(monkeypatch, setting, value):
+    """Whatever is installed here."""
+    package, extra = environment.EXTRAS[setting, value]
+    real = environment._version
+    monkeypatch.setattr(environment, "_version", lambda name: None if name == package else real(name))
+    recipe = replace(load_recipe("quickstart").recipe, **{setting: value})
+    found = {item.text: item.remedy for item in environment.packages(recipe) if not item.ok}
+    assert found == {f"{setting}={value} needs {package}, which is not installed": install_extra(extra)}
+    monkeypatch.setattr(environment, "_version", lambda name: real(name) or "1.0")
+    assert all(item.ok for item in environment.packages(recipe))
+
+
 def test_what_is_missing_is_one_screen(tmp_path, monkeypatch):
     """A hub model without weights: still an estimate, what to type, exit code 2."""
     words = ["train_batch_size=2", "gradient_accumulation_steps=1", "optimizer=adamw8bit", "height=256", "width=256"]
@@ -75,7 +89,6 @@ def test_what_is_missing_is_one_screen(tmp_path, monkeypatch):
     assert wrong["model"] == wrong["reward aesthetic-v2"] and wrong["model"].endswith(
         f"sdo fetch aesthetic {shlex.join(words)}"
     )
-    assert wrong["optimizer=adamw8bit needs bitsandbytes, which is not installed"] == install_extra("8bit")
     found = report["estimate"]
     assert report["fits"] is True and report["advice"] is None
     names = [stage["stage"] for stage in found["stages"]]
