@@ -16,6 +16,7 @@ from test_gradients import close, generator, in_one_graph, plan_for
 from test_schedules import CHOSEN, V, chosen_path
 from toy import EPS, ZERO_SNR, grads, objective, toy_path
 
+from sdo_cli.cli.prune_options import SearchOptions
 from sdo_cli.drawing.draw import DrawSettings
 from sdo_cli.drawing.prompts import PromptEmbeddings
 from sdo_cli.drawing.pruned import skips_of, with_plan
@@ -544,6 +545,11 @@ def test_killed_and_gone_on_with_it_ends_as_if_left_alone(learned):
     assert done.returncode == 0, done.stderr
     for name in ("plan-0.62.json", "plan-0.75.json"):
         assert (where / "killed" / name).read_text() == (where / "alone" / name).read_text()
+
+
+@pytest.mark.parametrize(("words", "updates"), [({}, 0), ({"start": "euler"}, 100), ({"updates": 7}, 7)])
+def test_after_a_fitted_start_nothing_is_learned_unless_it_is_asked_for(words, updates):
+    assert SearchOptions(**words).solver_settings().updates == updates
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ GRIDS = ("optimal-steps", "pairwise-steps", "even", "polynomial")
 STARTS = ("fitted", "euler", "ipndm")
 # updates, prompts of an update and rate where none is given, of a learned solver
 SOLVER_CALLS = [4, 5, 6, 8]
-SOLVER_UPDATES, SOLVER_BATCH, SOLVER_RATE = 400, 16, 0.02
+SOLVER_UPDATES, SOLVER_BATCH, SOLVER_RATE = 100, 16, 0.01
 # generations, and prompts a candidate is drawn on, of segments
 GENERATIONS, SEGMENT_PROMPTS = 12, 8
 GRAINS = ("blocks", "parts")
@@ -77,7 +77,8 @@ class SearchOptions:
     updates: Annotated[
         int | None,
         typer.Option(
-            help=f"Of the gates, 500; of a learned solver, {SOLVER_UPDATES}; generations of segments, {GENERATIONS}.",
+            help=f"Of the gates, 500; of a learned solver, none after --start fitted, else {SOLVER_UPDATES};"
+            f" generations of segments, {GENERATIONS}.",
             show_default=False,
         ),
     ] = None
@@ -143,7 +144,8 @@ class SearchOptions:
             scales=self.scales,
             grid=self.grid,
             start=self.start,
-            updates=SOLVER_UPDATES if self.updates is None else self.updates,
+            # fitted steps are good as they are, and shortcut gradients did not better them
+            updates=self.updates if self.updates is not None else 0 if self.start == "fitted" else SOLVER_UPDATES,
             samples=self.samples,
             batch=self.search_batch or SOLVER_BATCH,
             learning_rate=self.learning_rate or SOLVER_RATE,
