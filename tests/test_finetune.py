@@ -18,12 +18,13 @@ from safetensors.torch import load_file
 
 from sdo_cli.drawing.draw import draw_noise, make_path
 from sdo_cli.errors import RecipeFault
+from sdo_cli.estimate.network import NetworkSetup, weights_of
 from sdo_cli.gradients.one_graph import one_graph
 from sdo_cli.gradients.outcome import Terms
 from sdo_cli.gradients.rules import RULES, find_rule
 from sdo_cli.gradients.run import with_repeats
 from sdo_cli.gradients.three_stage import three_stage
-from sdo_cli.models.load import load_family
+from sdo_cli.models.load import ModelSource, load_family
 from sdo_cli.recipe.load import load_recipe
 from sdo_cli.runs.folder import write_recipe
 from sdo_cli.scoring.statistics import paired_gain
@@ -481,6 +482,32 @@ def test_lora_targets_that_match_nothing_are_refused(tmp_path):
     done = entry.run(command("--out", str(tmp_path / "run"), "lora.target_modules=[nowhere]", *TINY))
     assert done.returncode == 2 and "lora.target_modules" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_lora_beside_all_layers(tmp_path):
+    """Every linear layer and convolution of the blocks; diffusers reads the file, and the estimate counts the same."""
+    folder = tmp_path / "run"
+    words = [*TINY, "lora.layers=all", "lora.rank=2", "max_train_steps=1"]
+    done = entry.run(command("--out", str(folder), *words))
+    assert done.returncode == 0, done.stderr
+    file = load_file(folder / "pytorch_lora_weights.safetensors")
+    adapted = {name.removeprefix("unet.").rsplit(".lora", 1)[0] for name in file}
+    layers = {
+        name
+        for name, layer in load_family(ModelSource("embedded"), dtype=torch.float32).denoiser.named_modules()
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
+    }
+    outside = {"conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2"}
+    assert adapted == layers - outside and len(adapted) == 79
+    setup = NetworkSetup.of(load_recipe("quickstart", words).recipe)
+    assert sum(weights_of(setup).trained) == sum(tensor.numel() for tensor in file.values())
+    # read back and drawn with
+    drawn = entry.run(["sample", "a tiger", "--lora", str(folder), "--steps", "2", "--out", str(tmp_path / "one")])
+    assert drawn.returncode == 0, drawn.stderr
+    both = entry.run(command("--out", str(tmp_path / "both"), *words, "lora.target_modules=[to_q]"))
+    assert both.returncode == 2 and "lora.layers: and lora.target_modules both say which layers" in both.stderr
+    none = entry.run(command("--out", str(tmp_path / "none"), *TINY, "train=full", "lora.layers=all"))
+    assert none.returncode == 2 and "lora.layers: belongs to train: lora" in none.stderr
 
 
 def test_the_untrained_model_with_guidance_stands_beside(tmp_path):

@@ -15,6 +15,7 @@ from sdo_cli.estimate.momentum import momentum_bytes
 from sdo_cli.estimate.pipelines import bytes_of, meta_family, plain_family
 from sdo_cli.models.base import Family
 from sdo_cli.models.load import ModelSource, source_of
+from sdo_cli.models.lora_targets import targets_of
 from sdo_cli.optimizers.mofasgd import matrices_of
 from sdo_cli.recipe.schema import Recipe
 from sdo_cli.sampling.guidance import Guided
@@ -33,6 +34,7 @@ class NetworkSetup:
     precision: str
     train_all: bool
     rank: int
+    layers: str
     targets: tuple[str, ...] | None
     train_text: bool
     guided: bool
@@ -49,6 +51,7 @@ class NetworkSetup:
             precision=recipe.mixed_precision,
             train_all=recipe.train == "full",
             rank=recipe.lora.rank,
+            layers=recipe.lora.layers,
             targets=tuple(targets) if targets else None,
             train_text=recipe.lora.text_encoder,
             guided=recipe.guidance_scale > 1.0,
@@ -95,18 +98,18 @@ def _open(setup: NetworkSetup) -> tuple[Family, list[nn.Parameter]]:
     if setup.train_all:
         family.denoiser.requires_grad_(True)
         return family, list(family.denoiser.parameters())
-    parts = [(family.denoiser, setup.targets or family.lora_targets)]
+    parts = [(family.denoiser, targets_of(family, setup.layers, setup.targets))]
     if setup.train_text:
-        parts += [(encoder, family.text_lora_targets) for encoder in family.text_encoders.values()]
+        parts += [(encoder, list(family.text_lora_targets)) for encoder in family.text_encoders.values()]
         family.train_text_encoders()
     return family, [parameter for part, targets in parts for parameter in _adapt(part, setup.rank, targets)]
 
 
-def _adapt(part: Any, rank: int, targets: tuple[str, ...]) -> list[nn.Parameter]:
+def _adapt(part: Any, rank: int, targets: list[str]) -> list[nn.Parameter]:
     """A LoRA in fp32, as training keeps it."""
     from peft import LoraConfig
 
-    part.add_adapter(LoraConfig(r=rank, target_modules=list(targets), init_lora_weights=False))
+    part.add_adapter(LoraConfig(r=rank, target_modules=targets, init_lora_weights=False))
     part.requires_grad_(False)
     adapter = [parameter for name, parameter in part.named_parameters() if "lora_" in name]
     for parameter in adapter:

@@ -217,12 +217,14 @@ def check_decoder(recipe: Recipe, problem: Problem) -> None:
 def check_training(recipe: Recipe, problem: Problem) -> None:
     """What is trained, and what goes with it."""
     check_optimizer(recipe, problem)
+    if recipe.lora.layers != "attention" and recipe.lora.target_modules:
+        problem(("lora", "layers"), "and lora.target_modules both say which layers; take one out")
     if recipe.train == "lora":
         return
     if recipe.kl_weight:
         problem(("kl_weight",), "needs the base model beside the trained one; with train: full there is none, write 0")
-    for name in ("text_encoder", "start_from", "target_modules", "kohya"):
-        if getattr(recipe.lora, name):
+    for name in ("text_encoder", "start_from", "layers", "target_modules", "kohya"):
+        if getattr(recipe.lora, name) not in (None, False, "attention"):
             problem(("lora", name), "belongs to train: lora; with train: full there is no adapter, take it out")
 
 

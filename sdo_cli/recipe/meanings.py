@@ -455,8 +455,15 @@ MEANINGS: dict[Any, dict[str, Meaning]] = {
             "lora: {rank: 16, alpha: 8}",
             "0 means alpha = rank, so times 1.",
         ),
+        "layers": Meaning(
+            "Which layers of the denoiser get an adapter: attention, or all.",
+            "lora: {layers: all}",
+            "`attention`: the projections of attention, as in diffusers' scripts. `all`: every linear layer and"
+            " convolution of the blocks too, known as LoCon; it learned several times more per second on the embedded"
+            " model, at a third of the learning rate, and its file is larger. ComfyUI, A1111 and diffusers read both.",
+        ),
         "target_modules": Meaning(
-            "Names of the layers that get an adapter.",
+            "Names of the layers that get an adapter, in place of `layers`.",
             "lora: {target_modules: [to_q, to_k, to_v, to_out.0, proj_in, proj_out]}",
             "Ends of diffusers' module names. Not given: the attention projections of the model's kind.",
         ),

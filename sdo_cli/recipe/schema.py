@@ -56,6 +56,7 @@ class LoraSpec:
 
     rank: int = 8
     alpha: float = 0.0
+    layers: Literal["attention", "all"] = "attention"
     target_modules: list[str] | None = None
     text_encoder: bool = False
     start_from: str | None = None

@@ -6,7 +6,7 @@ from torch import nn
 from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.models.base import Family
 from sdo_cli.models.lora_stack import is_plain
-from sdo_cli.models.lora_targets import nowhere, said
+from sdo_cli.models.lora_targets import nowhere, said, targets_of
 from sdo_cli.recipe.schema import LoraSpec
 from sdo_cli.seeding import key_to_seed
 
@@ -32,7 +32,7 @@ def add_lora(family: Family, spec: LoraSpec, *, seed: int) -> list[nn.Parameter]
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key_to_seed(seed, "lora-init"))
-            _add_fresh(family, family.denoiser, list(spec.target_modules or family.lora_targets), spec)
+            _add_fresh(family, family.denoiser, targets_of(family, spec.layers, spec.target_modules), spec)
             for encoder in family.text_encoders.values() if spec.text_encoder else ():
                 _add_fresh(family, encoder, list(family.text_lora_targets), spec)
     if spec.text_encoder:
