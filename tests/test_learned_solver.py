@@ -6,6 +6,7 @@ import signal
 import time
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import entry
 import forked
@@ -201,7 +202,9 @@ def lesson_of(kind):
     moves = 0.1 * torch.randn(3, 2, dtype=torch.float64, generator=generator(1))
     # below the first level, above which the network knows none
     scales = -0.05 * torch.rand(3, dtype=torch.float64, generator=generator(2)) - 0.01
-    student = Student(scheduler.grid, scheduler.levels, weights, moves.requires_grad_(), scales.requires_grad_())
+    multiples = 1 + 0.3 * torch.randn(3, dtype=torch.float64, generator=generator(4))
+    leaves = moves.requires_grad_(), scales.requires_grad_(), multiples.requires_grad_()
+    student = Student(scheduler.grid, scheduler.levels, weights, *leaves, guidance=3.0)
     target = torch.randn(path.x_0.shape, dtype=torch.float64, generator=generator(3))
     return student, asking(path, student.levels), path, target
 
@@ -209,7 +212,7 @@ def lesson_of(kind):
 def shifted(student, value_of, step=1e-6):
     """Differences of ``value_of()`` in every number."""
     found = []
-    for leaf in (student.moves, student.log_scales):
+    for leaf in student.leaves:
         row = []
         for place in range(leaf.numel()):
             sides = []
@@ -233,7 +236,7 @@ def test_full_gradients_are_those_of_finite_differences(kind):
     with torch.no_grad():
         wanted = shifted(student, lambda: (student.latents(path.x_0, ask) - target).square().mean())
         assert loss == pytest.approx(float((student.latents(path.x_0, ask) - target).square().mean()))
-    for leaf, value in zip((student.moves, student.log_scales), wanted, strict=True):
+    for leaf, value in zip(student.leaves, wanted, strict=True):
         assert leaf.grad.abs().max() > 0
         assert (leaf.grad - value).abs().max() <= 1e-6 * value.abs().max()
 
@@ -243,7 +246,7 @@ def test_full_gradients_are_those_of_finite_differences(kind):
 def test_shortcut_gradients_are_those_of_the_linear_path(kind, at):
     """Outputs are data but for how that of call ``at`` changes with its level, which stands for all three."""
     student, ask, path, target = lesson_of(kind)
-    outputs, inputs, asked, slope = [], [], [], None
+    outputs, inputs, asked, slopes = [], [], [], None
 
     def note(i, x, level):
         inputs.append(x)
@@ -254,18 +257,21 @@ def test_shortcut_gradients_are_those_of_the_linear_path(kind, at):
     with torch.no_grad():
         student.latents(path.x_0, note)
         if at is not None:
-            slope = 3 * (ask(at, inputs[at], asked[at] * 1.02) - outputs[at]) / (0.02 * asked[at])
+            changed = ask(at, inputs[at], asked[at] * 1.02)
+            slopes = [3 * (new - old) / (0.02 * asked[at]) for new, old in zip(changed, outputs[at], strict=True)]
     shortcut_gradient(student, path.x_0, target, ask, at=at)
 
     def linear():
         def given(i, x, level):
-            return outputs[i] + (level - asked[i]) * slope if i == at else outputs[i]
+            if i != at:
+                return outputs[i]
+            return tuple(e + (level - asked[i]) * slope for e, slope in zip(outputs[i], slopes, strict=True))
 
         return (student.latents(path.x_0, given) - target).square().mean()
 
     with torch.no_grad():
         wanted = shifted(student, linear)
-    for leaf, value in zip((student.moves, student.log_scales), wanted, strict=True):
+    for leaf, value in zip(student.leaves, wanted, strict=True):
         assert (leaf.grad - value).abs().max() <= 1e-6 * value.abs().max()
 
 
@@ -291,6 +297,7 @@ def test_what_is_learned_is_what_is_drawn(small, kind):
     with torch.no_grad():
         student.moves += 0.1 * torch.randn(student.moves.shape, dtype=torch.float64, generator=generator(1))
         student.log_scales -= 0.1
+        student.multiples += torch.tensor([-0.4, 0.1, 0.3])
     path, x, _ = lessons.lesson([0, 1], student.grid[0])
     from sdo_cli.prune.learned import Learned
     from sdo_cli.seeding import key_to_seed
@@ -324,7 +331,7 @@ def test_learning_comes_nearer_to_the_teacher_on_samples_held_back(small, gradie
     # from the middle on it is the same, bit for bit
     again = list(learn(setting, STEPS, wanted, lessons, state=states[20]))
     assert len(again) == 30 and best_of(again[-1]) == best
-    assert torch.equal(again[-1]["moves"], states[-1]["moves"])
+    assert all(map(torch.equal, again[-1]["leaves"], states[-1]["leaves"]))
 
 
 @pytest.mark.parametrize("kind", ["sd15", "v", "sd3"])
@@ -345,20 +352,55 @@ def test_fitted_steps_land_nearest_to_the_teacher(small, kind):
     path, x, target = lessons.lesson(numbers, student.grid[0])
     there, seen = [*lessons.nodes(numbers, steps)[1:], target], []
 
-    def note(i, x, level):
-        seen.append((x, asking(path, student.levels)(i, x, level)))
-        return seen[-1][1]
+    def note(one, i, x, level):
+        parts = asking(path, one.levels)(i, x, level)
+        seen.append((x, one.joined(i, parts)))
+        return parts
 
     with torch.no_grad():
-        end = student.latents(x, note)
+        end = student.latents(x, partial(note, student))
     landed, slopes = [*(x for x, _ in seen[1:]), end], []
-    for (x, e), level, where, goal in zip(seen, student.grid, landed, there, strict=False):
-        slopes.append((x - student.levels.image(x, e, level)).flatten())
+    for (here, e), level, where, goal in zip(seen, student.grid, landed, there, strict=False):
+        slopes.append((here - student.levels.image(here, e, level)).flatten())
         left = (where - goal).flatten()
         for slope in slopes[-3:]:
             # but for the ridge; of the plain start it is half and more
             assert abs(float(left @ slope)) <= 5e-2 * float(left.norm() * slope.norm())
     assert held_error(lessons, student) < plain
+    # of the first step, which begins at the same latents, guidance of its own comes nearer still
+    assert student.multiples.min() > 0 and (student.multiples - 1).abs().max() > 1e-3
+    other = new_student(setting, steps, replace(wanted, guidance=False))
+    fit(other, lessons, steps)
+    assert torch.equal(other.multiples, torch.ones(3, dtype=torch.float64)) and not other.numbers.guidance
+    second = []
+    for one in (student, other):
+        seen.clear()
+        with torch.no_grad():
+            one.latents(x, partial(note, one))
+        second.append(float((seen[1][0] - there[0]).norm()))
+    assert second[0] < second[1]
+    # the start that is kept is the nearer one at the end, on samples held back
+    begun = best_of(next(learn(setting, steps, wanted, lessons))).begun
+    assert begun == pytest.approx(min(held_error(lessons, one) for one in (student, other)))
+
+
+def test_guidance_by_call_is_the_solvers_formula():
+    """At each call the scale's own multiple; finite samples of several calls in one batch, as live calls are."""
+    numbers = replace(ODD, guidance=(0.4, 0.6, 1.0, 1.0, 1.2, 1.3, 0.9))
+    path = path_of("epsilon", ODD)
+    multiples = path.route.begin()[1], torch.tensor(numbers.guidance, dtype=torch.float64)
+    guided = replace(path.denoise, multiples=multiples)
+    x, t = torch.randn(path.x_0.shape, dtype=torch.float64, generator=generator(1)), multiples[0][[0, 1, 4, 6]]
+    e_uncond, e_cond = path.denoise.pair(x, t, path.rows)
+    scales = 3.0 * torch.tensor([0.4, 0.6, 1.2, 0.9], dtype=torch.float64).view(-1, *[1] * (x.dim() - 1))
+    assert torch.allclose(guided(x, t, path.rows), e_uncond + scales * (e_cond - e_uncond), rtol=1e-12)
+    # rules work on it as on any path
+    path = replace(path, denoise=guided)
+    plan = plan_for("sdo", path)
+    run_plan(path, plan, objective)
+    mine = grads(path.denoise.network)
+    in_one_graph(path, plan)
+    assert mine.abs().max() > 1e-9 and close(mine, grads(path.denoise.network), 1e-9)
 
 
 def test_a_fitted_start_is_not_left_for_something_worse(small):
@@ -377,7 +419,8 @@ def test_without_scales_every_call_asks_where_its_clock_says(small):
     lessons = Lessons(setting, wanted)
     lessons.prepare(Silent())
     state = list(learn(setting, STEPS, wanted, lessons))[-1]
-    assert state["scales"].abs().max() == 0 and state["moves"][1, 1] != 0
+    moves, scales, multiples = state["leaves"]
+    assert scales.abs().max() == 0 and moves[1, 1] != 0 and multiples[1] != 1
 
 
 def test_learning_that_leaves_the_levels_ends_in_a_sentence(small):
@@ -421,12 +464,23 @@ def test_the_file_says_all_of_it_and_is_refused_where_it_does_not_fit(small, tmp
     for key, value, said in (
         ("multistep", {"weights": [[1.0]], "scales": [1.0]}, "as many rows"),
         ("multistep", {"weights": [[1.0]]}, "scales is missing"),
+        ("multistep", {"weights": [[1.0]] * 3, "scales": [1] * 3, "guidance": [1, 1]}, "2 multiples of guidance for 3"),
         ("multistep", {"weights": [[1.0], [1.0], [float("inf")]], "scales": [1, 1, 1]}, "finite"),
         ("version", 3, "of version 3; this sdo reads 1 and 2"),
     ):
         (tmp_path / "b.json").write_text(json.dumps({**tree, key: value}))
         with pytest.raises(EnvironmentFault, match=said):
             load_plan(tmp_path / "b.json")
+    steered = replace(
+        plan, made_for=replace(plan.made_for, multistep=replace(plan.made_for.multistep, guidance=(0.5, 1, 1)))
+    )
+    steered.save(tmp_path / "c.json")
+    assert load_plan(tmp_path / "c.json").made_for.multistep.guidance == (0.5, 1.0, 1.0)
+    assert steered.fingerprint != plan.fingerprint
+    bare = replace(setting.settings, guidance_scale=1.0)
+    assert skips_of(plan, setting.family, with_plan(bare, plan))
+    with pytest.raises(EnvironmentFault, match=r"(?s)how much guidance.* above 1 \(it was made at 3\.0\)"):
+        skips_of(steered, setting.family, with_plan(bare, steered))
     v = setting_of(small, dtype=torch.float32, config=V)
     with pytest.raises(EnvironmentFault, match=r"predicts epsilon; .* predicts v_prediction"):
         skips_of(plan, v.family, with_plan(v.settings, plan))

@@ -105,6 +105,9 @@ class SearchOptions:
     start: Annotated[str, typer.Option(help=f"What a learned solver begins as: {', '.join(STARTS)}.")] = "fitted"
     window: Annotated[int, typer.Option(help="Calls that a step of a learned solver looks back on, 1 to 4.")] = 3
     scales: Annotated[bool, typer.Option(help="A learned solver also learns the noise levels it asks at.")] = True
+    guide_calls: Annotated[
+        bool, typer.Option(help="A learned solver also learns how much of the guidance each call gets.")
+    ] = True
     population: Annotated[int, typer.Option(help="Candidates of a generation of segments.")] = 16
     samples: Annotated[int, typer.Option(help="Pictures of the full sampler that a solver learns from.")] = 256
     sparsity: Annotated[
@@ -142,6 +145,7 @@ class SearchOptions:
             gradients=self.gradients,
             window=self.window,
             scales=self.scales,
+            guidance=self.guide_calls,
             grid=self.grid,
             start=self.start,
             # fitted steps are good as they are, and shortcut gradients did not better them

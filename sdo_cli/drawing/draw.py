@@ -139,8 +139,11 @@ def make_path(
     route, scale = make_route(family, settings), settings.guidance
     if family.takes_guidance:
         condition, negative, scale = family.with_guidance(condition, settings.guidance_scale), None, 1.0
-    denoise = Guided(family.network, condition, negative, scale, negative_gradient)
-    base = Guided(family.base_network, condition, negative, scale)
+    multiples = None
+    if settings.multistep is not None and settings.multistep.guidance and scale != 1.0:
+        multiples = route.begin()[1], torch.tensor(settings.multistep.guidance, dtype=torch.float64)
+    denoise = Guided(family.network, condition, negative, scale, negative_gradient, multiples)
+    base = Guided(family.base_network, condition, negative, scale, multiples=multiples)
     x_0 = noise.initial * getattr(route.scheduler, "init_noise_sigma", 1.0)
     return Path(route, denoise, x_0, noise.injected, base, skips)
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from sdo_cli.drawing.draw import DrawSettings, make_route, solver_of
+from sdo_cli.drawing.draw import DrawSettings, branches, make_route, solver_of
 from sdo_cli.errors import EnvironmentFault
 from sdo_cli.installed import sdo
 from sdo_cli.models.base import Family
@@ -90,6 +90,11 @@ def skips_of(plan: SkipPlan, family: Family, settings: DrawSettings, *, exact: b
         raise EnvironmentFault(
             f"the skip plan was made for the solver {theirs.solver}, not {mine.solver}",
             remedy=f"draw with {theirs.solver}, or {remedy}",
+        )
+    if theirs.multistep is not None and theirs.multistep.guidance and branches(family, settings) == 1:
+        raise EnvironmentFault(
+            "the learned solver says how much guidance each call gets, and here is none",
+            remedy=f"draw with a guidance above 1 (it was made at {plan.made_by.get('guidance_scale')}), or {remedy}",
         )
     if mine.multistep != theirs.multistep:
         raise EnvironmentFault("the plan's steps are a learned solver's, and others are asked for", remedy=remedy)

@@ -1,7 +1,9 @@
 """Learns a multistep solver for a few calls from a sampler with many (DyWeight, arXiv 2603.11607).
 
-The student of :mod:`sdo_cli.sampling.multistep` starts as Euler or iPNDM from the teacher's noise, and its final latent
-is drawn towards the teacher's. Gradients of the loss ``|x_K - x_teacher|²`` (mean) into weights and scales:
+The student of :mod:`sdo_cli.sampling.multistep` starts fitted, or as Euler or iPNDM, from the teacher's noise, and its
+final latent is drawn towards the teacher's. Where there is guidance, how much of it a call gets is learned too: few
+calls want less at first (not in the paper). Gradients of the loss
+``|x_K - x_teacher|²`` (mean) into weights, scales and guidance:
 
 - ``full``: through all calls, each recomputed in the backward pass;
 - ``shortcut``: outputs are data, so ``x_K`` is the linear path and the network is never run backwards. How an output
@@ -9,7 +11,7 @@ is drawn towards the teacher's. Gradients of the loss ``|x_K - x_teacher|²`` (m
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,10 +19,12 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from sdo_cli.drawing.draw import branches
 from sdo_cli.drawing.pruned import prediction_of
 from sdo_cli.errors import SolverFault
 from sdo_cli.prune.lessons import FITTED, Lessons, SolverSettings
 from sdo_cli.prune.setting import Setting
+from sdo_cli.sampling.guidance import Guided
 from sdo_cli.sampling.loop import Path
 from sdo_cli.sampling.multistep import Levels, adams_bashforth, clock_of, out_of_order
 from sdo_cli.sampling.solvers import make_scheduler
@@ -30,10 +34,12 @@ from sdo_cli.skipping.multistep import Multistep, multistep_of
 
 STARTS = ("fitted", "euler", "ipndm")
 GRIDS = ("optimal-steps", "pairwise-steps", "even", "polynomial")
-# ask(call, latents [B, …], level []) -> output [B, …]
-Ask = Callable[[int, Tensor, Tensor], Tensor]
+# ask(call, latents [B, …], level []) -> (output [B, …],), or with guidance those without and with the prompt
+Ask = Callable[[int, Tensor, Tensor], tuple[Tensor, ...]]
 # of the least squares, relative
 RIDGE = 1e-4
+# of the guidance scale, what a fitted call may get; beyond it gets the scale itself
+LEAST, MOST = 0.0, 3.0
 # spacing of Karras et al. 2022 (arXiv 2206.00364), equation 5
 RHO = 7.0
 LOOK_EVERY = 25
@@ -64,6 +70,8 @@ class Student:
         moves: ``[K, window]``, how far they have moved; 1 moves the clock by the level that the step goes to, so that
             from a level of pure noise (4096, with zero terminal SNR) as much can be learned as from others.
         log_scales: ``[K]``.
+        multiples: of the guidance scale, ``[K]``.
+        guidance: the scale.
     """
 
     grid: list[float]
@@ -71,6 +79,12 @@ class Student:
     start: Tensor
     moves: Tensor
     log_scales: Tensor
+    multiples: Tensor
+    guidance: float = 1.0
+
+    @property
+    def leaves(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.moves, self.log_scales, self.multiples
 
     @property
     def weights(self) -> Tensor:
@@ -81,7 +95,16 @@ class Student:
     def numbers(self) -> Multistep:
         rows = self.weights.detach().tolist()
         known = tuple(tuple(row[: i + 1]) for i, row in enumerate(rows))
-        return Multistep(known, tuple(self.log_scales.detach().exp().tolist()))
+        multiples = self.multiples.detach()
+        steered = () if bool((multiples == 1).all()) else tuple(multiples.tolist())
+        return Multistep(known, tuple(self.log_scales.detach().exp().tolist()), steered)
+
+    def joined(self, i: int, parts: tuple[Tensor, ...]) -> Tensor:
+        """The output of call i with its guidance."""
+        if len(parts) == 1:
+            return parts[0]
+        free, cond = parts
+        return free + _of(self.guidance * self.multiples[i], free) * (cond - free)
 
     def latents(self, x: Tensor, ask: Ask) -> Tensor:
         """``x_K`` of the first latents ``x [B, …]``, differentiable in weights and scales."""
@@ -89,7 +112,7 @@ class Student:
         clock, asked = clock_of(self.grid, rows, list(self.log_scales.exp()))
         slopes: list[Tensor] = []
         for i, row in enumerate(rows):
-            e = ask(i, x, asked[i])
+            e = self.joined(i, ask(i, x, asked[i]))
             slopes.insert(0, (x - self.levels.image(x, e, _of(asked[i], x))) / _of(clock[i], x))
             step = (self.grid[i + 1] - clock[i]) * row
             x = x + sum(_of(w, x) * slope for w, slope in zip(step, slopes, strict=False))
@@ -105,19 +128,22 @@ def asking(path: Path, levels: Levels, rows: Tensor | None = None) -> Ask:
     """The path's network at any level, for the samples ``rows``."""
     rows = path.rows if rows is None else rows
 
-    def ask(i: int, x: Tensor, level: Tensor) -> Tensor:
+    def ask(i: int, x: Tensor, level: Tensor) -> tuple[Tensor, ...]:
         del i
         t = levels.timestep(level).to(x.device, torch.promote_types(x.dtype, torch.float32)).expand(len(x))
-        return path.denoise(levels.scaled(x, _of(level, x)), t, rows)
+        shown, network = levels.scaled(x, _of(level, x)), path.denoise
+        if isinstance(network, Guided) and network.scale != 1.0:
+            return network.pair(shown, t, rows)
+        return (network(shown, t, rows),)
 
     return ask
 
 
 def full_gradient(student: Student, x: Tensor, target: Tensor, ask: Ask) -> float:
-    """The loss of latents begun at ``x``; its gradient is added to weights and scales, through all calls."""
+    """The loss of latents begun at ``x``; its gradient is added to all that is learned, through all calls."""
 
-    def again(i: int, x: Tensor, level: Tensor) -> Tensor:
-        found: Tensor = checkpoint(lambda x, level: ask(i, x, level), x, level, use_reentrant=False)
+    def again(i: int, x: Tensor, level: Tensor) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = checkpoint(lambda x, level: ask(i, x, level), x, level, use_reentrant=False)
         return found
 
     with torch.enable_grad():
@@ -137,9 +163,9 @@ def shortcut_gradient(
         some: the samples it is looked at on; of all by default.
         ask_some: the network for these.
     """
-    outputs, inputs, asked = list[Tensor](), list[Tensor](), list[Tensor]()
+    outputs, inputs, asked = list[tuple[Tensor, ...]](), list[Tensor](), list[Tensor]()
 
-    def note(i: int, x: Tensor, level: Tensor) -> Tensor:
+    def note(i: int, x: Tensor, level: Tensor) -> tuple[Tensor, ...]:
         inputs.append(x)
         asked.append(level)
         outputs.append(ask(i, x, level))
@@ -147,19 +173,23 @@ def shortcut_gradient(
 
     with torch.no_grad():
         student.latents(x, note)
-        slope = None
+        slopes = None
         if at is not None:
             rows = torch.arange(len(x), device=x.device) if some is None else some
             moved = asked[at] * (1 + DELTA)
-            change = (ask_some or ask)(at, inputs[at][rows], moved) - outputs[at][rows]
+            changed = (ask_some or ask)(at, inputs[at][rows], moved)
             # one call stands for all, and some samples for all
             factor = len(outputs) * len(x) / len(rows)
-            slope = torch.zeros_like(x).index_copy(0, rows, factor * change / (moved - asked[at]).to(x))
+            slopes = [
+                torch.zeros_like(x).index_copy(0, rows, factor * (new - old[rows]) / (moved - asked[at]).to(x))
+                for new, old in zip(changed, outputs[at], strict=True)
+            ]
 
-    def given(i: int, x: Tensor, level: Tensor) -> Tensor:
-        if i != at or slope is None:
+    def given(i: int, x: Tensor, level: Tensor) -> tuple[Tensor, ...]:
+        if i != at or slopes is None:
             return outputs[i]
-        return outputs[i] + _of(level - level.detach(), x) * slope
+        further = _of(level - level.detach(), x)
+        return tuple(e + further * slope for e, slope in zip(outputs[i], slopes, strict=True))
 
     with torch.enable_grad():
         loss = (student.latents(x, given) - target).square().mean()
@@ -176,17 +206,21 @@ def new_student(setting: Setting, timesteps: tuple[int, ...], wanted: SolverSett
     weights = torch.zeros(len(timesteps), min(wanted.window, len(timesteps)), dtype=torch.float64)
     for i, row in enumerate(start.weights):
         weights[i, : len(row)] = torch.tensor(row, dtype=torch.float64)
-    scales = torch.zeros(len(timesteps), dtype=torch.float64)
+    scales = torch.zeros(len(timesteps), dtype=torch.float64).requires_grad_(wanted.scales)
     moves = torch.zeros_like(weights).requires_grad_()
-    return Student(scheduler.grid, scheduler.levels, weights, moves, scales.requires_grad_(wanted.scales))
+    guided = branches(setting.family, setting.settings) == 2
+    multiples = torch.ones_like(scales).requires_grad_(guided and wanted.guidance)
+    guidance = setting.settings.guidance if guided else 1.0
+    return Student(scheduler.grid, scheduler.levels, weights, moves, scales, multiples, guidance)
 
 
 @torch.no_grad()
 def fit(student: Student, lessons: Lessons, timesteps: tuple[int, ...]) -> None:
     """Every step of the student, one after the other, by least squares of where it lands to where the teacher is.
 
-    Calls ask at the grid's own levels. Rows of weights need not add up to one, so the clock goes its own way; scales
-    make up for it.
+    With guidance, what more of it would add is a second slope of the newest call; its weight says how much of the scale
+    the call gets, in later steps too. Calls ask at the grid's own levels. Rows of weights need not add up to one, so the
+    clock goes its own way; scales make up for it.
     """
     numbers = list(range(len(lessons.held), lessons.wanted.samples))[:FITTED]
     there, batch = lessons.nodes(numbers, timesteps), lessons.wanted.batch
@@ -200,13 +234,16 @@ def fit(student: Student, lessons: Lessons, timesteps: tuple[int, ...]) -> None:
             asking(path, student.levels)(i, few, torch.tensor(level, dtype=torch.float64))
             for (path, _, _), few in zip(parts, rows, strict=True)
         ]
-        slopes.insert(0, (x - student.levels.image(x, torch.cat(outputs), level)) / clock)
+        whole = tuple(torch.cat(few) for few in zip(*outputs, strict=True))
         wanted = there[i + 1] if i + 1 < len(there) else target
-        basis = torch.stack([slope.double().flatten() for slope in slopes[:window]], 1)
-        gram = basis.T @ basis
-        # slopes of neighbouring calls are much alike
-        gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        moves = torch.linalg.solve(gram, basis.T @ (wanted - x).double().flatten()).cpu()
+        if student.multiples.requires_grad:
+            free, cond = ((x - student.levels.image(x, e, level)) / clock for e in whole)
+            at_scale, more = free + student.guidance * (cond - free), cond - free
+            step, further = _least_squares([at_scale, more, *slopes[: window - 1]], wanted - x)[:2].tolist()
+            if step and LEAST <= (multiple := 1 + further / step / student.guidance) <= MOST:
+                student.multiples.data[i] = multiple
+        slopes.insert(0, (x - student.levels.image(x, student.joined(i, whole).detach(), level)) / clock)
+        moves = _least_squares(slopes[:window], wanted - x)
         step = student.grid[i + 1] - clock
         student.start[i] = 0.0
         student.start[i, : len(moves)] = moves / step
@@ -218,6 +255,15 @@ def fit(student: Student, lessons: Lessons, timesteps: tuple[int, ...]) -> None:
             f"steps fitted to {len(timesteps)} calls leave the noise levels there are",
             remedy="write --start euler, or another --grid",
         )
+
+
+def _least_squares(basis: list[Tensor], target: Tensor) -> Tensor:
+    """Weights of ``basis``, each ``[B, …]``, whose sum is nearest to ``target``; float64, on the CPU."""
+    columns = torch.stack([column.double().flatten() for column in basis], 1)
+    gram = columns.T @ columns
+    # slopes of neighbouring calls are much alike
+    gram += RIDGE * gram.diagonal().diag()
+    return torch.linalg.solve(gram, columns.T @ target.double().flatten()).cpu()
 
 
 def student_solver(flow: bool) -> str:
@@ -268,14 +314,14 @@ def learn(
     if state is not None:
         student.start.copy_(state["start"])
     elif wanted.start == "fitted":
-        fit(student, lessons, timesteps)
-    leaves = [leaf for leaf in (student.moves, student.log_scales) if leaf.requires_grad]
+        student = _fitted(setting, timesteps, wanted, lessons)
+    leaves = [leaf for leaf in student.leaves if leaf.requires_grad]
     optimizer = torch.optim.Adam(leaves, lr=wanted.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, wanted.updates)
     number, best = 0, None
     if state is not None:
         number, best = state["number"], best_of(state)
-        for leaf, value in zip((student.moves, student.log_scales), (state["moves"], state["scales"]), strict=True):
+        for leaf, value in zip(student.leaves, state["leaves"], strict=True):
             leaf.data.copy_(value)
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
@@ -301,6 +347,20 @@ def learn(
         yield _state(number, best, student, optimizer, schedule)
 
 
+def _fitted(setting: Setting, timesteps: tuple[int, ...], wanted: SolverSettings, lessons: Lessons) -> Student:
+    """Fitted with guidance of its own for each call, or with the scale: what ends nearer on samples held back."""
+    found = []
+    for guidance in (True, False) if wanted.guidance else (False,):
+        student = new_student(setting, timesteps, replace(wanted, guidance=guidance))
+        fit(student, lessons, timesteps)
+        found.append((held_error(lessons, student), student))
+        if not student.multiples.requires_grad:
+            break
+    best = min(found, key=lambda one: one[0])[1]
+    best.multiples.requires_grad_(found[0][1].multiples.requires_grad)
+    return best
+
+
 def _state(number: int, best: Learned, student: Student, optimizer: Any, schedule: Any) -> dict[str, Any]:
     return {
         "number": number,
@@ -308,8 +368,7 @@ def _state(number: int, best: Learned, student: Student, optimizer: Any, schedul
         "best": best.numbers.tree(),
         "errors": [best.begun, best.error],
         "start": student.start.clone(),
-        "moves": student.moves.detach().clone(),
-        "scales": student.log_scales.detach().clone(),
+        "leaves": [leaf.detach().clone() for leaf in student.leaves],
         "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
     }

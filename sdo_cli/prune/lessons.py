@@ -24,6 +24,7 @@ class SolverSettings:
     gradients: ``shortcut`` or ``full``.
     window: slopes that a step weighs, 1 … 4.
     scales: also learn at which level each call asks.
+    guidance: also learn how much of the guidance each call gets, where there is any.
     grid: where the calls stand at first, one of ``GRIDS``.
     start: the solver to begin as, ``euler`` (which is DDIM), ``ipndm``, or ``fitted``: every step by least squares to
         the teacher's latents.
@@ -34,6 +35,7 @@ class SolverSettings:
     gradients: str = "shortcut"
     window: int = 3
     scales: bool = True
+    guidance: bool = True
     grid: str = "optimal-steps"
     start: str = "fitted"
     updates: int = 400

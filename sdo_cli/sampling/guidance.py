@@ -30,6 +30,7 @@ class Guided:
         condition, negative: for the whole batch; ``negative`` may be None when ``scale`` is 1.
         scale: guidance scale s.
         negative_gradient: False stops the gradient of the unconditional branch.
+        multiples: timesteps ``[K]``, and what multiplies ``scale`` at the one nearest to a sample's, ``[K]``.
     """
 
     network: Network
@@ -37,6 +38,7 @@ class Guided:
     negative: Condition | None
     scale: float
     negative_gradient: bool = True
+    multiples: tuple[Tensor, Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.scale != 1.0 and self.negative is None:
@@ -52,12 +54,24 @@ class Guided:
         cond = select(self.condition, rows)
         if self.scale == 1.0 or self.negative is None:
             return self.network(x, t, cond)
-        free = select(self.negative, rows)
         if torch.is_grad_enabled() and not self.negative_gradient:
             with torch.no_grad():
-                e_uncond = self.network(x, t, free)
+                e_uncond = self.network(x, t, select(self.negative, rows))
             e_cond = self.network(x, t, cond)
         else:
-            both = self.network(torch.cat([x, x]), torch.cat([t, t]), concat(free, cond))
-            e_uncond, e_cond = both.chunk(2)
-        return e_uncond + self.scale * (e_cond - e_uncond)
+            e_uncond, e_cond = self.pair(x, t, rows)
+        return e_uncond + self._scale_at(t, x) * (e_cond - e_uncond)
+
+    def pair(self, x: Tensor, t: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network says without and with the prompt, in one call; only where there is guidance."""
+        assert self.negative is not None
+        both = select(self.negative, rows), select(self.condition, rows)
+        e_uncond, e_cond = self.network(torch.cat([x, x]), torch.cat([t, t]), concat(*both)).chunk(2)
+        return e_uncond, e_cond
+
+    def _scale_at(self, t: Tensor, x: Tensor) -> Tensor | float:
+        if self.multiples is None:
+            return self.scale
+        known, multiples = (values.to(t.device, torch.float64) for values in self.multiples)
+        nearest = (t.double()[:, None] - known).abs().argmin(1)
+        return (self.scale * multiples[nearest]).to(x.dtype).view(-1, *[1] * (x.dim() - 1))
