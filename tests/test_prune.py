@@ -24,6 +24,7 @@ from sdo_cli.prune.baselines import deep_cache, every, random_gates, uniform
 from sdo_cli.prune.caching import soft_gates
 from sdo_cli.prune.gated import gated_call, gated_latents
 from sdo_cli.prune.gates import PRUNERS, straight_through
+from sdo_cli.prune.less_guidance import at_their_guidance
 from sdo_cli.prune.measure import measure
 from sdo_cli.prune.methods import METHODS, controls, from_schedule, schedules
 from sdo_cli.prune.ratios import Budget, runs_at
@@ -40,6 +41,7 @@ from sdo_cli.prune.setting import Setting
 from sdo_cli.prune.ssim import ssim
 from sdo_cli.sampling.coefficients import coefficients_of
 from sdo_cli.sampling.loop import denoise_path, sample_latents
+from sdo_cli.seeding import key_to_seed
 from sdo_cli.skipping.liveness import live
 from sdo_cli.skipping.skip_plan import load_plan
 
@@ -408,7 +410,7 @@ def test_random_gates_are_keyed(setting):
 
 def test_controls_have_as_much_computation_at_most(setting):
     arms = controls(setting, [0.5])
-    assert {arm.name.rstrip("0123456789. -") for arm in arms} == {
+    assert {arm.name.split(" guidance")[0].rstrip("0123456789. -") for arm in arms} == {
         "ddim", "dpm++2m", "ipndm", "optimal-steps", "pairwise-steps", "uniform", "deepcache", "random"
     }  # fmt: skip
     measured = measure(setting, arms, setting.prompts, {}, reporter=Silent(), rounds=1, batch_size=3)
@@ -418,6 +420,33 @@ def test_controls_have_as_much_computation_at_most(setting):
     assert all(item.kept <= 0.5 + 1e-9 and item.speed_up[0] > 0 for name, item in found.items() if name != "full")
     assert found["ddim-3"].kept == pytest.approx(0.5)
     assert all(len(item.values["ssim"]) == 3 and item.values["ssim"].max() <= 1 for item in found.values())
+
+
+def test_controls_of_few_steps_stand_there_with_less_guidance_too(setting):
+    """With the multiple that ends nearest to the full sampler; steps and plan stay; nothing without guidance."""
+    setting = replace(setting, settings=replace(setting.settings, guidance_scale=40.0, num_inference_steps=10))
+    arms = [arm for arm in controls(setting, [0.8]) if "-2" in arm.name]
+    plain = {arm.name: arm for arm in arms if " guidance " not in arm.name}
+    less = at_their_guidance(setting, list(plain.values()))
+    assert [arm.name for arm in arms if " guidance " in arm.name] == [arm.name for arm in less]
+    for arm in plain.values():
+        prompts = setting.prompts_of(0, min(8, len(setting.prompts)))
+        seeds = [key_to_seed(setting.seed, "prune-guidance", j) for j in range(len(prompts))]
+        target = sample_latents(setting.path(prompts, seeds))
+        distances = {}
+        for multiple in (1.0, 0.85, 0.7, 0.55, 0.4):
+            scale = multiple * setting.settings.guidance_scale
+            one = replace(setting, settings=replace(arm.settings, guidance_scale=scale))
+            found = sample_latents(one.path(prompts, seeds, plan=arm.plan))
+            distances[multiple] = float((found - target).square().mean())
+        best = min(distances, key=distances.get)
+        mine = [one for one in less if one.name.startswith(f"{arm.name} guidance")]
+        assert len(mine) == (best != 1.0)
+        assert all(one.settings.guidance_scale == pytest.approx(best * 40) and one.plan is arm.plan for one in mine)
+    # somewhere less is nearer, or this shows nothing
+    assert less
+    bare = replace(setting, settings=replace(setting.settings, guidance_scale=1.0))
+    assert at_their_guidance(bare, list(plain.values())) == []
 
 
 def test_controls_of_chosen_steps_and_of_a_solver_with_an_extra_call(setting):

@@ -13,6 +13,7 @@ from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.progress import Reporter
 from sdo_cli.prune.baselines import deep_cache, random_gates, uniform
 from sdo_cli.prune.learned import Learned, student_solver
+from sdo_cli.prune.less_guidance import at_their_guidance
 from sdo_cli.prune.lessons import SolverSettings
 from sdo_cli.prune.measure import Arm
 from sdo_cli.prune.ratios import runs_at
@@ -123,21 +124,27 @@ def from_learned(setting: Setting, learned: Learned, ratio: float, wanted: Solve
 FindSchedules = Callable[[str, int], dict[int, Schedule]]
 
 
-def controls(setting: Setting, ratios: list[float], find: FindSchedules | None = None) -> list[Arm]:
-    """For every ratio the samplers with as much computation at most, none of which was learned but the schedules."""
+def controls(
+    setting: Setting, ratios: list[float], find: FindSchedules | None = None, world: World = SINGLE
+) -> list[Arm]:
+    """For every ratio the samplers with as much computation at most, none of which was learned but the schedules.
+
+    Those of fewer steps a second time, where they are nearer to the full sampler with less guidance.
+    """
     found = list[Arm]()
     find = find or partial(schedules, setting)
     found_schedules = {name: _schedules_or_none(setting, name, ratios, find) for name in SCHEDULES}
     for ratio in ratios:
-        k = calls_at(ratio, setting.calls)
+        k, steps_alone = calls_at(ratio, setting.calls), list[Arm]()
         for solver in _plain_solvers(setting):
             steps = max(1, k - (calls_of(solver, k) - k))
             shorter = replace(setting.settings, solver=solver, num_inference_steps=steps, timesteps=None)
-            found.append(Arm(f"{solver}-{steps}", shorter, None, ratio))
+            steps_alone.append(Arm(f"{solver}-{steps}", shorter, None, ratio))
         for name, table in found_schedules.items():
             if table is not None:
                 plan = from_schedule(setting, table[k], name, ratio)
-                found.append(Arm(f"{name}-{k}", setting.settings, plan, ratio))
+                steps_alone.append(Arm(f"{name}-{k}", setting.settings, plan, ratio))
+        found += [*steps_alone, *at_their_guidance(setting, steps_alone, world)]
         for name, make in METHODS.items():
             found.append(Arm(f"{name} {ratio:g}", setting.settings, make(setting, ratio), ratio))
     return found

@@ -161,7 +161,8 @@ def measure_plans(
         reporter.note("step schedules for the controls")
         # its own is not its control
         find = partial(kept_schedules, setting, folder, reporter, world)
-        arms += [arm for arm in controls(setting, some_of(job.ratios), find) if not arm.name.startswith(job.method)]
+        beside = controls(setting, some_of(job.ratios), find, world)
+        arms += [arm for arm in beside if not arm.name.startswith(job.method)]
     found = list[ArmMeasures]()
     for measured in measure(
         setting, arms, spec.prompts, rewards,
@@ -183,7 +184,7 @@ def measure_plans(
 
 
 def some_of(ratios: list[float]) -> list[float]:
-    """At most three, spread, the highest among them: controls are seven each."""
+    """At most three, spread, the highest among them: controls are up to a dozen each."""
     return ratios[::-1][:: -(-len(ratios) // 3)][::-1]
 
 
