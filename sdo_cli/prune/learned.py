@@ -219,8 +219,8 @@ def fit(student: Student, lessons: Lessons, timesteps: tuple[int, ...]) -> None:
     """Every step of the student, one after the other, by least squares of where it lands to where the teacher is.
 
     With guidance, what more of it would add is a second slope of the newest call; its weight says how much of the
-    scale the call gets, in later steps too. Calls ask at the grid's own levels. Rows of weights need not add up to one, so
-    the clock goes its own way; scales make up for it.
+    scale the call gets, in later steps too. Calls ask at the grid's own levels. Rows of weights need not add up to
+    one, so the clock goes its own way; scales make up for it.
     """
     numbers = list(range(len(lessons.held), lessons.wanted.samples))[:FITTED]
     there, batch = lessons.nodes(numbers, timesteps), lessons.wanted.batch
