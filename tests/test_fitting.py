@@ -56,6 +56,19 @@ def test_updates_that_rule_and_steps_do_not_have(load):
         load(text=FILE.replace("updates: 4", "updates: 6"))
 
 
+def test_layers_of_an_adapter_that_is_another_or_none(load):
+    text = FILE + "lora: {layers: all}\n"
+    assert load(text=text).recipe.lora.layers == "all"
+    named = load("lora.target_modules=[to_q]", text=text)
+    assert named.recipe.lora.layers == "attention"
+    assert named.notes == ("lora.layers all of the recipe: lora.target_modules names others",)
+    whole = load("train=full", text=text)
+    assert whole.notes == ("lora.layers all of the recipe: with train: full there is no adapter",)
+    for words in (["lora.layers=all", "lora.target_modules=[to_q]"], ["lora.layers=all", "train=full"]):
+        with pytest.raises(RecipeFault, match=r"lora\.layers"):
+            load(*words, text=text)
+
+
 def test_shorter_rollouts_than_sampling(load):
     loaded = load("num_inference_steps=8")
     assert loaded.recipe.rollout.num_inference_steps == 0 and loaded.recipe.rollout.updates == 4

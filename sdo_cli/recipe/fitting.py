@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from sdo_cli.gradients.rules import RULES, resolve
 from sdo_cli.recipe.rollout_check import most_updates
-from sdo_cli.recipe.schema import PromptSource, Recipe, RolloutSpec
+from sdo_cli.recipe.schema import LoraSpec, PromptSource, Recipe, RolloutSpec
 
 
 def fitted(recipe: Recipe, file: Recipe, overrides: Iterable[str]) -> tuple[Recipe, list[str]]:
@@ -19,7 +19,7 @@ def fitted(recipe: Recipe, file: Recipe, overrides: Iterable[str]) -> tuple[Reci
         overrides: ``key=value`` from the command line.
     """
     typed, notes = {word.partition("=")[0] for word in overrides}, list[str]()
-    for fit in (_options, _steps, _updates, _guided):
+    for fit in (_options, _steps, _updates, _layers, _guided):
         recipe, note = fit(recipe, file, typed)
         notes += [note] if note else []
     return recipe, notes
@@ -71,6 +71,20 @@ def _updates(recipe: Recipe, file: Recipe, typed: set[str]) -> tuple[Recipe, str
     limits = {name: getattr(plain, name) for name in ("max_change", "proximal", "rescore")} if most == 1 else {}
     note = f"rollout.updates {spec.updates} of the recipe: {most} with {recipe.gradient.rule} and these steps"
     return replace(recipe, rollout=replace(spec, updates=most, **limits)), note
+
+
+def _layers(recipe: Recipe, file: Recipe, typed: set[str]) -> tuple[Recipe, str]:
+    """Layers of the file's adapter, where others are named or there is none."""
+    spec, usual = recipe.lora, LoraSpec().layers
+    if spec.layers == usual or spec.layers != file.lora.layers or _typed(typed, "lora.layers"):
+        return recipe, ""
+    if spec.target_modules and not file.lora.target_modules:
+        why = "lora.target_modules names others"
+    elif recipe.train != "lora" and file.train == "lora":
+        why = "with train: full there is no adapter"
+    else:
+        return recipe, ""
+    return replace(recipe, lora=replace(spec, layers=usual)), f"lora.layers {spec.layers} of the recipe: {why}"
 
 
 def _guided(recipe: Recipe, file: Recipe, typed: set[str]) -> tuple[Recipe, str]:
