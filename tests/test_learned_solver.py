@@ -403,6 +403,17 @@ def test_guidance_by_call_is_the_solvers_formula():
     assert mine.abs().max() > 1e-9 and close(mine, grads(path.denoise.network), 1e-9)
 
 
+def test_one_walk_of_the_teacher_serves_all_solvers(small):
+    setting = setting_of(small, dtype=torch.float32)
+    lessons, walks = Lessons(setting, SMALL), []
+    whole = Lessons(setting, SMALL).nodes([2, 3], STEPS)
+    walk = lessons._walk
+    lessons._walk = lambda *what: walks.append(what) or walk(*what)
+    lessons.ahead = set(STEPS)
+    few = [lessons.nodes([2, 3], (STEPS[place],))[0] for place in (1, 0, 2)]
+    assert len(walks) == 1 and all(torch.equal(few[k], whole[place]) for k, place in enumerate((1, 0, 2)))
+
+
 def test_a_fitted_start_is_not_left_for_something_worse(small):
     setting = setting_of(small, dtype=torch.float32)
     wanted = replace(SMALL, start="fitted", samples=12, batch=4, updates=0)

@@ -46,11 +46,17 @@ class SolverSettings:
 
 @dataclass
 class Lessons:
-    """The teacher's samples: noises and final latents, by number; the first :data:`HELD` are held back."""
+    """The teacher's samples: noises and final latents, by number; the first :data:`HELD` are held back.
+
+    Attributes:
+        ahead: timesteps that will be asked for, so that one walk of the teacher serves all solvers.
+    """
 
     setting: Setting
     wanted: SolverSettings
     made: dict[int, Tensor] = field(default_factory=dict)
+    ahead: set[int] = field(default_factory=set)
+    _passed: dict[tuple[int, ...], dict[int, Tensor]] = field(default_factory=dict)
 
     @property
     def held(self) -> list[int]:
@@ -88,10 +94,16 @@ class Lessons:
         x = noise if flow else noise * (first_level**2 + 1) ** 0.5
         return path, x, torch.stack([self.made[j] for j in numbers]).to(x)
 
-    @torch.no_grad()
     def nodes(self, numbers: list[int], timesteps: tuple[int, ...]) -> list[Tensor]:
         """The teacher's latents before its calls at these timesteps, in the solver's coordinate, each
         ``[len(numbers), …]``."""
+        known = self._passed.setdefault(tuple(numbers), {})
+        if missing := self.ahead.union(timesteps).difference(known):
+            known.update(self._walk(numbers, missing))
+        return [known[t] for t in timesteps]
+
+    @torch.no_grad()
+    def _walk(self, numbers: list[int], timesteps: set[int]) -> dict[int, Tensor]:
         parts = []
         for first in range(0, len(numbers), self.wanted.batch):
             path, found = self.path(numbers[first : first + self.wanted.batch]), dict[int, Tensor]()
@@ -105,5 +117,5 @@ class Lessons:
                 return path.denoise(x, t, path.rows)
 
             denoise_path(path, call)
-            parts.append([found[t] for t in timesteps])
-        return [torch.cat(few) for few in zip(*parts, strict=True)]
+            parts.append(found)
+        return {t: torch.cat([part[t] for part in parts]) for t in timesteps}

@@ -75,6 +75,7 @@ def learned_plans(
         grids = {calls: table[calls].timesteps for calls in budgets.values()}
     else:
         grids = {calls: spaced(setting, calls, wanted.grid) for calls in budgets.values()}
+    lessons.ahead = {t for grid in grids.values() for t in grid}
     found = dict[int, Learned]()
     for calls, grid in grids.items():
         name = f"solver-{calls}"
