@@ -142,6 +142,16 @@ def test_the_last_lines_name_what_fell(tmp_path):
     )
 
 
+def test_of_few_prompts_the_last_lines_and_the_card_say_so(tmp_path):
+    few = replace(gain(0.1), difference=replace(gain(0.1).difference, n=9))
+    summary = RunSummary(tmp_path, {"clip-embedded": few}, ["clip-embedded"], {"rollout": 1.0}, 3)
+    assert "\n\nNo verdict and no recommendation: 9 held-out prompts, and under 10 chance decides" in as_text(
+        load_recipe("quickstart"), summary
+    )
+    assert summary.too_few and not replace(summary, gains={"clip-embedded": gain(0.1)}).too_few
+    assert not replace(summary, gains={}).too_few
+
+
 def test_a_card_asks_for_a_description_where_the_recipe_has_none_of_its_own():
     recipe = load_recipe("quickstart").recipe
     asked = description_of(recipe)
