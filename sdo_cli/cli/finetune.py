@@ -132,8 +132,8 @@ def run_asked_for(recipe: str, out: Path | None) -> Path | None:
     from sdo_cli.runs.resume import newest_run, newest_stopped
 
     if (found := newest_stopped(runs)) is None:
-        there = newest_run(runs)
-        more = f"; of a finished one take more steps by its name: --resume {there} max_train_steps=…" if there else ""
+        last = newest_run(runs)
+        more = f"; of a finished one take more steps by its name: --resume {last} max_train_steps=…" if last else ""
         raise RecipeFault([f"--resume: {runs}/ holds no run that was stopped; name a run folder, or a recipe{more}"])
     return found
 
