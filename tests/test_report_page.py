@@ -149,6 +149,17 @@ def test_charts_of_odd_numbers_are_drawings(name, markers, width):
     assert all(len(row) == len(head) for row in rows)
 
 
+def test_the_last_number_of_an_axis_is_not_cut_off():
+    rows = [IntervalRow("one", Interval(0.0015, 0.0005, 0.0024))]
+    series = Chart("t", "x", "y", [Series("a", [0, 1_000_000], [1.0, 2.0])])
+    for width in (WIDTH, NARROW):
+        for drawn in (forest_chart(Forest("t", "x", rows), width), line_chart(series, width)):
+            ticks = [text for text in ElementTree.fromstring(str(drawn)).findall("text") if text.get("class") == "tick"]
+            middle = [text for text in ticks if text.get("text-anchor") == "middle"]
+            assert max(len(text.text) for text in middle) > 4
+            assert all(float(text.get("x")) + 4 * len(text.text) <= width for text in middle)
+
+
 def test_a_forest_with_ends_that_cannot_be_told():
     rows = [IntervalRow("one", Interval(0.1, NAN, NAN)), IntervalRow("two", Interval(-0.2, -0.3, -0.1), "", "g")]
     tree = ElementTree.fromstring(str(forest_chart(Forest("t", "x", rows))))

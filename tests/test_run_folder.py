@@ -107,6 +107,7 @@ def test_resume_without_a_word_takes_the_run_that_was_worked_on_last(runs, tmp_p
     shutil.copytree(runs / "runs", tmp_path / "runs")
     nothing = sdo("finetune", "--resume", "-q", cwd=tmp_path)
     assert nothing.returncode == 2 and "runs/ holds no run that was stopped; name a run folder" in nothing.stderr
+    assert "more steps by its name: --resume runs/b max_train_steps=" in nothing.stderr
     tree = json.loads((tmp_path / "runs/b/manifest.json").read_text())
     write_json(tmp_path / "runs/b/manifest.json", {**tree, "status": "interrupted"})
     (tmp_path / "runs/b/validation.json").unlink()

@@ -80,8 +80,24 @@ def test_pictures_stand_first_in_one_row_with_those_under_guidance(tmp_path):
 
 def test_settings_are_rows_as_they_are_typed(tmp_path):
     rows = dict(run_report(a_run(tmp_path / "r", {"trained": 0.3})).settings)
-    assert rows["gradient.rule"] == "sdo" and rows["lora.rank"] == "8" and rows["rewards[0].name"] == "clip-embedded"
+    assert rows["gradient.rule"] == "sdo" and rows["lora.rank"] == "8" and rows["rewards.0.name"] == "clip-embedded"
+    assert (
+        load_recipe("quickstart", [f"rewards.0.name={rows['rewards.0.name']}"]).recipe.rewards[0].name
+        == "clip-embedded"
+    )
     assert not any(value.startswith(("{", "[")) for value in rows.values())
+
+
+def test_held_out_scores_stand_at_the_last_step(tmp_path):
+    """Of which the curve leaves out those that replayed a rollout."""
+    run = a_run(tmp_path / "r", {"clip-embedded": 0.3})
+    lines = [
+        {"step": n, "rewards": {"clip-embedded": 0.5}, "grad_norm": 1.0, "replay": {"update": 1 + (n - 1) % 4}}
+        for n in range(1, 7)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (chart,) = (block for block in run_report(run).blocks if "trained and held out" in block.title)
+    assert chart.series[0].x == [1.0, 5.0] and chart.series[-1].x == [0.0, 6.0]
 
 
 RULE = """
@@ -140,6 +156,16 @@ def test_the_last_lines_name_what_fell(tmp_path):
     assert "look at this" not in as_text(
         load_recipe("quickstart"), replace(summary, gains={"clip-embedded": gain(0.1)})
     )
+
+
+def test_of_few_prompts_the_last_lines_and_the_card_say_so(tmp_path):
+    few = replace(gain(0.1), difference=replace(gain(0.1).difference, n=9))
+    summary = RunSummary(tmp_path, {"clip-embedded": few}, ["clip-embedded"], {"rollout": 1.0}, 3)
+    assert "\n\nNo verdict and no recommendation: 9 held-out prompts, and under 10 chance decides" in as_text(
+        load_recipe("quickstart"), summary
+    )
+    assert summary.too_few and not replace(summary, gains={"clip-embedded": gain(0.1)}).too_few
+    assert not replace(summary, gains={}).too_few
 
 
 def test_a_card_asks_for_a_description_where_the_recipe_has_none_of_its_own():

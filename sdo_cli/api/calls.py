@@ -209,6 +209,7 @@ def optimize(
     *,
     prompts: str | Sequence[str] | None = None,
     objectives: Sequence[str | Mapping[str, Any]] | None = None,
+    lora: "str | Path | Run | None" = None,
     changes: Changes = (),
     out: Path | str | None = None,
     progress: Progress = False,
@@ -218,9 +219,12 @@ def optimize(
 
     Args:
         recipe: a file, or a shipped one: ``style``.
+        prompts: what is drawn; with a run's LoRA by default the run's first held-out ones.
         objectives: ``"clip"``, ``"text:{prompt} at night"``, ``"style:picture.png"``, or mappings with a weight.
+        lora: a run, folder or file; without a recipe a run also says the model and how it draws.
         changes, more: other keys, as in a recipe of `sdo optimize`.
     """
+    from sdo_cli.cli.optimize import from_run
     from sdo_cli.recipe.steering import load_steering
     from sdo_cli.steering.run import optimize as run
 
@@ -229,7 +233,11 @@ def optimize(
         given["prompts"] = {"lines": [prompts] if isinstance(prompts, str) else list(prompts)}
     if objectives is not None:
         given["objectives"] = [{"name": o} if isinstance(o, str) else dict(o) for o in objectives]
-    loaded = load_steering(recipe, given, overrides(changes, more))
+    if lora is not None:
+        given["lora"] = str(lora)
+    changed = overrides(changes, more)
+    own = from_run(given, changed)[0] if recipe is None else {}
+    loaded = load_steering(recipe, own | given, changed)
     folder = Path(out) if out is not None else Path(loaded.spec.output_dir) / f"{loaded.name}-{stamp()}"
     if folder.exists() and any(folder.iterdir()):
         raise RecipeFault([f"out={folder}: is not empty; give another folder"], what="call")

@@ -104,7 +104,7 @@ def asked_for(
         raise RecipeFault([f"--out {out}: the run goes on in its own folder, {folder}; leave --out out"])
     load_recorded_plugins(folder, plugins)
     loaded = load_run(folder, overrides)
-    check_places(loaded.recipe, folder, how="say where it is, as key=PLACE")
+    check_places(loaded.recipe, folder, how="say where it is, as key=PLACE (a file or folder of the same name)")
     return loaded, folder
 
 
@@ -129,10 +129,12 @@ def run_asked_for(recipe: str, out: Path | None) -> Path | None:
             raise RecipeFault([f"{named}: is no run folder: it holds no {RECIPE}; name a run, or a recipe"])
         return named
     runs = Path(Recipe.output_dir)
-    from sdo_cli.runs.resume import newest_stopped
+    from sdo_cli.runs.resume import newest_run, newest_stopped
 
     if (found := newest_stopped(runs)) is None:
-        raise RecipeFault([f"--resume: {runs}/ holds no run that was stopped; name a run folder, or a recipe"])
+        last = newest_run(runs)
+        more = f"; of a finished one take more steps by its name: --resume {last} max_train_steps=…" if last else ""
+        raise RecipeFault([f"--resume: {runs}/ holds no run that was stopped; name a run folder, or a recipe{more}"])
     return found
 
 
@@ -258,6 +260,7 @@ def as_text(loaded: LoadedRecipe, summary: "RunSummary") -> str:
     example = (loaded.prompts(recipe.validation.prompts) if summary.gains else loaded.prompts(recipe.prompts))[0]
     # the folder says everything else
     tuned = ["--lora", str(folder)] if recipe.train == "lora" else ["--model", str(folder / PIPELINE)]
+    lines += [f"\n{sentence}" for sentence in summary.too_few]
     lines += [f"\nlook at this: {sentence}" for sentence in summary.falls]
     lines += ["", "next:", f"  {sdo('sample', example, *tuned)}"]
     if recipe.train == "lora" and summary.gains:

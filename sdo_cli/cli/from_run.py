@@ -1,6 +1,6 @@
 """Drawing with a run's LoRA begins with what the run's folder says; what was typed wins, and both are said."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from sdo_cli.models.load import ModelSource
 from sdo_cli.models.lora_paths import lora_place, written_out
 from sdo_cli.models.lora_stack import stack_of
 from sdo_cli.recipe.load import LoadedRecipe
-from sdo_cli.recipe.schema import Recipe
+from sdo_cli.recipe.schema import PromptSource, Recipe
 from sdo_cli.runs.again import SAMPLING, check_places, load_run
 from sdo_cli.runs.read import pipeline_of, recipe_of, run_of
 
@@ -103,5 +103,19 @@ def laid_over_run(
         if (typed is None or name in typed) and value is not None
     }
     other = {key: value for key, value in given.items() if getattr(recipe, key) != value and key != "model"}
+    return replace(recipe, **given), by_hand(other)
+
+
+def by_hand(other: Mapping[str, Any]) -> str:
+    """A sentence on what was typed that the run has otherwise; empty for nothing."""
     said = ", ".join(f"{key} {value}" for key, value in other.items())
-    return replace(recipe, **given), f"by hand in place of the run's: {said}" if said else ""
+    return f"by hand in place of the run's: {said}" if said else ""
+
+
+def first_prompts(recipe: LoadedRecipe) -> tuple[list[str], str]:
+    """What a run is looked at by where no prompt is named, and a sentence on it; none without held-out ones."""
+    spec = recipe.recipe.validation
+    if spec.prompts == PromptSource():
+        return [], ""
+    lines = recipe.prompts(spec.prompts)[: min(spec.num_prompts, spec.grid_prompts or spec.num_prompts)]
+    return lines, f"no prompt was given: the first {len(lines)} of the run's held-out ones"

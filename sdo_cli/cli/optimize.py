@@ -2,20 +2,23 @@
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sdo_cli.cli.from_run import WEIGHTS, start_from
+from sdo_cli.cli.from_run import WEIGHTS, by_hand, first_prompts, start_from
 from sdo_cli.cli.groups import grouped
 from sdo_cli.cli.output import OutputOptions
+from sdo_cli.cli.recorded import load_plugins_for
 from sdo_cli.cli.several import ProcessOptions, in_several_processes, stopped_well
 from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.files import without_nan
 from sdo_cli.parallel.launch import launched
 from sdo_cli.plugins import load_plugins
+from sdo_cli.recipe.document import read_document
 from sdo_cli.recipe.steering import LoadedSteering, load_steering, shipped_steerings
 from sdo_cli.recipe.steering_schema import KINDS, VARIABLES, Steering
 from sdo_cli.runs.again import SAMPLING
@@ -103,9 +106,9 @@ def optimize(
         return
     load_plugins(plugin or ())
     given = {name: value for name, value in (steering.keys() | images.keys()).items() if value is not None}
+    own, notes = ({}, []) if recipe is not None else from_run(given, overrides or [], plugin or ())
     if recipe is None:
-        _require(given, overrides or [])
-    own, notes = from_run(given, overrides or [], named=recipe is not None)
+        _require(own | given, overrides or [])
     loaded = load_steering(recipe, own | given, overrides or [])
     if dry_run:
         typer.echo(_shown(loaded, output.as_json))
@@ -120,16 +123,43 @@ def optimize(
     carry_out(loaded, folder, output, notes, resume=resume)
 
 
-def from_run(given: dict[str, Any], overrides: list[str], *, named: bool) -> tuple[dict[str, Any], list[str]]:
-    """What the run behind ``--lora`` says of its model and sampling, and sentences on it; nothing beside a recipe."""
-    lora = given.get("lora")
-    start = start_from([lora], given.get("model")) if lora and not named else None
+def from_run(
+    given: dict[str, Any], overrides: list[str], plugins: Sequence[Path] = ()
+) -> tuple[dict[str, Any], list[str]]:
+    """What the run behind ``--lora`` says of its model, sampling and prompts, as keys, and sentences on it.
+
+    Its plug-ins are loaded where a reward or rule is asked for that only they have.
+
+    Args:
+        given: keys by option; ``overrides`` those by ``key=value``.
+    """
+    asked = read_document("{}", "command line", overrides).tree | given
+    lora, model = asked.get("lora"), asked.get("model")
+    start = start_from([lora], model) if isinstance(lora, str) else None
     if start is None:
         return {}, []
-    typed = {word.partition("=")[0] for word in overrides}
-    keys = [f.name for f in fields(Steering) if f.name in (*WEIGHTS, *SAMPLING, "mixed_precision")]
     recipe = start.loaded.recipe
-    return {key: getattr(recipe, key) for key in keys if key not in typed and key not in given}, list(start.notes)
+    load_plugins_for(_named(asked), start.folder, recipe, plugins)
+    keys = [f.name for f in fields(Steering) if f.name in (*WEIGHTS, *SAMPLING, "mixed_precision")]
+    own = {key: getattr(recipe, key) for key in keys if key not in asked}
+    said = by_hand(
+        {
+            key: asked[key]
+            for key in keys
+            if key in asked and key != "model" and key not in own and asked[key] != getattr(recipe, key)
+        }
+    )
+    lines, note = first_prompts(start.loaded) if not asked.keys() & {"prompts", "images"} else ([], "")
+    if lines:
+        own["prompts"] = {"lines": lines}
+    return own, [sentence for sentence in (*start.notes, said, note) if sentence]
+
+
+def _named(asked: dict[str, Any]) -> list[object]:
+    """Rewards and rules in the keys of a command, well-typed or not."""
+    lists = [asked[key] for key in ("objectives", "measures") if isinstance(asked.get(key), list)]
+    items = [item.get("name") if isinstance(item, dict) else item for entry in lists for item in entry]
+    return [word for word in (asked.get("rule"), *items) if isinstance(word, str)]
 
 
 def carry_out(loaded: LoadedSteering, folder: Path, output: OutputOptions, notes: list[str], *, resume: bool) -> None:

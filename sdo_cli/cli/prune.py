@@ -19,6 +19,7 @@ from sdo_cli.cli.drawing import (
 )
 from sdo_cli.cli.from_run import laid_over_run, start_from, typed_in
 from sdo_cli.cli.groups import grouped
+from sdo_cli.cli.options import RewardPlugins
 from sdo_cli.cli.output import OutputOptions
 from sdo_cli.cli.prune_options import (
     FullSampler,
@@ -31,10 +32,15 @@ from sdo_cli.cli.prune_options import (
     reward_specs,
     search_prompts,
 )
+from sdo_cli.cli.recorded import load_plugins_for
 from sdo_cli.cli.several import ProcessOptions, in_several_processes, stopped_well
 from sdo_cli.errors import RecipeFault, Stopped
 from sdo_cli.installed import sdo
 from sdo_cli.parallel.launch import launched
+from sdo_cli.plugins import load_plugins
+
+# options of both commands; steps and solver are the plan's
+AS_IN_SAMPLE = ("model", "revision", "variant", "lora", "lora_scale", "guidance", "negative_prompt", "height", "width")
 
 if TYPE_CHECKING:
     from sdo_cli.prune.job import PruneJob
@@ -53,6 +59,7 @@ def prune(
     picture: PlainPicture,
     search: SearchOptions,
     measure: MeasureOptions,
+    plugin: RewardPlugins = None,
     seed: Annotated[int, typer.Option(help="Of the search and of the noise that is measured on.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder; default prunes/<method>-<time>.")] = None,
     resume: Annotated[
@@ -68,10 +75,12 @@ def prune(
     """Find which blocks of which steps can be skipped, and measure what that saves and costs."""
     asked, notes = laid_over(BARE, weights, sampler, picture, precision=precision), list[str]()
     typed = typed_in(context)
+    load_plugins(plugin or ())
     if (start := start_from(lora.lora or [], weights.model if "model" in typed else None)) is not None:
         own = start.loaded.recipe
         asked, said = laid_over_run(own, typed, (weights, sampler, picture), precision=precision)
         notes = [*start.notes, *([said] if said else [])]
+        load_plugins_for(measure.reward or [], start.folder, own, plugin or ())
         # plans are made for steps by their number
         asked = replace(asked, timesteps=None)
     wrong = problems(plan, search, measure, steps=asked.num_inference_steps)
@@ -109,7 +118,7 @@ def prune(
         plan.ratios(asked.num_inference_steps),
         plan.grain,
         kept,
-        search.settings(),
+        search.settings(asked.num_inference_steps),
         MeasureSettings(measured, specs, measure.controls, measure.rounds, measure.batch_size),
         seed,
         lora.stack,
@@ -119,7 +128,18 @@ def prune(
         search.solver_settings(),
         search.segment_settings(),
     )
-    carry_out(job, folder, output, notes, resume=resume)
+    carry_out(job, folder, output, notes, drawn_by(context, (prompts or kept)[:1]), resume=resume)
+
+
+def drawn_by(context: typer.Context, prompts: list[str]) -> list[str]:
+    """What is typed after `sdo sample` for a picture of the same model, drawn in the same way."""
+    words = list(prompts)
+    for name in typed_in(context):
+        if name in AS_IN_SAMPLE:
+            value = context.params[name]
+            for one in value if isinstance(value, list | tuple) else [value]:
+                words += ["--" + name.replace("_", "-"), str(one)]
+    return words
 
 
 def full(folder: Path) -> list[str]:
@@ -129,7 +149,9 @@ def full(folder: Path) -> list[str]:
     return []
 
 
-def carry_out(job: "PruneJob", folder: Path, output: OutputOptions, notes: list[str], *, resume: bool) -> None:
+def carry_out(
+    job: "PruneJob", folder: Path, output: OutputOptions, notes: list[str], drawn: list[str], *, resume: bool
+) -> None:
     """Together with the other processes; the first one shows the result."""
     from sdo_cli.parallel.stopping import Stopping
     from sdo_cli.parallel.world import joined
@@ -159,10 +181,10 @@ def carry_out(job: "PruneJob", folder: Path, output: OutputOptions, notes: list[
         finally:
             reporter.close()
         if world.is_main:
-            show(job, found, folder, output)
+            show(job, found, folder, output, drawn)
 
 
-def show(job: "PruneJob", found: "list[ArmMeasures]", folder: Path, output: OutputOptions) -> None:
+def show(job: "PruneJob", found: "list[ArmMeasures]", folder: Path, output: OutputOptions, drawn: list[str]) -> None:
     from sdo_cli.prune.tables import table
 
     plans = sorted(str(path) for path in folder.glob("plan-*.json"))
@@ -174,4 +196,4 @@ def show(job: "PruneJob", found: "list[ArmMeasures]", folder: Path, output: Outp
             table(found) + f"\n\n{len(job.measure.prompts)} prompts; differences to full, same noise, 95 % intervals"
         )
     typer.echo(f"{folder}/: {', '.join(Path(path).name for path in plans)}")
-    typer.echo(f"use one: {sdo('sample', '--skip-plan', plans[0])}")
+    typer.echo(f"use one: {sdo('sample', *drawn, '--skip-plan', plans[0])}")

@@ -27,6 +27,7 @@ SOLVER_CALLS = [4, 5, 6, 8]
 SOLVER_UPDATES, SOLVER_BATCH, SOLVER_RATE = 100, 16, 0.01
 # generations, and prompts a candidate is drawn on, of segments
 GENERATIONS, SEGMENT_PROMPTS = 12, 8
+LIVE_CALLS = 4
 GRAINS = ("blocks", "parts")
 PRUNERS = ("attention", "table")
 GRADIENTS = ("shortcut", "full", "one-step", "l2c")
@@ -86,7 +87,9 @@ class SearchOptions:
     gradients: Annotated[
         str, typer.Option(help=f"{', '.join(GRADIENTS)}: how gates are trained; a solver by the first two.")
     ] = "shortcut"
-    live_calls: Annotated[int, typer.Option(help="Network calls with gradients; shortcut and one-step.")] = 4
+    live_calls: Annotated[
+        int | None, typer.Option(help="Network calls with gradients, shortcut and one-step; 4, of few steps fewer.")
+    ] = None
     distance: Annotated[str, typer.Option(help="ssim, l1 or l2, to the full sampler's image.")] = "ssim"
     learning_rate: Annotated[
         float | None, typer.Option("--lr", help=f"Of the gates, by the pruner; of a solver, {SOLVER_RATE}.")
@@ -118,7 +121,12 @@ class SearchOptions:
         Path | None, typer.Option(help="Folder of an earlier search: other ratios of it, without searching.")
     ] = None
 
-    def settings(self) -> "SearchSettings":
+    def live(self, steps: int) -> int:
+        """Network calls with gradients of a sampler of ``steps``: fewer than there are gates for."""
+        gated = steps // 2 if self.gradients == "l2c" else steps - 1
+        return self.live_calls if self.live_calls is not None else max(1, min(LIVE_CALLS, gated))
+
+    def settings(self, steps: int) -> "SearchSettings":
         from sdo_cli.prune.search import SearchSettings
 
         updates, batch = self.updates or 500, self.search_batch or 1
@@ -135,7 +143,7 @@ class SearchOptions:
             learning_rate=rate if self.learning_rate is None else self.learning_rate,
             optimizer=optimizer,
             sparsity=sparsity if self.sparsity is None else self.sparsity,
-            live_calls=self.live_calls,
+            live_calls=self.live(steps),
         )
 
     def solver_settings(self) -> "SolverSettings":
@@ -192,14 +200,15 @@ def problems(plan: PlanOptions, search: SearchOptions, measure: MeasureOptions, 
     if learns and search.updates == 0:
         # what it begins as is measured
         numbers.pop("updates")
-    numbers |= {"live-calls": search.live_calls, "rounds": measure.rounds, "population": search.population}
+    live = search.live(steps)
+    numbers |= {"live-calls": live, "rounds": measure.rounds, "population": search.population}
     ratios = plan.ratios(steps) if steps > 0 else plan.ratio or []
     wrong = [f"--{name}: {given!r} is not one of {', '.join(of)}" for name, given, of in choices if given not in of]
     wrong += [f"--ratio: must be at least 0 and below 1, not {r:g}" for r in ratios if not 0 <= r < 1]
     wrong += [f"--ratio: {r:g} has more than two decimals" for r in ratios if 0 <= r < 1 and round(r, 2) != r]
     wrong += [f"--{name}: must be at least 1, not {number}" for name, number in numbers.items() if number < 1]
-    if search.live_calls >= max(2, steps):
-        wrong.append(f"--live-calls: {search.live_calls} of {steps} steps; the first is always whole, so fewer")
+    if live >= max(2, steps):
+        wrong.append(f"--live-calls: {live} of {steps} steps; the first is always whole, so fewer")
     if measure.num_prompts < 0 or measure.num_prompts == 1:
         wrong.append(f"--num-prompts: an interval needs 2 or more, and 0 measures nothing; not {measure.num_prompts}")
     if search.learning_rate is not None and not 0 < search.learning_rate < float("inf"):
@@ -209,7 +218,7 @@ def problems(plan: PlanOptions, search: SearchOptions, measure: MeasureOptions, 
     wrong += [f"--calls: must be from 1 to {steps - 1}, not {n}" for n in plan.calls or () if not 0 < n < steps]
     if learns and search.gradients in ("one-step", "l2c"):
         wrong.append(f"--gradients: {search.gradients} is for gates; a solver is learned by shortcut or full")
-    if search.gradients == "l2c" and plan.method == "dip-go" and search.live_calls > steps // 2:
+    if search.gradients == "l2c" and plan.method == "dip-go" and live > max(1, steps // 2):
         wrong.append(
             f"--live-calls: l2c has gates at every other call, {steps // 2} of {steps} steps; that many or fewer"
         )

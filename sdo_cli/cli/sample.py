@@ -19,7 +19,7 @@ from sdo_cli.cli.drawing import (
     laid_over,
     with_timesteps,
 )
-from sdo_cli.cli.from_run import FromRun, laid_over_run, start_from, typed_in
+from sdo_cli.cli.from_run import FromRun, first_prompts, laid_over_run, start_from, typed_in
 from sdo_cli.cli.groups import grouped
 from sdo_cli.cli.output import OutputOptions
 from sdo_cli.cli.sample_grid import (
@@ -261,10 +261,9 @@ def gather_prompts(
             notes = prompt_notes(PromptSource(file=prompts_file), None)
         except ValueError as fault:
             raise RecipeFault([f"--prompts-file: {fault}"], what="command line") from fault
-    if not lines and start is not None and start.loaded.recipe.validation.prompts != PromptSource():
-        spec = start.loaded.recipe.validation
-        lines = start.loaded.prompts(spec.prompts)[: min(spec.num_prompts, spec.grid_prompts or spec.num_prompts)]
-        notes = [f"no prompt was given: the first {len(lines)} of the run's held-out ones"]
+    if not lines and start is not None:
+        lines, note = first_prompts(start.loaded)
+        notes = [note] if note else []
     if not lines and start is not None:
         raise RecipeFault(
             [f"no prompt, and {start.folder} has no held-out ones; write one in quotes"], what="command line"

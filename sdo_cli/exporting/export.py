@@ -16,7 +16,7 @@ from sdo_cli.exporting.checkpoint import checkpoint_of
 from sdo_cli.exporting.kohya import base_version, guess_family, kohya_metadata
 from sdo_cli.files import write_atomic
 from sdo_cli.models.base import Family
-from sdo_cli.models.load import ModelSource, load_family
+from sdo_cli.models.load import ModelSource, load_family, source_of
 from sdo_cli.models.lora_carried import weighted_dora
 from sdo_cli.models.lora_files import (
     Layers,
@@ -28,7 +28,9 @@ from sdo_cli.models.lora_files import (
 from sdo_cli.models.lora_paths import at_checkpoint, lora_place
 from sdo_cli.models.lora_read import read_diffusers
 from sdo_cli.models.lora_stack import is_plain
-from sdo_cli.runs.read import manifest_of, run_of
+from sdo_cli.recipe.load import LoadedRecipe
+from sdo_cli.runs.again import check_places, load_run
+from sdo_cli.runs.read import manifest_of, recipe_of, run_of
 
 
 @dataclass(frozen=True)
@@ -53,18 +55,24 @@ class ExportJob:
         run = run_of(lora_place(str(self.source)))
         return manifest_of(run) if run is not None else {}
 
+    def of_run(self) -> LoadedRecipe | None:
+        """The recipe in the run's folder; None where another model was given, and for a bare file."""
+        run = run_of(lora_place(str(self.source))) if self.model is None else None
+        return load_run(run, checked=False) if run is not None and recipe_of(run) is not None else None
+
     def base(self) -> ModelSource:
-        """The model the LoRA belongs to.
+        """The model the LoRA belongs to, its place as the run's resolved recipe has it.
 
         Raises:
             EnvironmentFault: a bare file, and no model was given.
         """
         if self.model is not None:
             return self.model
+        if (own := self.of_run()) is not None:
+            return source_of(own.recipe)
         if self.manifest:
-            run = self.manifest
             names = [field.name for field in fields(ModelSource)]
-            return ModelSource(**{name: run[name] for name in names if name in run})
+            return ModelSource(**{name: self.manifest[name] for name in names if name in self.manifest})
         raise EnvironmentFault(f"{self.source} does not say for which model it is", remedy="give it with --model")
 
     def family_of(self, layers: Layers) -> str:
@@ -92,7 +100,8 @@ def to_kohya(job: ExportJob, out: Path) -> str:
     each = _config(job, "unet", "config.json").get("layers_per_block", 2)
     state = kohya_tensors(layers, family=family, layers_per_block=each)
     state = {key: value.contiguous() for key, value in state.items()}
-    model = job.base().model if job.model or job.manifest else ""
+    # as it was named: the file travels
+    model = job.model.model if job.model else job.manifest.get("model", "")
     version = base_version(layers, family, v_prediction=predicts == "v_prediction")
     metadata = kohya_metadata(layers, version, model=model, title=out.stem)
     write_atomic(out, lambda path: save_file(state, path, metadata=metadata))
@@ -251,6 +260,8 @@ def _lost(base: dict[str, torch.Tensor], family: Family, dtype: torch.dtype) -> 
 
 
 def _load(job: ExportJob, *, adapter: str) -> Family:
+    if (own := job.of_run()) is not None:
+        check_places(own.recipe, own.folder, how="give another place by hand, as --model PLACE", for_training=False)
     family = load_family(job.base(), dtype=torch.float32)
     family.load_lora(str(job.source), adapter=adapter)
     return family

@@ -17,6 +17,7 @@ from sdo_cli.installed import sdo
 from sdo_cli.models.load import load_family
 from sdo_cli.parallel.stopping import SafePoints, Stopping
 from sdo_cli.parallel.world import SINGLE, World
+from sdo_cli.plugins import loaded_plugins
 from sdo_cli.progress import Reporter
 from sdo_cli.provenance import command, machine, now, versions
 from sdo_cli.prune.job import PruneJob
@@ -190,7 +191,8 @@ def some_of(ratios: list[float]) -> list[float]:
 
 def _manifest(job: PruneJob, status: str, identity: dict[str, Any], world: World) -> dict[str, Any]:
     told = {"status": status, "command": command(), "written": now(), "versions": versions(), "job": _tree(job)}
-    return {**told, "processes": world.size, "identity": identity}
+    plugins = [asdict(plugin) for plugin in loaded_plugins()]
+    return {**told, "plugins": plugins, "processes": world.size, "identity": identity}
 
 
 def _tree(job: PruneJob) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from sdo_cli.reports.content import Chart, Forest, Series
 # units are pixels where a drawing has its own width; a phone gets one of its own, so that words stay words
 WIDTH, NARROW, HEIGHT = 720, 340, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 14, 44
+# the widest digit of a tick
+DIGIT = 8
 # a line of more points than this is thinned: the screen has no more pixels
 MOST_POINTS = 700
 COLOURS = 6
@@ -111,7 +113,8 @@ def _frame(x: _Axis, y: _Axis, x_label: str, y_label: str, width: int) -> str:
         for v in y.ticks
     ]
     columns = [
-        f'<text class="tick" x="{x(v)}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{x.label(v)}</text>'
+        f'<text class="tick" x="{_within(x(v), x.label(v), width)}" y="{HEIGHT - BOTTOM + 18}" '
+        f'text-anchor="middle">{x.label(v)}</text>'
         for v in x.ticks
     ]
     middle = (LEFT + width - RIGHT) / 2
@@ -135,7 +138,8 @@ def forest_chart(forest: Forest, width: int = WIDTH) -> Markup:
     x = _Axis(finite([*ends, *zero]), left, width - RIGHT, count)
     parts = [
         f'<path class="grid" d="M{x(v)} {top}V{bottom}"/>'
-        f'<text class="tick" x="{x(v)}" y="{bottom + 16}" text-anchor="middle">{x.label(v)}</text>'
+        f'<text class="tick" x="{_within(x(v), x.label(v), width)}" y="{bottom + 16}" '
+        f'text-anchor="middle">{x.label(v)}</text>'
         for v in x.ticks
     ]
     parts += [f'<path class="zero" d="M{x(v)} {top}V{bottom}"/>' for v in zero]
@@ -161,6 +165,11 @@ def forest_chart(forest: Forest, width: int = WIDTH) -> Markup:
         f'<text class="label" x="{middle}" y="{bottom + 36}" text-anchor="middle">{escape(forest.x_label)}</text>'
     )
     return _svg(forest.title, f"intervals of {forest.x_label}", width, bottom + 44, parts)
+
+
+def _within(middle: float, text: str, width: int) -> float:
+    """Where a number's middle stands so that its last digit is not cut off at the edge."""
+    return round(min(middle, width - 1 - DIGIT * len(text) / 2), 2)
 
 
 def _short(text: str, most: int) -> str:

@@ -70,7 +70,7 @@ def _is_gone(value: str) -> bool:
 def check_places(recipe: Recipe, folder: Path, *, how: str, for_training: bool = True) -> None:
     """Raises RecipeFault for a folder that came from another machine without what it names; ``how`` to give a place."""
     if gone := missing_places(recipe, for_training=for_training):
-        raise RecipeFault([f"{line} is not on this machine; {how}" for line in gone], what=f"the run {folder}")
+        raise RecipeFault([f"{line} is not on this machine; {how}" for line in gone], what=f"run {folder}")
 
 
 @dataclass(frozen=True)

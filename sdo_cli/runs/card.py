@@ -64,6 +64,7 @@ def model_card(loaded: LoadedRecipe, family: Family, summary: RunSummary) -> str
         means = ", ".join(f"{name} {mean:.4f}" for name, mean in summary.guided.items())
         scale = loaded.recipe.validation.base_guidance_scale
         measured += f"\nThe untrained model with guidance {scale:g}: {means}.\n"
+    measured += "".join(f"\n{sentence}\n" for sentence in summary.too_few)
     if lower := summary.falls:
         measured += "\n" + "\n".join(f"- **{sentence}**" for sentence in lower) + "\n"
     grid = f"samples/step_{summary.steps:06d}/grid.png"

@@ -132,7 +132,7 @@ def _settings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
             yield from _settings(inner, f"{name}.{key}" if name else key)
     elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
         for number, inner in enumerate(value):
-            yield from _settings(inner, f"{name}[{number}]")
+            yield from _settings(inner, f"{name}.{number}")
     elif value not in (None, "", []):
         yield name, _shown(value)
 
@@ -179,6 +179,7 @@ def _signed(found: Interval) -> str:
 
 def _curve(steps: list[dict[str, Any]], name: str, held_out: dict[str, Any] | None) -> content.Chart:
     """Batch means pale, their running mean with its standard error, and the held-out mean before and after."""
+    last = float(steps[-1]["step"])
     # later updates on a rollout have its rewards, which are no measurements of their own
     steps = [step for step in steps if (step.get("replay") or {}).get("update", 1) == 1] or steps
     x = [float(step["step"]) for step in steps]
@@ -203,7 +204,7 @@ def _curve(steps: list[dict[str, Any]], name: str, held_out: dict[str, Any] | No
         series.append(
             content.Series(
                 "held-out prompts (95 % interval)",
-                [0.0, x[-1]],
+                [0.0, last],
                 [e.mean for e in ends],
                 low=[e.low for e in ends],
                 high=[e.high for e in ends],

@@ -184,6 +184,12 @@ def newest_stopped(runs: Path) -> Path | None:
     return max(stopped, key=last_touched, default=None)
 
 
+def newest_run(runs: Path) -> Path | None:
+    """Of all runs in a folder the one that was worked on last."""
+    there = [path.parent for path in runs.glob(f"*/{MANIFEST}") if is_training(path.parent)]
+    return max(there, key=last_touched, default=None)
+
+
 def is_stopped(folder: Path) -> bool:
     """A run of `sdo finetune` that has not come to its end."""
     return is_training(folder) and manifest_of(folder).get("status") != "finished"

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sdo_cli.scoring.statistics import FELL, Gain
+from sdo_cli.scoring.statistics import FELL, Gain, too_few
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,12 @@ class RunSummary:
     def falls(self) -> list[str]:
         """What to look at before the LoRA is used: rewards that are lower than before."""
         return falls(self.gains, self.trained_on)
+
+    @property
+    def too_few(self) -> list[str]:
+        """Why nothing is concluded, of a run that was measured on few prompts; else nothing."""
+        counts = [gain.difference.n for gain in self.gains.values()][:1]
+        return [few for count in counts if (few := too_few(count, "held-out prompts"))]
 
 
 def falls(gains: Mapping[str, Gain], trained_on: Collection[str]) -> list[str]:

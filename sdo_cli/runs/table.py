@@ -229,7 +229,7 @@ def said_of(value: Any) -> str:
     if isinstance(value, list) and value and all(isinstance(item, dict) and "weight" in item for item in value):
         # rewards: names, with a weight where it is not 1, and what else is not plain
         return " + ".join(_reward_said(item) for item in value)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
 
 
 def _reward_said(item: dict[str, Any]) -> str:
