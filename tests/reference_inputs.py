@@ -18,6 +18,9 @@ CLIP_SMALL = {
     "vision_cfg": {"image_size": 56, "layers": 3, "width": 64, "head_width": 16, "patch_size": 14},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 48, "heads": 4, "layers": 3},
 }
+MPS_SMALL = {"width": 32, "layers": 2, "heads": 2, "wider": 128}
+# options of the reward mps-v1; states of random weights are alike, so that the authors' threshold leaves out none
+MPS_CASES = {"overall": {}, "near": {"threshold": 0.8}, "aspects": {"condition": "light, color", "threshold": 0.8}}
 BLIP_VISION = {"img_size": 48, "patch_size": 16, "embed_dim": 128, "depth": 3, "num_heads": 2}
 BLIP_TEXT = {
     "vocab_size": 120,
@@ -28,7 +31,7 @@ BLIP_TEXT = {
     "hidden_act": "gelu",
     "hidden_dropout_prob": 0.1,
     "attention_probs_dropout_prob": 0.1,
-    "max_position_embeddings": 64,
+    "max_position_embeddings": 160,
     "type_vocab_size": 2,
     "layer_norm_eps": 1e-12,
     "pad_token_id": 0,

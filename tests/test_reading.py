@@ -20,6 +20,10 @@ READERS = {
     "hps-v2.1": 77,
     "pickscore-v1": 77,
     "imagereward-v1": 35,
+    "cyclereward-combo": 128,
+    "cyclereward-i2t": 128,
+    "cyclereward-t2i": 128,
+    "mps-v1": 77,
 }
 
 

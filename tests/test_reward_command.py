@@ -8,6 +8,7 @@ from pathlib import Path
 
 import entry
 import pytest
+from small_rewards import make_small_reward
 
 import rewards
 from sdo_cli.cli.app import main
@@ -195,6 +196,9 @@ def test_list_and_show(sdo):
     assert "option checkpoint: str, default None" in shown.out and "rewards: [{name: hps}]" in shown.out
     shown = json.loads(sdo("reward show hps-v2 --json").out)
     assert shown["name"] == "hps-v2" and shown["weights"][0]["filename"] == "HPS_v2_compressed.pt"
+    shown = json.loads(sdo("reward show cyclereward-t2i --json").out)
+    assert shown["name"] == "cyclereward-t2i" and shown["weights"][0]["repo"] == "carolineec/CycleReward-T2I"
+    assert rewards.full_name("cyclereward") == "cyclereward-combo" and rewards.full_name("mps") == "mps-v1"
     shown = sdo("reward show mixture")
     assert shown.code == 0 and "option parts: list, needed" in shown.out
     assert "validation.rewards: [{name: judge}]" in sdo("reward show judge").out
@@ -232,6 +236,17 @@ def test_bad_input_to_check_is_one_sentence(words, folder, sdo, monkeypatch):
     monkeypatch.chdir(folder)
     done = sdo(f"reward check {words}")
     assert done.code == 2 and REFUSED[words] in done.err, done.err
+
+
+@pytest.mark.parametrize("name", ["cyclereward", "cyclereward-t2i", "mps"])
+def test_published_rewards_pass_their_contract(name, tmp_path):
+    """Small random weights in the published form, resized on the way: no size of theirs is 64."""
+    options = make_small_reward(rewards.full_name(name), tmp_path / "small")
+    words = [word for option, value in options.items() for word in ("-o", f"{option}={value}")]
+    done = run(["reward", "check", name, *words, "--json"], tmp_path)
+    assert done.returncode == 0, done.stdout
+    found = {finding["item"]: finding["passed"] for finding in json.loads(done.stdout)}
+    assert sum(passed is True for passed in found.values()) == 13 and found["finite differences"] is True
 
 
 def test_built_in_rewards_can_be_checked(tmp_path):

@@ -123,6 +123,14 @@ def test_half_precision_scores_nearly_the_same(differentiable, dtype):
     assert half.dtype == torch.float32 and not torch.equal(half, half.to(dtype).float())
 
 
+def test_mps_keeps_the_latest_prompts_only(tmp_path):
+    """A row is a third of a megabyte; one that has gone is made again, with the same bits."""
+    reward = make("mps-v1", tmp_path)
+    reward._texts._most = 2
+    first = reward.score(pictures(), PROMPTS)
+    assert len(reward._texts._rows) == 2 and torch.equal(first, reward.score(pictures(), PROMPTS))
+
+
 def test_pickscores_temperature_is_not_rounded():
     """exp of bf16's log 100 is 98.9."""
     net = small_hf_clip()

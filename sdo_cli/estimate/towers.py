@@ -2,22 +2,27 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import rewards
+from rewards import CYCLEREWARD
 from rewards.aesthetic import Aesthetic, predictor_head
 from rewards.base import Reward
 from rewards.clip_encoder import ClipEncoder
 from rewards.clip_score import OPENAI, ClipScore
+from rewards.cyclereward import CycleReward, cycle_head
 from rewards.hps import ARCHITECTURE
 from rewards.imagereward import ImageReward
 from rewards.mixture import Mixture
+from rewards.mps import VIT_H, MpsScore
+from rewards.mps_layers import CrossModel
 from rewards.pickscore import PickScore
 from sdo_cli import embedded
 from sdo_cli.errors import EnvironmentFault
@@ -145,7 +150,30 @@ def _pickscore(options: Mapping[str, Any]) -> Reward:
         return PickScore(CLIPModel(config), tokens)
 
 
+def _mps(options: Mapping[str, Any]) -> Reward:
+    from transformers import BatchEncoding, CLIPConfig, CLIPModel
+
+    config = options.get("config")
+    settings = VIT_H if config is None else json.loads(Path(config).expanduser().read_text())
+
+    def tokens(prompts: list[str], *, max_length: int, **settings: Any) -> Any:
+        return BatchEncoding({"input_ids": _zeros(max_length)(prompts)})
+
+    with META:
+        net = CLIPModel(CLIPConfig.from_dict(settings))
+        width = net.config.projection_dim
+        return MpsScore(net, CrossModel(width, layers=4, heads=16, wider=4 * width), tokens)
+
+
 def _imagereward(options: Mapping[str, Any]) -> Reward:
+    return ImageReward(*_blip(options, predictor_head))
+
+
+def _cyclereward(options: Mapping[str, Any]) -> Reward:
+    return CycleReward(*_blip(options, cycle_head))
+
+
+def _blip(options: Mapping[str, Any], head: Callable[[int], nn.Module]) -> tuple[Any, Any, nn.Module, Any]:
     from transformers import BatchEncoding, BlipTextConfig, BlipVisionConfig, BlipVisionModel
     from transformers.models.blip.modeling_blip_text import BlipTextModel
 
@@ -158,7 +186,7 @@ def _imagereward(options: Mapping[str, Any]) -> Reward:
     known = {k: v for k, v in text.items() if k in BLIP_TEXT} | {"encoder_hidden_size": BLIP_VISION["hidden_size"]}
     with META:
         read = BlipTextModel(BlipTextConfig(**known), add_pooling_layer=False)
-        return ImageReward(BlipVisionModel(BlipVisionConfig(**BLIP_VISION)), read, predictor_head(768), tokens)
+        return BlipVisionModel(BlipVisionConfig(**BLIP_VISION)), read, head(read.config.hidden_size), tokens
 
 
 def _zeros(length: int) -> Any:
@@ -176,4 +204,6 @@ _MAKERS = {
     "hps-v2.1": _hps,
     "pickscore-v1": _pickscore,
     "imagereward-v1": _imagereward,
+    **dict.fromkeys(CYCLEREWARD, _cyclereward),
+    "mps-v1": _mps,
 }
