@@ -28,6 +28,8 @@ TABLE: dict[str, str] = {
     "cyclereward-i2t": "rewards.cyclereward",
     "cyclereward-t2i": "rewards.cyclereward",
     "mps-v1": "rewards.mps",
+    "lrm-1.5": "rewards.lrm",
+    "lrm-xl": "rewards.lrm",
     "colorfulness": "rewards.colorfulness",
     "jpeg-compressibility": "rewards.jpeg",
     "mixture": "rewards.mixture",
@@ -57,6 +59,8 @@ OPTIONS: dict[str, frozenset[str]] = {
     "cyclereward-i2t": frozenset({"checkpoint", "config", "tokenizer"}),
     "cyclereward-t2i": frozenset({"checkpoint", "config", "tokenizer"}),
     "mps-v1": frozenset({"checkpoint", "config", "condition", "threshold"}),
+    "lrm-1.5": frozenset({"model", "timestep"}),
+    "lrm-xl": frozenset({"model", "timestep"}),
     "colorfulness": frozenset(),
     "jpeg-compressibility": frozenset({"quality"}),
     "mixture": frozenset({"parts", "lower_bound"}),
@@ -76,17 +80,26 @@ READS: dict[str, int] = {
     "cyclereward-i2t": 128,
     "cyclereward-t2i": 128,
     "mps-v1": 77,
+    "lrm-1.5": 77,
+    "lrm-xl": 77,
     "clip-embedded": 20,
     "judge": 20,
 }
+# they see x_N, and no picture
+LATENT = frozenset({"lrm-1.5", "lrm-xl"})
 # options without a default
-REQUIRED: dict[str, frozenset[str]] = {"mixture": frozenset({"parts"})}
+REQUIRED: dict[str, frozenset[str]] = {
+    "mixture": frozenset({"parts"}),
+    **{name: frozenset({"model"}) for name in LATENT},
+}
 # options that are no text
 TYPES: dict[tuple[str, str], type] = {
     ("mixture", "parts"): list,
     ("mixture", "lower_bound"): float,
     ("jpeg-compressibility", "quality"): int,
     ("mps-v1", "threshold"): float,
+    ("lrm-1.5", "timestep"): int,
+    ("lrm-xl", "timestep"): int,
 }
 
 # sizes are about what was published, not looked up here
@@ -123,7 +136,7 @@ def _blip_needs(checkpoint: WeightFile) -> Mapping[tuple[str, ...], tuple[Weight
 
 
 # several names of one module
-_VERSIONED = frozenset({*HPS, *CYCLEREWARD})
+_VERSIONED = frozenset({*HPS, *CYCLEREWARD, *LATENT})
 # what a reward needs beside its own options, by the options of which any one replaces it
 _CLIP: Mapping[tuple[str, ...], tuple[WeightFile, ...]] = {("model", "pretrained"): (OPENAI_CLIP,)}
 _NEEDS: Mapping[str, Mapping[tuple[str, ...], tuple[WeightFile, ...]]] = {
@@ -159,22 +172,26 @@ def reward(
     licence: str = "",
     range: tuple[float, float] = (float("-inf"), float("inf")),
     differentiable: bool = True,
+    sees: str = "picture",
 ) -> Callable[[type[Made]], type[Made]]:
     """Decorator that makes a class a reward recipes can name (docs/plugins.md).
 
     The class has ``score(images, prompts) -> [B]``; the keyword-only parameters of its ``__init__`` are its options,
-    checked by their annotation: str, int, float or bool. One that is not differentiable only measures.
+    checked by their annotation: str, int, float or bool. One that is not differentiable only measures. One that
+    ``sees="latent"`` gets x_N in place of images and has ``latents``, a :class:`rewards.base.LatentSpace`.
 
     Raises:
-        ValueError: the name is taken, or an option has another annotation.
+        ValueError: the name is taken, an option has another annotation, or it sees something else.
     """
 
     def register(made: type[Made]) -> type[Made]:
         if name in TABLE or name in SHORT or name in FOREIGN:
             raise ValueError(f"there is a reward {name!r} already; give yours another name")
+        if sees not in ("picture", "latent"):
+            raise ValueError(f"reward {name!r} sees a picture or a latent, not {sees!r}")
         options = _options_of(name, made)
         REGISTERED.append(name)
-        FOREIGN[name] = Foreign(made, summary, source, licence, range, differentiable)
+        FOREIGN[name] = Foreign(made, summary, source, licence, range, differentiable, sees)
         OPTIONS[name] = frozenset(options)
         REQUIRED[name] = frozenset(o for o in options if parameters(made)[o].default is inspect.Parameter.empty)
         TYPES.update({(name, option): hint for option, hint in options.items()})
@@ -222,6 +239,12 @@ def is_measure_only(name: str) -> bool:
     """Whether no recipe may train on it."""
     full = full_name(name)
     return full in MEASURE_ONLY or (full in FOREIGN and not FOREIGN[full].differentiable)
+
+
+def sees_latents(name: str) -> bool:
+    """Whether a known reward is given x_N and no picture."""
+    full = full_name(name)
+    return full in LATENT or (full in FOREIGN and FOREIGN[full].sees == "latent")
 
 
 def full_name(name: str) -> str:

@@ -1,14 +1,15 @@
 """Scores of the reference implementations on random weights, kept as tests/fixtures/reference_rewards.json.
 
-The packages (hpsv2x, image-reward, cyclereward) pin old versions, so they run in an environment of their own; MPS is no
-package, only a repository:
+The packages (hpsv2x, image-reward, cyclereward) pin old versions, so they run in an environment of their own; MPS and
+LRM (LPO) are no packages, only repositories:
 
     python3 -m venv /tmp/reference
     /tmp/reference/bin/pip install --no-deps hpsv2x image-reward cyclereward einops clint args fairscale timm==0.6.13 \
         transformers==4.36.2 tokenizers==0.15.2 'huggingface_hub<1' numpy
     git clone https://github.com/Kwai-Kolors/MPS /tmp/reference/MPS
+    git clone https://github.com/Kwai-Kolors/LPO /tmp/reference/LPO
     echo <this project's venv>/lib/python3.11/site-packages > /tmp/reference/lib/python3.11/site-packages/torch.pth
-    /tmp/reference/bin/python scripts/reference_rewards.py --mps /tmp/reference/MPS [--full]
+    /tmp/reference/bin/python scripts/reference_rewards.py --mps /tmp/reference/MPS --lpo /tmp/reference/LPO [--full]
 
 The last but one line lends it this project's torch, which it finds after its own packages. Weights and images come from
 numpy generators seeded by name, so that the tests build the same ones without any file.
@@ -31,11 +32,16 @@ from reference_inputs import (  # noqa: E402
     BLIP_TEXT,
     BLIP_VISION,
     CLIP_SMALL,
+    LRM_TEXT,
+    LRM_UNET,
     MPS_CASES,
     MPS_SMALL,
     PROMPTS,
+    latent_of,
+    linear_of,
     pictures,
     random_state,
+    random_text,
     write_bert_words,
 )
 
@@ -186,6 +192,56 @@ def mps(repository: Path, condition: str = "", threshold: float = 0.3) -> dict[s
     return found
 
 
+def lrm(version: str, repository: Path) -> dict[str, list[float]]:
+    """The repository's model and ``get_preference_score``, at the authors' last timestep; only widths are others."""
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    from sdo_cli.models.clip_vocabulary import write_clip_tokenizer
+
+    package = types.ModuleType("lrm_models")
+    package.__path__ = [str(repository / "lpo" / "lpo" / "preference_models" / "models")]
+    sys.modules["lrm_models"] = package
+    folder, names = Path("/tmp/lrm-small") / version, list(LRM_TEXT) if version == "lrm-xl" else list(LRM_TEXT)[:1]
+    unet = UNet2DConditionModel(**LRM_UNET[version])
+    unet.load_state_dict(random_state(unet.state_dict(), "unet."))
+    vae = AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+                        block_out_channels=(8,) * 4, norm_num_groups=4)  # fmt: skip
+    for part, name in ((unet, "unet"), (vae, "vae"), (DDPMScheduler(), "scheduler")):
+        part.save_pretrained(folder / name)
+    for name in names:
+        kind = CLIPTextModelWithProjection if name == "text_encoder_2" else CLIPTextModel
+        encoder = kind(CLIPTextConfig(**LRM_TEXT[name]))
+        encoder.load_state_dict(random_text(encoder.state_dict(), name))
+        encoder.save_pretrained(folder / name)
+        # OpenCLIP's encoder is given texts filled up with another word
+        filler = {"pad_token": "!"} if name == "text_encoder_2" else {}
+        write_clip_tokenizer(folder / name.replace("text_encoder", "tokenizer"), **filler)
+    width, channels = LRM_TEXT[names[-1]]["hidden_size"], LRM_UNET[version]["block_out_channels"]
+    place = {"pretrained_model_name_or_path": str(folder), "ft_model_path": None}
+    if version == "lrm-1.5":
+        from lrm_models.sd15_preference_model import SD15PreferenceModel, SD15PreferenceModelConfig
+
+        torch.save({"text_projection.weight": linear_of("text_projection", width, width)}, folder / "clip.bin")
+        config = SD15PreferenceModelConfig(**place, clip_ckpt_path=str(folder / "clip.bin"))
+        model = SD15PreferenceModel(config)
+    else:
+        from lrm_models.sdxl_base_preference_model import SDXLBasePreferenceModel, SDXLBasePreferenceModelConfig
+
+        config = SDXLBasePreferenceModelConfig(**place, pretrained_vae_name_or_path=str(folder / "vae"))
+        model = SDXLBasePreferenceModel(config)
+    features = linear_of("visual_projection", width, sum(channels) + channels[-1])
+    model.visual_projection = torch.nn.Linear(features.shape[1], width, bias=False)
+    model.visual_projection.weight.data = features
+    model.eval()
+    found: dict[str, list] = {"score": []}
+    for j, prompt in enumerate(PROMPTS):
+        ids = model.encode_prompt(prompt)
+        given = (ids,) if version == "lrm-1.5" else ids
+        found["score"].append(model.get_preference_score(latent_of(j)[None], *given, torch.ones(1).long()).item())
+    return found
+
+
 def bare_package(name: str) -> None:
     """Import a package's modules without running its ``__init__``, which wants a GPU's worth of others."""
     for place in sys.path:
@@ -201,11 +257,12 @@ def bare_package(name: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="also ViT-H/14 at full size (8 GB of memory)")
-    parser.add_argument("--only", choices=["hps", "imagereward", "cyclereward", "mps"])
+    parser.add_argument("--only", choices=["hps", "imagereward", "cyclereward", "mps", "lrm"])
     parser.add_argument("--mps", type=Path, help="MPS's repository")
+    parser.add_argument("--lpo", type=Path, help="LPO's repository")
     chosen = parser.parse_args()
     # the table goes on being asked for what is not made anew
-    wanted = {chosen.only} if chosen.only else {"hps", "imagereward", "cyclereward", "mps"}
+    wanted = {chosen.only} if chosen.only else {"hps", "imagereward", "cyclereward", "mps", "lrm"}
     table = json.loads(OUT.read_text()) if OUT.exists() else {}
     for name in ("hpsv2", "ImageReward", "ImageReward.models", "ImageReward.models.BLIP") if wanted & PACKAGES else ():
         bare_package(name)
@@ -221,6 +278,11 @@ def main() -> None:
         if chosen.mps is None:
             raise SystemExit("name MPS's repository with --mps: see the top of this file")
         table |= {f"mps-{case}": mps(chosen.mps, **options) for case, options in MPS_CASES.items()}
+    if "lrm" in wanted:
+        if chosen.lpo is None:
+            raise SystemExit("name LPO's repository with --lpo: see the top of this file")
+        sys.path.insert(0, str(ROOT))
+        table |= {version: lrm(version, chosen.lpo) for version in LRM_UNET}
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps(table) + "\n")
     for name, values in table.items():

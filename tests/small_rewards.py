@@ -2,10 +2,22 @@
 
 import itertools
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
-from reference_inputs import BLIP_TEXT, BLIP_VISION, CLIP_SMALL, MPS_SMALL, random_state, write_bert_words
+from reference_inputs import (
+    BLIP_TEXT,
+    BLIP_VISION,
+    CLIP_SMALL,
+    LRM_TEXT,
+    LRM_UNET,
+    MPS_SMALL,
+    linear_of,
+    random_state,
+    random_text,
+    write_bert_words,
+)
 from safetensors.torch import save_file
 
 # every reward that has weights
@@ -110,6 +122,29 @@ def _mps(folder: Path) -> dict:
     return {"checkpoint": str(folder / "mps.safetensors"), "config": str(folder / "clip" / "config.json")}
 
 
+def _lrm(version: str, folder: Path) -> dict:
+    """As its authors publish it: the UNet and the encoders as diffusers and transformers save them, the rest beside."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    unet = UNet2DConditionModel(**LRM_UNET[version])
+    unet.load_state_dict(random_state(unet.state_dict(), "unet."))
+    unet.save_pretrained(folder / "lrm" / "unet")
+    names = list(LRM_TEXT) if version == "lrm-xl" else list(LRM_TEXT)[:1]
+    for name in names:
+        kind = CLIPTextModelWithProjection if name == "text_encoder_2" else CLIPTextModel
+        encoder = kind(CLIPTextConfig(**LRM_TEXT[name]))
+        encoder.load_state_dict(random_text(encoder.state_dict(), name))
+        encoder.save_pretrained(folder / "lrm" / name)
+    width, channels = LRM_TEXT[names[-1]]["hidden_size"], LRM_UNET[version]["block_out_channels"]
+    features = linear_of("visual_projection", width, sum(channels) + channels[-1])
+    table = {"visual_projection": {"weight": features}, "logit_scale": torch.tensor(2.6592)}
+    if version == "lrm-1.5":
+        table["text_projection"] = {"weight": linear_of("text_projection", width, width)}
+    torch.save(table, folder / "lrm" / "state_dict.pt")
+    return {"model": str(folder / "lrm")}
+
+
 def published_mps(net) -> dict[str, torch.Tensor]:
     """A CLIP and random cross attention under the names of the file on the hub."""
     from rewards.mps_layers import CrossModel
@@ -189,4 +224,6 @@ MAKERS = {
     "imagereward-v1": _imagereward,
     **dict.fromkeys(CYCLES, _cyclereward),
     "mps-v1": _mps,
+    "lrm-1.5": partial(_lrm, "lrm-1.5"),
+    "lrm-xl": partial(_lrm, "lrm-xl"),
 }

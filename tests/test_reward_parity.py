@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
-from reference_inputs import CLIP_SMALL, MPS_CASES, PROMPTS, pictures, random_state
+from reference_inputs import CLIP_SMALL, LRM_UNET, MPS_CASES, PROMPTS, latent_of, pictures, random_state
 from safetensors.torch import save_file
 from small_rewards import make_small_reward, small_hf_clip, write_open_clip
 from torchvision.transforms.functional import to_tensor
@@ -279,6 +279,17 @@ def test_mps_is_its_repository(case, tmp_path):
     same_embeddings(torch.cat(looked), torch.tensor(reference["embedding"]))
     kept = [int((row[-77:] == 0).sum()) for row in reward._texts._rows.values()]
     assert kept == reference["kept"] and (case == "overall" or max(kept) < 77)
+
+
+@pytest.mark.parametrize("version", LRM_UNET)
+def test_lrm_is_its_repository(version, tmp_path):
+    """At the authors' last timestep, each latent with its prompt; with guidance between prompt and none, as theirs."""
+    reward = rewards.build(version, make_small_reward(version, tmp_path))
+    with torch.no_grad():
+        found = torch.cat([reward.score(latent_of(j)[None], [prompt]) for j, prompt in enumerate(PROMPTS)])
+        together = reward.score(torch.stack([latent_of(j) for j in range(8)]), PROMPTS[:8])
+    same_scores(found, REFERENCE[version]["score"])
+    assert torch.allclose(found[:8], together, atol=1e-5)
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])

@@ -54,6 +54,9 @@ def seen_by(name: str) -> dict[str, Any]:
     """What a known reward is told of: a plug-in's code does not say."""
     import rewards
 
+    if rewards.sees_latents(name):
+        reads = rewards.READS.get(name)
+        return {"sees": "latent and prompt" if reads else "the latent", "reads": reads}
     if name in rewards.FOREIGN:
         return {"sees": "", "reads": None}
     if name == "mixture":
