@@ -12,6 +12,7 @@ from small_rewards import make_small_reward
 
 import rewards
 from sdo_cli.cli.app import main
+from sdo_cli.cli.reward import cost_line
 
 PAGE = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text().split("# A reward of your own")[1]
 # warm.py and small.py, each with its two commands
@@ -236,6 +237,25 @@ def test_bad_input_to_check_is_one_sentence(words, folder, sdo, monkeypatch):
     monkeypatch.chdir(folder)
     done = sdo(f"reward check {words}")
     assert done.code == 2 and REFUSED[words] in done.err, done.err
+
+
+def test_the_list_counts_what_each_reward_costs(folder, sdo):
+    """On tensors without data, as the estimate of a recipe does; what cannot be counted says why."""
+    done = run(["reward", "list", "--costs", "--json", "--plugin", "warm.py"], folder)
+    rows = {row["name"]: row["costs"] for row in json.loads(done.stdout)}
+    assert set(rows) == {*rewards.TABLE, "warmth"} and rows["warmth"]["bytes"] > 0
+    assert [name for name, costs in rows.items() if "unknown" in costs] == ["jpeg-compressibility", "mixture"]
+    # ViT-H/14: 0.97 billion weights of which 0.63 see the picture, 2 operations each for 257 tokens, back as often
+    assert 0.9 < rows["hps-v2.1"]["flops"] / (2 * 2 * 632e6 * 257) < 1.2
+    assert rows["mps-v1"]["flops"] > rows["hps-v2.1"]["flops"] > rows["clip-score"]["flops"]
+    assert rows["hps-v2.1"]["weights"] == pytest.approx(4 * 986e6, rel=0.01) and rows["colorfulness"]["weights"] == 0
+    # a latent of 64 x 64 through half a UNet, twice
+    assert 1e12 < rows["lrm-1.5"]["flops"] < 1.5e12
+    assert cost_line(rows["jpeg-compressibility"]) == "costs: not counted, it leaves torch"
+    assert cost_line({"flops": 1.2e12, "bytes": 3e8, "weights": 2e9}) == (
+        "costs: 1,200 GFLOP and 300 MB a picture of 512 pixels with its gradient; weights 2.00 GB in fp32"
+    )
+    assert all("costs" not in row for row in json.loads(sdo("reward list --json").out))
 
 
 @pytest.mark.parametrize("name", ["cyclereward", "cyclereward-t2i", "mps"])

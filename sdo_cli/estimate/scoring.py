@@ -179,6 +179,20 @@ def measure_cost(reward: RewardSetup, precision: str, size: tuple[int, int], row
         return count(lambda: model.score(images, prompts))
 
 
+@lru_cache(maxsize=64)
+def gradient_cost(reward: RewardSetup, precision: str, size: tuple[int, int]) -> Cost:
+    """A reward of one picture (or latent) of this size, and its gradient there; the prompt is read already."""
+    model = _reward(reward, precision)
+    seen = shape_seen(model, size)
+    _read(model, ["0"], seen)
+
+    def score() -> Tensor:
+        leaf = torch.empty(1, *seen, device=META, requires_grad=True)
+        return torch.autograd.grad(model.score(leaf, ["0"]).sum(), leaf)[0]
+
+    return count(score)
+
+
 def shape_seen(reward: Reward, size: tuple[int, int]) -> tuple[int, int, int]:
     """Of what a reward is given of pictures of this size."""
     if reward.info.sees != "latent":
