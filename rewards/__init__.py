@@ -24,6 +24,12 @@ TABLE: dict[str, str] = {
     "hps-v2.1": "rewards.hps",
     "pickscore-v1": "rewards.pickscore",
     "imagereward-v1": "rewards.imagereward",
+    "cyclereward-combo": "rewards.cyclereward",
+    "cyclereward-i2t": "rewards.cyclereward",
+    "cyclereward-t2i": "rewards.cyclereward",
+    "mps-v1": "rewards.mps",
+    "lrm-1.5": "rewards.lrm",
+    "lrm-xl": "rewards.lrm",
     "colorfulness": "rewards.colorfulness",
     "jpeg-compressibility": "rewards.jpeg",
     "mixture": "rewards.mixture",
@@ -37,6 +43,8 @@ SHORT = {
     "hps": "hps-v2.1",
     "pickscore": "pickscore-v1",
     "imagereward": "imagereward-v1",
+    "cyclereward": "cyclereward-combo",
+    "mps": "mps-v1",
 }
 # Known without importing torch, so that a recipe can be checked in milliseconds.
 MEASURE_ONLY = frozenset({"judge", "jpeg-compressibility"})
@@ -47,6 +55,12 @@ OPTIONS: dict[str, frozenset[str]] = {
     "hps-v2.1": frozenset({"model", "checkpoint"}),
     "pickscore-v1": frozenset({"model"}),
     "imagereward-v1": frozenset({"checkpoint", "config", "tokenizer"}),
+    "cyclereward-combo": frozenset({"checkpoint", "config", "tokenizer"}),
+    "cyclereward-i2t": frozenset({"checkpoint", "config", "tokenizer"}),
+    "cyclereward-t2i": frozenset({"checkpoint", "config", "tokenizer"}),
+    "mps-v1": frozenset({"checkpoint", "config", "condition", "threshold"}),
+    "lrm-1.5": frozenset({"model", "timestep"}),
+    "lrm-xl": frozenset({"model", "timestep"}),
     "colorfulness": frozenset(),
     "jpeg-compressibility": frozenset({"quality"}),
     "mixture": frozenset({"parts", "lower_bound"}),
@@ -62,16 +76,30 @@ READS: dict[str, int] = {
     "hps-v2.1": 77,
     "pickscore-v1": 77,
     "imagereward-v1": 35,
+    "cyclereward-combo": 128,
+    "cyclereward-i2t": 128,
+    "cyclereward-t2i": 128,
+    "mps-v1": 77,
+    "lrm-1.5": 77,
+    "lrm-xl": 77,
     "clip-embedded": 20,
     "judge": 20,
 }
+# they see x_N, and no picture
+LATENT = frozenset({"lrm-1.5", "lrm-xl"})
 # options without a default
-REQUIRED: dict[str, frozenset[str]] = {"mixture": frozenset({"parts"})}
+REQUIRED: dict[str, frozenset[str]] = {
+    "mixture": frozenset({"parts"}),
+    **{name: frozenset({"model"}) for name in LATENT},
+}
 # options that are no text
 TYPES: dict[tuple[str, str], type] = {
     ("mixture", "parts"): list,
     ("mixture", "lower_bound"): float,
     ("jpeg-compressibility", "quality"): int,
+    ("mps-v1", "threshold"): float,
+    ("lrm-1.5", "timestep"): int,
+    ("lrm-xl", "timestep"): int,
 }
 
 # sizes are about what was published, not looked up here
@@ -86,11 +114,29 @@ PICKSCORE = (
     WeightFile("yuvalkirstain/PickScore_v1", "model.safetensors", 3_940_000_000, "MIT"),
 )
 BERT = "google-bert/bert-base-uncased"
-IMAGEREWARD = (
-    WeightFile("THUDM/ImageReward", "ImageReward.pt", 1_790_000_000, "Apache-2.0"),
+# BLIP's own settings and words, the same for all who stand on it
+BLIP_TEXT_FILES = (
     WeightFile("THUDM/ImageReward", "med_config.json", 500, "Apache-2.0"),
     WeightFile(BERT, "vocab.txt", 230_000, "Apache-2.0"),
 )
+IMAGEREWARD = (WeightFile("THUDM/ImageReward", "ImageReward.pt", 1_790_000_000, "Apache-2.0"), *BLIP_TEXT_FILES)
+CYCLEREWARD = {
+    f"cyclereward-{kind.lower()}": WeightFile(
+        f"carolineec/CycleReward-{kind}", "model.safetensors", 1_790_000_000, "MIT"
+    )
+    for kind in ("Combo", "I2T", "T2I")
+}
+# a converted copy: the authors' file is a pickled module, which is not read (rewards/mps.py)
+MPS = WeightFile("RE-N-Y/mpsv1", "model.safetensors", 4_300_000_000, "MIT")
+
+
+def _blip_needs(checkpoint: WeightFile) -> Mapping[tuple[str, ...], tuple[WeightFile, ...]]:
+    settings, words = BLIP_TEXT_FILES
+    return {("checkpoint",): (checkpoint,), ("config",): (settings,), ("tokenizer",): (words,)}
+
+
+# several names of one module
+_VERSIONED = frozenset({*HPS, *CYCLEREWARD, *LATENT})
 # what a reward needs beside its own options, by the options of which any one replaces it
 _CLIP: Mapping[tuple[str, ...], tuple[WeightFile, ...]] = {("model", "pretrained"): (OPENAI_CLIP,)}
 _NEEDS: Mapping[str, Mapping[tuple[str, ...], tuple[WeightFile, ...]]] = {
@@ -99,11 +145,9 @@ _NEEDS: Mapping[str, Mapping[tuple[str, ...], tuple[WeightFile, ...]]] = {
     "hps-v2": {("checkpoint",): (HPS["hps-v2"],)},
     "hps-v2.1": {("checkpoint",): (HPS["hps-v2.1"],)},
     "pickscore-v1": {("model",): PICKSCORE},
-    "imagereward-v1": {
-        ("checkpoint",): IMAGEREWARD[:1],
-        ("config",): IMAGEREWARD[1:2],
-        ("tokenizer",): IMAGEREWARD[2:],
-    },
+    "imagereward-v1": _blip_needs(IMAGEREWARD[0]),
+    **{name: _blip_needs(file) for name, file in CYCLEREWARD.items()},
+    "mps-v1": {("checkpoint",): (MPS,)},
 }
 WEIGHTS: Mapping[str, tuple[WeightFile, ...]] = {
     name: tuple(file for files in needs.values() for file in files) for name, needs in _NEEDS.items()
@@ -128,22 +172,26 @@ def reward(
     licence: str = "",
     range: tuple[float, float] = (float("-inf"), float("inf")),
     differentiable: bool = True,
+    sees: str = "picture",
 ) -> Callable[[type[Made]], type[Made]]:
     """Decorator that makes a class a reward recipes can name (docs/plugins.md).
 
     The class has ``score(images, prompts) -> [B]``; the keyword-only parameters of its ``__init__`` are its options,
-    checked by their annotation: str, int, float or bool. One that is not differentiable only measures.
+    checked by their annotation: str, int, float or bool. One that is not differentiable only measures. One that
+    ``sees="latent"`` gets x_N in place of images and has ``latents``, a :class:`rewards.base.LatentSpace`.
 
     Raises:
-        ValueError: the name is taken, or an option has another annotation.
+        ValueError: the name is taken, an option has another annotation, or it sees something else.
     """
 
     def register(made: type[Made]) -> type[Made]:
         if name in TABLE or name in SHORT or name in FOREIGN:
             raise ValueError(f"there is a reward {name!r} already; give yours another name")
+        if sees not in ("picture", "latent"):
+            raise ValueError(f"reward {name!r} sees a picture or a latent, not {sees!r}")
         options = _options_of(name, made)
         REGISTERED.append(name)
-        FOREIGN[name] = Foreign(made, summary, source, licence, range, differentiable)
+        FOREIGN[name] = Foreign(made, summary, source, licence, range, differentiable, sees)
         OPTIONS[name] = frozenset(options)
         REQUIRED[name] = frozenset(o for o in options if parameters(made)[o].default is inspect.Parameter.empty)
         TYPES.update({(name, option): hint for option, hint in options.items()})
@@ -191,6 +239,12 @@ def is_measure_only(name: str) -> bool:
     """Whether no recipe may train on it."""
     full = full_name(name)
     return full in MEASURE_ONLY or (full in FOREIGN and not FOREIGN[full].differentiable)
+
+
+def sees_latents(name: str) -> bool:
+    """Whether a known reward is given x_N and no picture."""
+    full = full_name(name)
+    return full in LATENT or (full in FOREIGN and FOREIGN[full].sees == "latent")
 
 
 def full_name(name: str) -> str:
@@ -284,5 +338,5 @@ def build(name: str, options: Mapping[str, Any] | None = None) -> Any:
 
         return guarded(full, FOREIGN[full], dict(options or {}))
     module = import_module(TABLE[full])
-    versioned = {"version": full} if full in HPS else {}
+    versioned = {"version": full} if full in _VERSIONED else {}
     return module.build(**versioned, **(options or {}))

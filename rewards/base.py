@@ -8,6 +8,22 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class LatentSpace:
+    """Whose latents a reward reads: those that a VAE of this shape makes, times ``scaling``.
+
+    Attributes:
+        name: of the models, in words.
+        factor: pixels per latent, along one side.
+    """
+
+    name: str
+    channels: int
+    scaling: float
+    factor: int
+    shift: float = 0.0
+
+
+@dataclass(frozen=True)
 class RewardInfo:
     """What a reward is, for lists, cards and manifests.
 
@@ -19,6 +35,7 @@ class RewardInfo:
         range: the interval scores usually fall in.
         differentiable: whether gradients flow from the score to the images.
         trainable: False for rewards that only measure; no recipe may train on them.
+        sees: ``picture``, or ``latent``: the final latent x_N, so that nothing is decoded for it.
     """
 
     name: str
@@ -28,6 +45,7 @@ class RewardInfo:
     range: tuple[float, float]
     differentiable: bool = True
     trainable: bool = True
+    sees: str = "picture"
 
 
 @runtime_checkable
@@ -38,6 +56,9 @@ class Reward(Protocol):
     prompt per image; it returns ``[B]``, higher is better. It never guesses the pixel range and never uses
     statistics of the batch. What it keeps between calls does not show: scores are equal bit for bit whatever was scored
     before.
+
+    One that sees latents (``info.sees``) gets x_N ``[B, C, h, w]`` in place of images, scaled as the network knows it,
+    and says in ``latents``, a :class:`LatentSpace`, whose they have to be.
 
     A reward with weights also has ``to(device, dtype)``, and ``gradient_checkpointing()`` where its layers can be
     recomputed in the backward pass; one made of others has ``parts(images, prompts)``, their scores by name. One that

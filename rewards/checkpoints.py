@@ -21,11 +21,12 @@ def reason(fault: BaseException) -> str:
     return (str(fault).splitlines() or [type(fault).__name__])[0]
 
 
-def read_state(path: Path, what: str) -> dict[str, Tensor]:
+def read_state(path: Path, what: str, again: str = "copy or download it again") -> dict[str, Tensor]:
     """Tensors by name, on the CPU, of a ``.safetensors`` or torch file; there also one level down, in ``state_dict``.
 
     Args:
         what: the file in words, for the sentence when it is wrong.
+        again: what to do about one that cannot be read.
 
     Raises:
         EnvironmentFault: not there, not readable, or without tensors.
@@ -36,8 +37,7 @@ def read_state(path: Path, what: str) -> dict[str, Tensor]:
         is_safe = path.suffix == ".safetensors"
         read = load_file(path) if is_safe else torch.load(path, weights_only=True, map_location="cpu")
     except UNREADABLE as fault:
-        remedy = "copy or download it again"
-        raise EnvironmentFault(f"cannot read the {what} {path}: {reason(fault)}", remedy=remedy) from fault
+        raise EnvironmentFault(f"cannot read the {what} {path}: {reason(fault)}", remedy=again) from fault
     state = read.get("state_dict", read) if isinstance(read, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise EnvironmentFault(f"the {what} {path} is no table of weights", remedy="give the file as it was published")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards.base import RewardInfo
+from rewards.base import LatentSpace, RewardInfo
 from rewards.registered import Foreign
 from sdo_cli.errors import PluginFault
 from sdo_cli.installed import sdo
@@ -30,6 +30,7 @@ def info_of(name: str, foreign: Foreign) -> RewardInfo:
         foreign.range,
         differentiable=foreign.differentiable,
         trainable=foreign.differentiable,
+        sees=foreign.sees,
     )
 
 
@@ -43,9 +44,19 @@ class Guarded:
         self.name, self.made, self.info = name, made, info_of(name, foreign)
 
     def __getattr__(self, extra: str) -> Any:
+        if extra == "latents":
+            return self._latents()
         if extra not in EXTRAS:
             raise AttributeError(extra)
         return self._blamed(getattr(self.made, extra), f"failed in {extra}()")
+
+    def _latents(self) -> LatentSpace:
+        found = getattr(self.made, "latents", None)
+        if not isinstance(found, LatentSpace):
+            text = "sees latents and does not say whose"
+            remedy = "give the class `latents = LatentSpace(name, channels, scaling, factor)` (rewards.base)"
+            raise PluginFault(f"the plug-in's reward {self.name} {text}", remedy=remedy)
+        return found
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         scores = self._blamed(self.made.score, "failed")(images, prompts)

@@ -96,6 +96,8 @@ def build(parts: list[dict[str, Any]], lower_bound: float = 0.0) -> Mixture:
         reward = rewards.build(part["name"], part.get("options"))
         if not reward.info.trainable:
             raise RecipeFault([f"{part['name']} only measures and cannot be part of a mixture"], what="mixture")
+        if reward.info.sees == "latent":
+            raise RecipeFault([f"{part['name']} sees latents; name it beside the mixture"], what="mixture")
         if part["name"] in members:
             raise RecipeFault([f"{part['name']} is a part twice; give it once"], what="mixture")
         members[part["name"]] = (reward, part.get("weight", 1.0), part.get("mean", 0.0), part.get("std", 1.0))

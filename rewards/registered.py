@@ -15,3 +15,4 @@ class Foreign:
     licence: str
     range: tuple[float, float]
     differentiable: bool
+    sees: str = "picture"

@@ -45,7 +45,16 @@ REAL: dict[str, Any] = {
     },
     "steps": 30,
     "rewards": {
-        name: {} for name in ("clip-score", "aesthetic-v2", "hps-v2", "hps-v2.1", "pickscore-v1", "imagereward-v1")
+        name: {}
+        for name in (
+            "clip-score",
+            "aesthetic-v2",
+            "hps-v2",
+            "hps-v2.1",
+            "pickscore-v1",
+            "imagereward-v1",
+            "cyclereward-combo",
+        )
     },
     "openai_clip": "openai/clip-vit-large-patch14",
     "picture_model": "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -197,6 +206,15 @@ def reference_imagereward(settings: dict[str, Any], reward: Any, images: list[An
     return torch.tensor([net.score(prompt, image) for image, prompt in zip(images, PROMPTS, strict=True)])
 
 
+def reference_cyclereward(settings: dict[str, Any], reward: Any, images: list[Any]) -> torch.Tensor:
+    from cyclereward import cyclereward
+
+    net, transform = cyclereward(device="cpu", model_type="CycleReward-Combo")
+    return torch.tensor([
+        net.score(transform(image)[None], prompt).item() for image, prompt in zip(images, PROMPTS, strict=True)
+    ])  # fmt: skip
+
+
 REFERENCES = {
     "clip-score": reference_clip,
     "aesthetic-v2": reference_aesthetic,
@@ -204,6 +222,7 @@ REFERENCES = {
     "hps-v2": reference_hps,
     "hps-v2.1": reference_hps,
     "imagereward-v1": reference_imagereward,
+    "cyclereward-combo": reference_cyclereward,
 }
 
 

@@ -2,14 +2,27 @@
 
 import itertools
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
-from reference_inputs import BLIP_TEXT, BLIP_VISION, CLIP_SMALL, random_state, write_bert_words
+from reference_inputs import (
+    BLIP_TEXT,
+    BLIP_VISION,
+    CLIP_SMALL,
+    LRM_TEXT,
+    LRM_UNET,
+    MPS_SMALL,
+    linear_of,
+    random_state,
+    random_text,
+    write_bert_words,
+)
 from safetensors.torch import save_file
 
 # every reward that has weights
-WITH_WEIGHTS = ("clip-score", "aesthetic-v2", "hps-v2", "hps-v2.1", "pickscore-v1", "imagereward-v1")
+CYCLES = ("cyclereward-combo", "cyclereward-i2t", "cyclereward-t2i")
+WITH_WEIGHTS = ("clip-score", "aesthetic-v2", "hps-v2", "hps-v2.1", "pickscore-v1", "imagereward-v1", *CYCLES, "mps-v1")
 
 
 def write_open_clip(folder: Path, config: dict, *, quick_gelu: bool = False, weights: bool = True) -> Path:
@@ -89,17 +102,74 @@ def _pickscore(folder: Path) -> dict:
 
 def _imagereward(folder: Path) -> dict:
     torch.save(published_imagereward(), folder / "ImageReward.pt")
+    return {"checkpoint": str(folder / "ImageReward.pt")} | _blip_text(folder)
+
+
+def _cyclereward(folder: Path) -> dict:
+    save_file(published_cyclereward(), folder / "model.safetensors")
+    return {"checkpoint": str(folder / "model.safetensors")} | _blip_text(folder)
+
+
+def _blip_text(folder: Path) -> dict:
     (folder / "med_config.json").write_text(json.dumps(BLIP_TEXT))
     write_bert_words(folder / "bert")
-    return {
-        "checkpoint": str(folder / "ImageReward.pt"),
-        "config": str(folder / "med_config.json"),
-        "tokenizer": str(folder / "bert"),
-    }
+    return {"config": str(folder / "med_config.json"), "tokenizer": str(folder / "bert")}
+
+
+def _mps(folder: Path) -> dict:
+    net = small_hf_clip(folder / "clip")
+    save_file(published_mps(net), folder / "mps.safetensors")
+    return {"checkpoint": str(folder / "mps.safetensors"), "config": str(folder / "clip" / "config.json")}
+
+
+def _lrm(version: str, folder: Path) -> dict:
+    """As its authors publish it: the UNet and the encoders as diffusers and transformers save them, the rest beside."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    unet = UNet2DConditionModel(**LRM_UNET[version])
+    unet.load_state_dict(random_state(unet.state_dict(), "unet."))
+    unet.save_pretrained(folder / "lrm" / "unet")
+    names = list(LRM_TEXT) if version == "lrm-xl" else list(LRM_TEXT)[:1]
+    for name in names:
+        kind = CLIPTextModelWithProjection if name == "text_encoder_2" else CLIPTextModel
+        encoder = kind(CLIPTextConfig(**LRM_TEXT[name]))
+        encoder.load_state_dict(random_text(encoder.state_dict(), name))
+        encoder.save_pretrained(folder / "lrm" / name)
+    width, channels = LRM_TEXT[names[-1]]["hidden_size"], LRM_UNET[version]["block_out_channels"]
+    features = linear_of("visual_projection", width, sum(channels) + channels[-1])
+    table = {"visual_projection": {"weight": features}, "logit_scale": torch.tensor(2.6592)}
+    if version == "lrm-1.5":
+        table["text_projection"] = {"weight": linear_of("text_projection", width, width)}
+    torch.save(table, folder / "lrm" / "state_dict.pt")
+    return {"model": str(folder / "lrm")}
+
+
+def published_mps(net) -> dict[str, torch.Tensor]:
+    """A CLIP and random cross attention under the names of the file on the hub."""
+    from rewards.mps_layers import CrossModel
+
+    cross = CrossModel(**MPS_SMALL).state_dict()
+    drawn = random_state(cross, "cross_model.") | {k: v for k, v in cross.items() if k.endswith("inv_freq")}
+    # biases of these norms are no parameters: zeros
+    drawn |= {k: torch.zeros_like(v) for k, v in cross.items() if k.endswith("norm.bias")}
+    state = {f"mps.model.{name}": value for name, value in net.state_dict().items()}
+    return state | {f"mps.cross_model.{name}": value for name, value in drawn.items()}
 
 
 def published_imagereward() -> dict[str, torch.Tensor]:
     """Random weights under the published file's names, with the parts of it that scoring does not use."""
+    return published_blip((0, 2, 4, 6, 7))
+
+
+def published_cyclereward() -> dict[str, torch.Tensor]:
+    return published_blip((0, 2, 4, 6, 8))
+
+
+def published_blip(layers: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """Args:
+    layers: numbers of the head's.
+    """
     width, hidden, deep = BLIP_VISION["embed_dim"], BLIP_TEXT["hidden_size"], BLIP_TEXT["intermediate_size"]
     patch, count = BLIP_VISION["patch_size"], (BLIP_VISION["img_size"] // BLIP_VISION["patch_size"]) ** 2 + 1
     shapes = {"cls_token": (1, 1, width), "pos_embed": (1, count, width), "norm.weight": (width,)}
@@ -131,7 +201,7 @@ def published_imagereward() -> dict[str, torch.Tensor]:
             text |= {f"{at}{name}.LayerNorm.weight": (hidden,), f"{at}{name}.LayerNorm.bias": (hidden,)}
     sizes = (hidden, 1024, 128, 64, 16, 1)
     head = {}
-    for index, (a, b) in zip((0, 2, 4, 6, 7), itertools.pairwise(sizes), strict=True):
+    for index, (a, b) in zip(layers, itertools.pairwise(sizes), strict=True):
         head |= {f"{index}.weight": (b, a), f"{index}.bias": (b,)}
     state = {}
     for prefix, table in (("blip.visual_encoder.", shapes), ("blip.text_encoder.", text)):
@@ -152,4 +222,8 @@ MAKERS = {
     "hps-v2.1": _hps,
     "pickscore-v1": _pickscore,
     "imagereward-v1": _imagereward,
+    **dict.fromkeys(CYCLES, _cyclereward),
+    "mps-v1": _mps,
+    "lrm-1.5": partial(_lrm, "lrm-1.5"),
+    "lrm-xl": partial(_lrm, "lrm-xl"),
 }

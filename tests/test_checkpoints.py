@@ -161,7 +161,7 @@ class StopsAt(Stopping):
 
 
 # all built-in ones that read prompts
-READERS = ("clip-score", "hps-v2.1", "pickscore-v1", "imagereward-v1")
+READERS = ("clip-score", "hps-v2.1", "pickscore-v1", "imagereward-v1", "cyclereward-combo", "mps-v1")
 
 
 @pytest.fixture

@@ -357,7 +357,17 @@ def test_rewards_without_weights_cost_what_the_real_ones_cost(name, options):
 # millions of parameters, as published
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("clip", 428), ("aesthetic", 428), ("hps", 986), ("pickscore", 986), ("imagereward", 447), ("colorfulness", 0)],
+    [
+        ("clip", 428),
+        ("aesthetic", 428),
+        ("hps", 986),
+        ("pickscore", 986),
+        ("imagereward", 447),
+        ("cyclereward", 447),
+        # ViT-H/14 and four pairs of layers of 14.8 million each
+        ("mps", 1105),
+        ("colorfulness", 0),
+    ],
 )
 def test_published_rewards_have_their_published_size(name, millions):
     assert reward_bytes(RewardSetup.of(name, {}), "no") / 4e6 == pytest.approx(millions, rel=0.01)

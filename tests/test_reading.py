@@ -3,7 +3,7 @@
 import pytest
 import torch
 from test_families import sdo
-from test_rewards import NAMES, make, pictures
+from test_rewards import NAMES, make, shown
 
 import rewards
 from rewards.reading import unread
@@ -20,6 +20,12 @@ READERS = {
     "hps-v2.1": 77,
     "pickscore-v1": 77,
     "imagereward-v1": 35,
+    "cyclereward-combo": 128,
+    "cyclereward-i2t": 128,
+    "cyclereward-t2i": 128,
+    "mps-v1": 77,
+    "lrm-1.5": 77,
+    "lrm-xl": 77,
 }
 
 
@@ -32,7 +38,7 @@ def test_unread_are_those_whose_last_word_changes_nothing(name, tmp_path):
     reward = make(name, tmp_path)
     limit, longer = reward.unread(["a cat", "a cat, " * 200])
     assert (limit, longer) == (READERS[name], ["a cat, " * 200])
-    one = pictures(1)
+    one = shown(reward, 1)
     # two marks stand around the words
     for words in (limit - 2, limit - 1):
         pair = [of_length(words, last) for last in ("bus", "cat")]
@@ -42,9 +48,9 @@ def test_unread_are_those_whose_last_word_changes_nothing(name, tmp_path):
 
 
 def test_every_reward_of_the_table_that_reads_prompts_says_so(tmp_path):
-    one = pictures(1)
     for name in NAMES:
         reward = make(name, tmp_path / name)
+        one = shown(reward, 1)
         with torch.no_grad():
             reads = not torch.equal(*(reward.score(one, [text]) for text in ("a cat", "a bus")))
         assert name == "mixture" or reads == (name in READERS)

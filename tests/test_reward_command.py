@@ -8,9 +8,11 @@ from pathlib import Path
 
 import entry
 import pytest
+from small_rewards import make_small_reward
 
 import rewards
 from sdo_cli.cli.app import main
+from sdo_cli.cli.reward import cost_line
 
 PAGE = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text().split("# A reward of your own")[1]
 # warm.py and small.py, each with its two commands
@@ -195,6 +197,9 @@ def test_list_and_show(sdo):
     assert "option checkpoint: str, default None" in shown.out and "rewards: [{name: hps}]" in shown.out
     shown = json.loads(sdo("reward show hps-v2 --json").out)
     assert shown["name"] == "hps-v2" and shown["weights"][0]["filename"] == "HPS_v2_compressed.pt"
+    shown = json.loads(sdo("reward show cyclereward-t2i --json").out)
+    assert shown["name"] == "cyclereward-t2i" and shown["weights"][0]["repo"] == "carolineec/CycleReward-T2I"
+    assert rewards.full_name("cyclereward") == "cyclereward-combo" and rewards.full_name("mps") == "mps-v1"
     shown = sdo("reward show mixture")
     assert shown.code == 0 and "option parts: list, needed" in shown.out
     assert "validation.rewards: [{name: judge}]" in sdo("reward show judge").out
@@ -232,6 +237,36 @@ def test_bad_input_to_check_is_one_sentence(words, folder, sdo, monkeypatch):
     monkeypatch.chdir(folder)
     done = sdo(f"reward check {words}")
     assert done.code == 2 and REFUSED[words] in done.err, done.err
+
+
+def test_the_list_counts_what_each_reward_costs(folder, sdo):
+    """On tensors without data, as the estimate of a recipe does; what cannot be counted says why."""
+    done = run(["reward", "list", "--costs", "--json", "--plugin", "warm.py"], folder)
+    rows = {row["name"]: row["costs"] for row in json.loads(done.stdout)}
+    assert set(rows) == {*rewards.TABLE, "warmth"} and rows["warmth"]["bytes"] > 0
+    assert [name for name, costs in rows.items() if "unknown" in costs] == ["jpeg-compressibility", "mixture"]
+    # ViT-H/14: 0.97 billion weights of which 0.63 see the picture, 2 operations each for 257 tokens, back as often
+    assert 0.9 < rows["hps-v2.1"]["flops"] / (2 * 2 * 632e6 * 257) < 1.2
+    assert rows["mps-v1"]["flops"] > rows["hps-v2.1"]["flops"] > rows["clip-score"]["flops"]
+    assert rows["hps-v2.1"]["weights"] == pytest.approx(4 * 986e6, rel=0.01) and rows["colorfulness"]["weights"] == 0
+    # a latent of 64 x 64 through half a UNet, twice
+    assert 1e12 < rows["lrm-1.5"]["flops"] < 1.5e12
+    assert cost_line(rows["jpeg-compressibility"]) == "costs: not counted, it leaves torch"
+    assert cost_line({"flops": 1.2e12, "bytes": 3e8, "weights": 2e9}) == (
+        "costs: 1,200 GFLOP and 300 MB a picture of 512 pixels with its gradient; weights 2.00 GB in fp32"
+    )
+    assert all("costs" not in row for row in json.loads(sdo("reward list --json").out))
+
+
+@pytest.mark.parametrize("name", ["cyclereward", "cyclereward-t2i", "mps"])
+def test_published_rewards_pass_their_contract(name, tmp_path):
+    """Small random weights in the published form, resized on the way: no size of theirs is 64."""
+    options = make_small_reward(rewards.full_name(name), tmp_path / "small")
+    words = [word for option, value in options.items() for word in ("-o", f"{option}={value}")]
+    done = run(["reward", "check", name, *words, "--json"], tmp_path)
+    assert done.returncode == 0, done.stdout
+    found = {finding["item"]: finding["passed"] for finding in json.loads(done.stdout)}
+    assert sum(passed is True for passed in found.values()) == 13 and found["finite differences"] is True
 
 
 def test_built_in_rewards_can_be_checked(tmp_path):

@@ -9,11 +9,11 @@ import entry
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_rewards import WITH_WEIGHTS, make_small_reward
+from small_rewards import WITH_WEIGHTS, make_small_reward, published_imagereward
 
 import rewards
 from rewards.checkpoints import read_state
-from sdo_cli.errors import EnvironmentFault
+from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.hub import MissingWeights
 from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
 from sdo_cli.weights.needs import needs_of, reward_options
@@ -71,6 +71,21 @@ def absent(path: Path) -> None:
     path.unlink()
 
 
+def imagerewards(path: Path) -> None:
+    """Its head is another one."""
+    save_file({k: v.contiguous() for k, v in published_imagereward().items()}, path)
+
+
+def without_cross(path: Path) -> None:
+    save_file({k: v for k, v in load_file(path).items() if "cross_model" not in k}, path)
+
+
+def other_sizes(path: Path) -> None:
+    config = json.loads(path.read_text())
+    config["vision_config"]["hidden_size"] = 32
+    path.write_text(json.dumps(config))
+
+
 # reward, option, how its file is spoilt, what is said
 SPOILT = [
     ("hps-v2.1", "checkpoint", damaged, "cannot read the HPS checkpoint .*HPS_small.pt: it is damaged"),
@@ -89,6 +104,20 @@ SPOILT = [
     ("imagereward-v1", "config", absent, "no ImageReward file at"),
     ("imagereward-v1", "tokenizer/vocab.txt", absent, "no vocab.txt in"),
     ("imagereward-v1", "tokenizer/vocab.txt", lambda p: p.write_text(p.read_text() + "zebra\n"), "has 121 words"),
+    (
+        "cyclereward-combo",
+        "checkpoint",
+        damaged,
+        "cannot read the CycleReward checkpoint .*model.safetensors: it is damaged",
+    ),
+    ("cyclereward-combo", "checkpoint", imagerewards, "the CycleReward checkpoint model.safetensors does not fit"),
+    ("cyclereward-combo", "checkpoint", absent, "no CycleReward file at"),
+    ("mps-v1", "checkpoint", damaged, "cannot read the MPS checkpoint .*mps.safetensors: it is damaged"),
+    ("mps-v1", "checkpoint", without_cross, "the MPS checkpoint mps.safetensors does not fit"),
+    ("mps-v1", "checkpoint", absent, "no MPS checkpoint at"),
+    ("mps-v1", "config", damaged, "the MPS checkpoint|cannot read .*config.json: "),
+    ("mps-v1", "config", lambda path: path.write_text("[]"), "config.json is no table of settings"),
+    ("mps-v1", "config", other_sizes, "the MPS checkpoint mps.safetensors does not fit .*config.json"),
     ("pickscore-v1", "model/model.safetensors", damaged, "cannot load PickScore from .*: it is damaged"),
     ("pickscore-v1", "model/config.json", damaged, "cannot load PickScore from"),
     ("pickscore-v1", "model/config.json", absent, "no CLIPModel at"),
@@ -122,6 +151,32 @@ def test_the_vocabulary_may_be_given_as_its_file(tmp_path):
     scores = rewards.build("imagereward-v1", options).score(images, prompts)
     named = options | {"tokenizer": str(Path(options["tokenizer"]) / "vocab.txt")}
     assert torch.equal(scores, rewards.build("imagereward-v1", named).score(images, prompts))
+
+
+def test_mps_as_it_was_published_is_not_read_and_the_way_is_named(tmp_path):
+    """A pickled module; a table of its weights under its own names is read like the copy on the hub."""
+    options = make_small_reward("mps-v1", tmp_path)
+    state = load_file(options["checkpoint"])
+    table = {name.removeprefix("mps."): value for name, value in state.items()}
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "MPS_overall_checkpoint.pth")
+    with pytest.raises(EnvironmentFault, match="cannot read the MPS checkpoint") as fault:
+        rewards.build("mps-v1", options | {"checkpoint": str(tmp_path / "MPS_overall_checkpoint.pth")})
+    assert "MPS_overall_checkpoint.pth has to be made a table first" in fault.value.remedy
+    # older libraries saved a table of places, too
+    table["model.text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    torch.save(table, tmp_path / "mine.pth")
+    mine = rewards.build("mps-v1", options | {"checkpoint": str(tmp_path / "mine.pth")})
+    images, prompts = torch.rand(2, 3, 64, 64), ["a red cat", "a bus"]
+    assert torch.equal(mine.score(images, prompts), rewards.build("mps-v1", options).score(images, prompts))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({"threshold": 1.0}, "threshold must be from 0 to below 1, not 1.0"), ({"condition": " "}, "at least one aspect")],
+)
+def test_mps_refuses_options_under_which_nothing_is_looked_at(given, said, tmp_path):
+    with pytest.raises(RecipeFault, match=said):
+        rewards.build("mps-v1", make_small_reward("mps-v1", tmp_path) | given)
 
 
 def test_no_code_is_run_from_a_weight_file(tmp_path):

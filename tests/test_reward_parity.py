@@ -1,7 +1,8 @@
 """Every reward against its reference implementation: the same random weights, the same 32 PIL images.
 
-transformers' CLIPModel stands beside clip-score, aesthetic-v2 and PickScore here; HPS and ImageReward beside values of
-the packages hpsv2x and image-reward, made by scripts/reference_rewards.py in an environment of its own.
+transformers' CLIPModel stands beside clip-score, aesthetic-v2 and PickScore here; HPS, ImageReward, CycleReward and MPS
+beside values of the packages hpsv2x, image-reward and cyclereward and of MPS's repository, made by
+scripts/reference_rewards.py in an environment of its own.
 """
 
 import json
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
-from reference_inputs import CLIP_SMALL, PROMPTS, pictures, random_state
+from reference_inputs import CLIP_SMALL, LRM_UNET, MPS_CASES, PROMPTS, latent_of, pictures, random_state
 from safetensors.torch import save_file
 from small_rewards import make_small_reward, small_hf_clip, write_open_clip
 from torchvision.transforms.functional import to_tensor
@@ -257,6 +258,38 @@ def test_imagereward_is_the_authors_blip(tmp_path):
     reward.text.register_forward_hook(lambda module, given, out: read.append(out.last_hidden_state[:, 0, :16]))
     same_scores(alone(reward.score), REFERENCE["imagereward"]["score"])
     same_embeddings(torch.cat(read), torch.tensor(REFERENCE["imagereward"]["embedding"]))
+
+
+def test_cyclereward_is_the_package(tmp_path):
+    reward = rewards.build("cyclereward", make_small_reward("cyclereward-combo", tmp_path))
+    read = []
+    reward.text.register_forward_hook(lambda module, given, out: read.append(out.last_hidden_state[:, 0, :16]))
+    same_scores(alone(reward.score), REFERENCE["cyclereward"]["score"])
+    same_embeddings(torch.cat(read), torch.tensor(REFERENCE["cyclereward"]["embedding"]))
+
+
+@pytest.mark.parametrize("case", MPS_CASES)
+def test_mps_is_its_repository(case, tmp_path):
+    reference = REFERENCE[f"mps-{case}"]
+    options = make_small_reward("mps-v1", tmp_path) | MPS_CASES[case]
+    reward = rewards.build("mps-v1", options)
+    looked = []
+    reward.cross.register_forward_hook(lambda module, given, out: looked.append(out[:, 0, :16]))
+    same_scores(alone(reward.score), reference["score"])
+    same_embeddings(torch.cat(looked), torch.tensor(reference["embedding"]))
+    kept = [int((row[-77:] == 0).sum()) for row in reward._texts._rows.values()]
+    assert kept == reference["kept"] and (case == "overall" or max(kept) < 77)
+
+
+@pytest.mark.parametrize("version", LRM_UNET)
+def test_lrm_is_its_repository(version, tmp_path):
+    """At the authors' last timestep, each latent with its prompt; with guidance between prompt and none, as theirs."""
+    reward = rewards.build(version, make_small_reward(version, tmp_path))
+    with torch.no_grad():
+        found = torch.cat([reward.score(latent_of(j)[None], [prompt]) for j, prompt in enumerate(PROMPTS)])
+        together = reward.score(torch.stack([latent_of(j) for j in range(8)]), PROMPTS[:8])
+    same_scores(found, REFERENCE[version]["score"])
+    assert torch.allclose(found[:8], together, atol=1e-5)
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])

@@ -37,6 +37,13 @@ def pictures(count=4, height=64, width=64, seed=0):
     return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
+def shown(reward, count=4, side=64):
+    """What a reward sees: pictures of this size, or latents of an eighth of 128 pixels."""
+    if reward.info.sees == "latent":
+        return torch.randn(count, reward.latents.channels, 16, 16, generator=torch.Generator().manual_seed(0))
+    return pictures(count, side, side)
+
+
 PROMPTS = ["a tiger on a teal background", "a rose on a red background", "a bus on a blue background", "a bird"]
 
 
@@ -58,15 +65,15 @@ def make(name, folder):
 
 
 def test_scores_are_one_number_per_image_and_deterministic(reward):
-    first = reward.score(pictures(), PROMPTS)
+    first = reward.score(shown(reward), PROMPTS)
     assert first.shape == (4,) and torch.isfinite(first).all()
-    assert torch.equal(first, reward.score(pictures(), PROMPTS))
+    assert torch.equal(first, reward.score(shown(reward), PROMPTS))
     assert reward.info.name in NAMES
 
 
 def test_images_are_scored_on_their_own(reward):
-    together = reward.score(pictures(), PROMPTS)
-    alone = torch.cat([reward.score(pictures()[i : i + 1], PROMPTS[i : i + 1]) for i in range(4)])
+    together = reward.score(shown(reward), PROMPTS)
+    alone = torch.cat([reward.score(shown(reward)[i : i + 1], PROMPTS[i : i + 1]) for i in range(4)])
     assert torch.allclose(together, alone, atol=1e-5)
 
 
@@ -81,7 +88,7 @@ def test_gradients_agree_with_finite_differences(differentiable):
         reward.to(torch.device("cpu"), torch.float64)
     # at the model's own size nothing is resized, so nothing is rounded to bytes; small steps: the judge has kinks
     side = getattr(getattr(reward, "encoder", reward), "preprocess", Preprocess(64)).size
-    images = pictures(2, side, side).double().requires_grad_()
+    images = shown(reward, 2, side).double().requires_grad_()
     reward.score(images, PROMPTS[:2]).sum().backward()
     direction = torch.randn(images.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     with torch.no_grad():
@@ -97,7 +104,7 @@ def test_recomputing_layers_changes_nothing(differentiable):
     for recomputed in (False, True):
         if recomputed:
             differentiable.gradient_checkpointing()
-        images, saved = pictures(2).requires_grad_(), []
+        images, saved = shown(differentiable, 2).requires_grad_(), []
         # what autograd keeps for the backward pass must become less
         with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t):
             score = differentiable.score(images, PROMPTS[:2])
@@ -112,15 +119,23 @@ def test_recomputing_layers_changes_nothing(differentiable):
 def test_half_precision_scores_nearly_the_same(differentiable, dtype):
     if not hasattr(differentiable, "to"):
         pytest.skip("no weights")
-    exact = differentiable.score(pictures(), PROMPTS)
+    exact = differentiable.score(shown(differentiable), PROMPTS)
     differentiable.to(torch.device("cpu"), dtype)
-    images = pictures().requires_grad_()
+    images = shown(differentiable).requires_grad_()
     half = differentiable.score(images, PROMPTS)
     half.sum().backward()
     assert torch.isfinite(images.grad).all() and images.grad.abs().max() > 0
     assert (half - exact).abs().max() < 0.15 * exact.abs().max()
     # the towers are coarse, the score is not rounded on top of that
     assert half.dtype == torch.float32 and not torch.equal(half, half.to(dtype).float())
+
+
+def test_mps_keeps_the_latest_prompts_only(tmp_path):
+    """A row is a third of a megabyte; one that has gone is made again, with the same bits."""
+    reward = make("mps-v1", tmp_path)
+    reward._texts._most = 2
+    first = reward.score(pictures(), PROMPTS)
+    assert len(reward._texts._rows) == 2 and torch.equal(first, reward.score(pictures(), PROMPTS))
 
 
 def test_pickscores_temperature_is_not_rounded():

@@ -395,7 +395,7 @@ def test_check_and_dry_run_find_what_is_not_there(tmp_path):
     assert sdo("recipe", "check", "hps", cwd=tmp_path).returncode == 0
 
 
-@pytest.mark.parametrize("name", ["clip", "aesthetic", "pickscore", "imagereward"])
+@pytest.mark.parametrize("name", ["clip", "aesthetic", "pickscore", "imagereward", "cyclereward", "mps"])
 def test_doctor_counts_every_published_reward(name, tmp_path):
     """Of PickScore it once failed: its tokenizer is called in another way."""
     done = sdo(

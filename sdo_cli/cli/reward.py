@@ -15,24 +15,41 @@ app = typer.Typer(help="List, show and check rewards.", no_args_is_help=True, ri
 
 
 @app.command("list")
-def list_rewards(plugin: RewardPlugins = None, as_json: ForMachines = False) -> None:
+def list_rewards(
+    plugin: RewardPlugins = None,
+    costs: Annotated[
+        bool, typer.Option("--costs", help="Also what each costs, counted from its architecture; takes a while.")
+    ] = False,
+    as_json: ForMachines = False,
+) -> None:
     """The rewards recipes can name."""
     import rewards
     from sdo_cli.weights.needs import size_text
 
     load_plugins(plugin or ())
     rows = [row_of(name) for name in rewards.known_names() if name not in rewards.SHORT]
+    if costs:
+        rows = [row | {"costs": costs_of(row["name"])} for row in rows]
     if as_json:
         typer.echo(json.dumps(rows))
         return
     for row in rows:
-        size = size_text(row["weights"]) if row["weights"] else "no weights"
+        size = size_text(row["weights"]) if row["weights"] else weightless(row["name"])
         typer.echo(f"{row['name']:<22} {row['short']:<12} {row['use']:<14} {size:<11} {row['licence']}")
         typer.echo(f"    {row['summary']}")
         told = [f"sees {row['sees']}"] if row["sees"] else []
         told += [f"reads {row['reads']} tokens"] if row["reads"] else []
         if told:
             typer.echo(f"    {', '.join(told)}")
+        if costs:
+            typer.echo(f"    {cost_line(row['costs'])}")
+
+
+def weightless(name: str) -> str:
+    """Of a reward whose weights are not fetched: it has none, or they are given."""
+    import rewards
+
+    return "a folder" if name in rewards.LATENT else "no weights"
 
 
 def row_of(name: str) -> dict[str, Any]:
@@ -50,10 +67,52 @@ def row_of(name: str) -> dict[str, Any]:
     return {**row, **seen_by(name), "use": "trains" if info.trainable else "measures only"}
 
 
+# of pictures whose score and gradient are counted
+COST_SIZE = 512
+
+
+def costs_of(name: str) -> dict[str, float | str]:
+    """FLOPs and bytes of one picture's score and gradient, and bytes of weights, all in fp32; ``unknown`` says why not.
+
+    Counted on tensors without data, of the published architecture. A prompt is read once, which is not among it.
+    """
+    import rewards
+
+    if name not in rewards.TABLE and name not in rewards.FOREIGN:
+        return {"unknown": "an installed package's code is not run for it"}
+    if name == "mixture":
+        return {"unknown": "those of its parts"}
+    if not rewards.info(name).differentiable:
+        return {"unknown": "it leaves torch"}
+    needed = rewards.REQUIRED.get(name, frozenset())
+    if needed and name not in rewards.LATENT:
+        return {"unknown": f"it needs options: {', '.join(sorted(needed))}"}
+    from sdo_cli.estimate.scoring import RewardSetup, gradient_cost, reward_bytes
+
+    setup = RewardSetup.of(name, {})
+    try:
+        cost = gradient_cost(setup, "no", (COST_SIZE, COST_SIZE))
+        return {"flops": cost.flops, "bytes": cost.peak, "weights": reward_bytes(setup, "no")}
+    # a plug-in's code may do what tensors without data cannot
+    except Exception as fault:
+        return {"unknown": f"{type(fault).__name__} where tensors have no data"}
+
+
+def cost_line(costs: dict[str, float | str]) -> str:
+    if "unknown" in costs:
+        return f"costs: not counted, {costs['unknown']}"
+    flops, there, weights = (float(costs[key]) for key in ("flops", "bytes", "weights"))
+    each = f"{flops / 1e9:,.0f} GFLOP and {there / 1e6:,.0f} MB a picture of {COST_SIZE} pixels with its gradient"
+    return f"costs: {each}; weights {weights / 1e9:.2f} GB in fp32"
+
+
 def seen_by(name: str) -> dict[str, Any]:
     """What a known reward is told of: a plug-in's code does not say."""
     import rewards
 
+    if rewards.sees_latents(name):
+        reads = rewards.READS.get(name)
+        return {"sees": "latent and prompt" if reads else "the latent", "reads": reads}
     if name in rewards.FOREIGN:
         return {"sees": "", "reads": None}
     if name == "mixture":

@@ -114,6 +114,7 @@ def sample(
     wrong += numbers.problems(asked, batch_size=size, seed=seed, count=count)
     wrong += numbers.fixed_by({"skip-plan": skip_plan, "timesteps": timesteps})
     wrong += lora_problems(lora)
+    wrong += lora.timing_problems(asked.num_inference_steps, alone=seeds is None, plan=skip_plan is not None)
     values = values_of(lines, lora, numbers, seeds or [seed], side_by_side=target.grid)
     layout_of(values, sides, grid=target.grid, wrong=wrong)
     folder = target.folder()
@@ -126,15 +127,20 @@ def sample(
     in_several_processes(processes)
     from sdo_cli.drawing.draw import draw_settings
     from sdo_cli.drawing.grid import GridJob
+    from sdo_cli.drawing.lora_timing import LoraTiming
     from sdo_cli.drawing.sample import SampleJob
     from sdo_cli.models.load import source_of
 
     job: SampleJob | GridJob
     how = draw_settings(asked)
     if seeds is None:
-        stack, scale = lora.at_once.stack, numbers.scales[0]
+        stack, scale, timing = lora.at_once.stack, numbers.scales[0], None
+        if lora.lora_from_step is not None or lora.lora_scale_end is not None:
+            end = scale if lora.lora_scale_end is None else lora.lora_scale_end
+            timing = LoraTiming(lora.lora_from_step or 0, scale, end)
+            scale = timing.loaded
         job = SampleJob(
-            source_of(asked), stack, scale, lines, num_images, seed, size, how, asked.mixed_precision, plan
+            source_of(asked), stack, scale, lines, num_images, seed, size, how, asked.mixed_precision, plan, timing
         )  # fmt: skip
     else:
         if len(values.steps) == 1:

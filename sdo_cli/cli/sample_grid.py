@@ -33,10 +33,39 @@ SIDE = f"one of {', '.join((*AXES, VARIANTS))} (LoRAs and scales in one)"
 class ListedLoras:
     lora: Annotated[list[str] | None, LORA] = None
     lora_scale: Annotated[str, SCALE] = "1"
+    lora_from_step: Annotated[
+        int | None, typer.Option(metavar="K", help="The base model draws the first K steps, the LoRA comes in then.")
+    ] = None
+    lora_scale_end: Annotated[
+        float | None,
+        typer.Option(help="Its weight at the last step; --lora-scale is that of its first, linear between."),
+    ] = None
 
     @property
     def at_once(self) -> LoraOptions:
         return LoraOptions(self.lora)
+
+    def timing_problems(self, steps: int, *, alone: bool, plan: bool) -> list[str]:
+        """What is wrong with a LoRA that is not the same at every step.
+
+        Args:
+            alone: no grid and no --seeds.
+            plan: whether a skip plan leaves calls out.
+        """
+        given = {"lora-from-step": self.lora_from_step, "lora-scale-end": self.lora_scale_end}
+        found: list[str] = []
+        for name in (name for name, value in given.items() if value is not None):
+            if not self.lora:
+                found.append(f"--{name}: there is no --lora")
+            if not alone:
+                found.append(f"--{name}: not with --grid or --seeds; draw each in a folder of its own")
+            if plan:
+                found.append(f"--{name}: not with --skip-plan, which leaves whole calls out")
+        if self.lora_from_step is not None and not 0 <= self.lora_from_step <= steps:
+            found.append(f"--lora-from-step: must be between 0 and the {steps} steps, not {self.lora_from_step}")
+        if self.lora_scale_end is not None and not -100 <= self.lora_scale_end <= 100:
+            found.append(f"--lora-scale-end: must be a number like 0.5, not {self.lora_scale_end}")
+        return found
 
     def note(self, *, side_by_side: bool) -> list[str]:
         """What several of them mean here."""

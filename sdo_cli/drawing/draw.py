@@ -12,7 +12,7 @@ from sdo_cli.drawing.prompts import PromptEmbeddings
 from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.models.base import Family
 from sdo_cli.recipe.schema import Recipe
-from sdo_cli.sampling.guidance import Condition, Guided
+from sdo_cli.sampling.guidance import Condition, Guided, Network
 from sdo_cli.sampling.loop import Path, sample_latents
 from sdo_cli.sampling.route import Route
 from sdo_cli.sampling.solvers import AUTO, SOLVERS, STOCHASTIC, Native, make_scheduler, native_solver
@@ -134,15 +134,16 @@ def make_path(
     negative: Condition | None,
     negative_gradient: bool = True,
     skips: Skips | None = None,
+    network: Network | None = None,
 ) -> Path:
-    """The way from ``noise`` to the final latent for these conditions."""
+    """The way from ``noise`` to the final latent for these conditions; ``network`` in place of the family's."""
     route, scale = make_route(family, settings), settings.guidance
     if family.takes_guidance:
         condition, negative, scale = family.with_guidance(condition, settings.guidance_scale), None, 1.0
     multiples = None
     if settings.multistep is not None and settings.multistep.guidance and scale != 1.0:
         multiples = route.begin()[1], torch.tensor(settings.multistep.guidance, dtype=torch.float64)
-    denoise = Guided(family.network, condition, negative, scale, negative_gradient, multiples)
+    denoise = Guided(network or family.network, condition, negative, scale, negative_gradient, multiples)
     base = Guided(family.base_network, condition, negative, scale, multiples=multiples)
     x_0 = noise.initial * getattr(route.scheduler, "init_noise_sigma", 1.0)
     return Path(route, denoise, x_0, noise.injected, base, skips)
@@ -167,19 +168,23 @@ def draw_images(
     batch_size: int = 16,
     embed: PromptEmbeddings | None = None,
     skips: Skips | None = None,
+    network_for: Callable[[], Network] | None = None,
 ) -> Iterator[Tensor]:
     """Images in pieces ``[≤ batch_size, 3, H, W]`` on the CPU; image j belongs to ``prompts[j]``.
 
     Args:
         embed: conditions encoded before, needed once the text encoders are freed.
         skips: what is left out of the network; see :func:`sdo_cli.drawing.pruned.skips_of`.
+        network_for: makes, for each piece, what stands in place of the family's network.
     """
     embed = embed or PromptEmbeddings(family)
     for start in range(0, len(prompts), batch_size):
         part = prompts[start : start + batch_size]
         noise = draw_noise(family, settings, [generator_for(start + j) for j in range(len(part))])
         condition, negative = encode_pair(embed, settings, part)
-        latents = sample_latents(make_path(family, settings, noise, condition, negative, skips=skips))
+        network = network_for() if network_for else None
+        path = make_path(family, settings, noise, condition, negative, skips=skips, network=network)
+        latents = sample_latents(path)
         images = torch.cat([family.decode(few).cpu() for few in latents.split(decode_batch(family, latents))])
         check_pictures(images, part)
         yield images

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import sdo_cli
 from sdo_cli.drawing.draw import DrawSettings
+from sdo_cli.drawing.lora_timing import LoraTiming
 from sdo_cli.models.lora_stack import exact, stack_of
 from sdo_cli.skipping.skip_plan import SkipPlan
 
@@ -39,6 +40,7 @@ def parameters_text(
     image: Tensor,
     lora: list[tuple[str, float]],
     plan: SkipPlan | None = None,
+    timing: LoraTiming | None = None,
 ) -> str:
     """Prompt, negative prompt, and one line of settings.
 
@@ -47,6 +49,7 @@ def parameters_text(
         image: ``[3, H, W]``, for its size.
         lora: names and scales.
         plan: what was left out.
+        timing: where the LoRA's weight was not the same at every step.
     """
     lines = [" ".join([prompt, *(f"<lora:{name}:{scale:g}>" for name, scale in lora)])]
     if settings.negative_prompt:
@@ -61,6 +64,8 @@ def parameters_text(
         **({"Timesteps": _quoted(", ".join(map(str, settings.timesteps)))} if settings.timesteps else {}),
         **({"Eta": f"{settings.eta:g}"} if settings.eta else {}),
         **({"Skip plan": plan.fingerprint} if plan is not None else {}),
+        **({"LoRA from step": timing.from_step} if timing is not None and timing.from_step else {}),
+        **({"LoRA scale end": f"{timing.end:g}"} if timing is not None and timing.end != timing.start else {}),
         "Version": f"sdo {sdo_cli.__version__}",
     }
     return "\n".join([*lines, ", ".join(f"{key}: {value}" for key, value in fields.items())])

@@ -1,12 +1,14 @@
 """What `sdo sample` does: load, draw, write files."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from sdo_cli.device import described, dtype_of, pick_device
-from sdo_cli.drawing.draw import DrawSettings, draw_images, solver_of
+from sdo_cli.drawing.draw import DrawSettings, draw_images, make_route, solver_of
+from sdo_cli.drawing.lora_timing import LoraTiming, TimedNetwork, check_timed
 from sdo_cli.drawing.notes import drawing_notes
 from sdo_cli.drawing.parameters import lora_tags, parameters_text, png_note
 from sdo_cli.drawing.pictures import save_image
@@ -27,6 +29,7 @@ class SampleJob:
     lora: run folder or file, None for the plain model.
     seed: image j (over all prompts and copies) starts from ``manual_seed(seed + j)``.
     plan: what is left out of the network.
+    timing: where the LoRA is not there, or not with one weight, at every step; ``lora_scale`` is then its ``loaded``.
     """
 
     model: ModelSource
@@ -39,6 +42,7 @@ class SampleJob:
     settings: DrawSettings
     precision: str = "no"
     plan: SkipPlan | None = None
+    timing: LoraTiming | None = None
 
 
 def draw_to_folder(job: SampleJob, out: Path, *, reporter: Reporter, world: World = SINGLE) -> list[Path]:
@@ -51,6 +55,8 @@ def draw_to_folder(job: SampleJob, out: Path, *, reporter: Reporter, world: Worl
     family = load_family(job.model, dtype=dtype)
     if job.lora is not None:
         family.load_lora(job.lora, scale=job.lora_scale)
+        if job.timing is not None:
+            check_timed(family, job.lora, job.timing)
     for sentence in drawing_notes(family, job.prompts, job.settings):
         reporter.note(sentence)
     settings, skips = job.settings, None
@@ -66,7 +72,7 @@ def draw_to_folder(job: SampleJob, out: Path, *, reporter: Reporter, world: Worl
     pairs = [prompt for prompt in job.prompts for _ in range(job.num_images)]
     reporter.phase("images", len(pairs))
 
-    lora = lora_tags(job.lora, job.lora_scale)
+    lora = lora_tags(job.lora, job.lora_scale if job.timing is None else job.timing.start)
     solver = solver_of(family, job.settings)
     files = [out / f"{j:05d}.png" for j in range(len(pairs))]
     batches = torch.arange(len(pairs)).split(job.batch_size)
@@ -75,7 +81,9 @@ def draw_to_folder(job: SampleJob, out: Path, *, reporter: Reporter, world: Worl
             which = batches[number].tolist()
             images = _draw(family, embed, replace(job, settings=settings), [pairs[j] for j in which], which[0], skips)
             for j, image in zip(which, images, strict=True):
-                how = parameters_text(pairs[j], job.seed + j, settings, solver, job.model.model, image, lora, job.plan)
+                how = parameters_text(
+                    pairs[j], job.seed + j, settings, solver, job.model.model, image, lora, job.plan, job.timing
+                )
                 save_image(image, files[j], png_note(how))
         reporter.advance(sum(len(batches[number]) for number in round_))
     return files
@@ -94,5 +102,18 @@ def _draw(
     def generator_for(j: int) -> torch.Generator:
         return torch.Generator("cpu").manual_seed(job.seed + first + j)
 
-    parts = draw_images(family, prompts, generator_for, job.settings, batch_size=len(prompts), embed=embed, skips=skips)
+    network_for = None
+    if job.timing is not None and job.lora is not None:
+        shares = job.timing.shares(job.settings.num_inference_steps, make_route(family, job.settings).calls)
+        network_for = partial(TimedNetwork, family, shares)
+    parts = draw_images(
+        family,
+        prompts,
+        generator_for,
+        job.settings,
+        batch_size=len(prompts),
+        embed=embed,
+        skips=skips,
+        network_for=network_for,
+    )
     return torch.cat(list(parts))

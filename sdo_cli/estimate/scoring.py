@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards.base import Reward
+from rewards import sees_latents
+from rewards.base import LatentSpace, Reward
 from sdo_cli.device import dtype_of
 from sdo_cli.estimate.cost import META, Cost, count
 from sdo_cli.estimate.pipelines import bytes_of, meta_family, meta_tiny, plain_family
@@ -115,10 +116,15 @@ def image_size(setup: ScoreSetup) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def _read(reward: Reward, prompts: list[str], size: tuple[int, int]) -> None:
+def _read(reward: Reward, prompts: list[str], seen: tuple[int, int, int]) -> None:
     """Rewards keep what they have read of a prompt: only its first image pays for that."""
-    images = torch.empty(len(prompts), 3, *size, device=META)
+    images = torch.empty(len(prompts), *seen, device=META)
     count(lambda: reward.score(images, prompts))
+
+
+def needs_decoder(setup: ScoreSetup) -> bool:
+    """Whether some reward sees pictures."""
+    return not all(sees_latents(item.name) for item in setup.rewards)
 
 
 @lru_cache(maxsize=64)
@@ -128,17 +134,19 @@ def score_cost(setup: ScoreSetup, rows: int) -> Cost:
     rewards = [_reward(item, setup.reward_precision, recompute=setup.reward_checkpointing) for item in setup.rewards]
     latents = torch.empty(rows, *latent_shape(setup), device=META)
     prompts = [str(row) for row in range(rows)]
+    seen = {"picture": (3, *image_size(setup)), "latent": latent_shape(setup)}
     for reward in rewards:
-        _read(reward, prompts, image_size(setup))
+        _read(reward, prompts, seen[reward.info.sees])
 
     decode = _small_decoder(setup) or family.decode
+    looks = needs_decoder(setup)
 
     def score() -> Tensor:
         leaf = latents.detach().requires_grad_()
-        images = decode(leaf)
-        losses = images.new_zeros(rows)
+        there = {"latent": leaf, "picture": decode(leaf) if looks else leaf}
+        losses = torch.zeros(rows, device=META)
         for reward in rewards:
-            losses = losses - reward.score(images, prompts).float()
+            losses = losses - reward.score(there[reward.info.sees], prompts).float()
         return torch.autograd.grad(losses.sum(), leaf)[0]
 
     return count(score)
@@ -153,14 +161,44 @@ def decode_cost(setup: ScoreSetup, rows: int) -> Cost:
 
 
 @lru_cache(maxsize=64)
+def to_latents_cost(setup: ScoreSetup) -> Cost:
+    """The encoder on one picture: what a latent reward measures by."""
+    family, image = _decoder(setup), torch.empty(1, 3, *image_size(setup), device=META)
+    return count(lambda: family.to_latents(image))
+
+
+@lru_cache(maxsize=64)
 def measure_cost(reward: RewardSetup, precision: str, size: tuple[int, int], rows: int) -> Cost:
-    """A reward of images that are there, without a graph; free for one that leaves the device."""
+    """A reward of images that are there, without a graph; free for one that leaves the device. (Of latents, for one
+    that sees these.)"""
     model = _reward(reward, precision)
     if not model.info.differentiable:
         return Cost(NOTHING, 0, 0)
-    images, prompts = torch.empty(rows, 3, *size, device=META), [str(row) for row in range(rows)]
+    images, prompts = torch.empty(rows, *shape_seen(model, size), device=META), [str(row) for row in range(rows)]
     with torch.no_grad():
         return count(lambda: model.score(images, prompts))
+
+
+@lru_cache(maxsize=64)
+def gradient_cost(reward: RewardSetup, precision: str, size: tuple[int, int]) -> Cost:
+    """A reward of one picture (or latent) of this size, and its gradient there; the prompt is read already."""
+    model = _reward(reward, precision)
+    seen = shape_seen(model, size)
+    _read(model, ["0"], seen)
+
+    def score() -> Tensor:
+        leaf = torch.empty(1, *seen, device=META, requires_grad=True)
+        return torch.autograd.grad(model.score(leaf, ["0"]).sum(), leaf)[0]
+
+    return count(score)
+
+
+def shape_seen(reward: Reward, size: tuple[int, int]) -> tuple[int, int, int]:
+    """Of what a reward is given of pictures of this size."""
+    if reward.info.sees != "latent":
+        return (3, *size)
+    space: LatentSpace = reward.latents  # type: ignore[attr-defined]
+    return (space.channels, size[0] // space.factor, size[1] // space.factor)
 
 
 @lru_cache(maxsize=64)

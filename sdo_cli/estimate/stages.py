@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from math import ceil
 
+from rewards import sees_latents
 from sdo_cli.estimate.cost import Cost
 from sdo_cli.estimate.momentum import product_bytes, projecting, stepping
 from sdo_cli.estimate.network import (
@@ -22,9 +23,11 @@ from sdo_cli.estimate.scoring import (
     decode_cost,
     image_size,
     measure_cost,
+    needs_decoder,
     reward_bytes,
     score_cost,
     small_decoder_bytes,
+    to_latents_cost,
 )
 from sdo_cli.estimate.speed import Speed
 from sdo_cli.estimate.work import NOTHING, Work, moving
@@ -299,6 +302,12 @@ class _Run:
             measure_cost(reward, self.recipe.reward_precision, size, min(rows, MEASURE_BATCH))
             for reward in (*self.work.rewards, *self.work.measured)
         ]
+        blind = sum(sees_latents(reward.name) for reward in (*self.work.rewards, *self.work.measured))
+        if blind:
+            each_encoded = to_latents_cost(self.score)
+            decode = replace(
+                decode, work=decode.work + each_encoded.work * (blind * few), peak=max(decode.peak, each_encoded.peak)
+            )
         gathered = rows * 3 * size[0] * size[1] * FP32
         each = call.work * (self.recipe.num_inference_steps / rows) + decode.work * (1 / few)
         each += sum((cost.work for cost in scored), NOTHING) * (1 / min(rows, MEASURE_BATCH))
@@ -307,6 +316,8 @@ class _Run:
 
     def notes(self) -> list[str]:
         found = []
+        if not needs_decoder(self.score):
+            found.append("the score stage has no decoder: every reward sees latents; validation and checks decode")
         if self.of_low_rank:
             found.append("mofasgd's many small decompositions keep a GPU waiting: more seconds than estimated")
         if not self.half_copy:

@@ -15,6 +15,7 @@ from sdo_cli.errors import Stopped
 from sdo_cli.evaluation.draw import draw_variant, missing_items
 from sdo_cli.evaluation.evaluation import SETTINGS, Evaluation, job_tree, joined
 from sdo_cli.evaluation.job import Job, Variant
+from sdo_cli.evaluation.latents import check_latents, of_pictures
 from sdo_cli.evaluation.outside import ask_outside, read_tables
 from sdo_cli.evaluation.reference import fid_kid, inception, inception_features, reference_files, require_torchmetrics
 from sdo_cli.evaluation.report import evaluation_report
@@ -72,6 +73,7 @@ def evaluate(
         theirs, said = reference_files(reference)
         reporter.note(said)
     job = world.share(lambda: joined(job, folder))
+    check_latents(job)
     reporter.note(overview(job, reference is not None, report))
     stopping = stopping or Stopping(world=world)
     evaluation, points, outside = Evaluation(job, folder), SafePoints(reporter, stopping), outside or Outside()
@@ -179,7 +181,9 @@ def score(evaluation: Evaluation, reporter: Reporter, *, batch_size: int, world:
     for name, spec in job.rewards.items():
         if world.share(partial(_all_scored, evaluation, scores, name)):
             continue
-        reward = build_reward(name, spec.options, device, dtype_of(job.reward_precision))
+        reward = of_pictures(
+            name, build_reward(name, spec.options, device, dtype_of(job.reward_precision)), job, device
+        )
         for sentence in reading_notes({name: reward}, (i.text for items in evaluation.items.values() for i in items)):
             reporter.note(sentence)
         reporter.phase(name, total)

@@ -29,6 +29,7 @@ from sdo_cli.prune.setting import Setting
 from sdo_cli.prune.tables import record, save_figures
 from sdo_cli.runs.kept import Kept, identity_of, status_in
 from sdo_cli.sampling.solvers import AUTO
+from sdo_cli.scoring.latents import as_measure
 from sdo_cli.scoring.rewards import build_reward
 from sdo_cli.skipping.skip_plan import SkipPlan, load_plan
 
@@ -156,7 +157,10 @@ def measure_plans(
     spec, device = job.measure, setting.family.device
     if not spec.prompts:
         return []
-    rewards = {item.name: build_reward(item.name, item.options, device) for item in spec.rewards}
+    rewards = {
+        item.name: as_measure(item.name, build_reward(item.name, item.options, device), setting.family)
+        for item in spec.rewards
+    }
     arms = [Arm(f"{job.method} {ratio:g}", setting.settings, plan, ratio) for ratio, plan in plans.items()]
     if spec.controls:
         reporter.note("step schedules for the controls")

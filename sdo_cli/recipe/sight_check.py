@@ -1,5 +1,7 @@
 """How rewards are put together and what they see: what goes with what."""
 
+import rewards as reward_table
+from rewards import sees_latents
 from sdo_cli.recipe.rollout_check import Problem
 from sdo_cli.recipe.schema import Recipe
 
@@ -30,5 +32,16 @@ def check_sight(recipe: Recipe, problem: Problem) -> None:
         problem(("sight", name), f"is of pixels from 0 to 1, so at most 1, not {getattr(look, name)}")
     if look.views > 1 and not (look.crop or look.noise or look.jpeg):
         problem(("sight", "views"), "are all the same picture; add crop, noise or jpeg")
+    blind = [item.name for item in recipe.rewards if reward_table.resolve(item.name) and sees_latents(item.name)]
+    altered = next((name for name in ("crop", "noise", "jpeg", "sharpness") if getattr(look, name)), None)
+    if blind and altered:
+        problem(("sight", altered), f"alters pictures, and {blind[0]} sees latents; take it out, or another reward")
+    if blind and len(blind) == len(recipe.rewards):
+        if recipe.decoder != "full":
+            problem(("decoder",), f"{recipe.decoder} has nothing to decode: every reward sees latents; write full")
+        if recipe.vae_checkpointing:
+            problem(
+                ("vae_checkpointing",), "recomputes a decoder that no gradient goes through: every reward sees latents"
+            )
     if look.lower_bound and look.views < 2:
         problem(("sight", "lower_bound"), f"needs the spread of several views; write views: 4, not {look.views}")

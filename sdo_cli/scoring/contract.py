@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rewards.base import LatentSpace
 from sdo_cli.errors import SdoError
 
 PROMPTS = ["a tiger on a teal background", "a red bus", "a rose on a white table", "two cats"]
@@ -39,6 +40,13 @@ def pictures(count: int, size: int, seed: int = 0) -> Tensor:
     return torch.nn.functional.interpolate(small, (size, size), mode="bicubic").clamp(0.02, 0.98)
 
 
+def latents(reward: Any, size: int) -> Tensor:
+    """Random latents ``[4, C, h, w]`` of pictures of this size; of variance one, as a model's are."""
+    space: LatentSpace = reward.latents
+    side = max(1, size // space.factor)
+    return torch.randn(len(PROMPTS), space.channels, side, side, generator=torch.Generator().manual_seed(0))
+
+
 def check_contract(reward: Any, *, size: int = 64, device: torch.device | None = None) -> Iterator[Finding]:
     """Try a reward on random images; a check that raises has failed, with what was said.
 
@@ -46,12 +54,12 @@ def check_contract(reward: Any, *, size: int = 64, device: torch.device | None =
     precision in the end and stay rounded: make the reward anew for any other use.
 
     Args:
-        size: height and width of the images in pixels.
+        size: height and width of the images in pixels; latents are of such images.
         device: where to try it, the CPU if not given.
     """
     device = device or torch.device("cpu")
     _cast(reward, device, torch.float32)
-    images = pictures(len(PROMPTS), size).to(device)
+    images = (latents(reward, size) if reward.info.sees == "latent" else pictures(len(PROMPTS), size)).to(device)
     for item, (check, remedy) in CHECKS.items():
         if item in OF_GRADIENTS and not reward.info.differentiable:
             yield Finding(item, None, "it only measures")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import rewards
-from rewards.base import Reward
+from rewards.base import LatentSpace, Reward
 from sdo_cli.plugins import loaded_plugins
 
 
@@ -35,8 +35,11 @@ def try_gradient(name: str, reward: Reward, prompt: str, device: torch.device, s
         return
     # what it draws at random is not missing later
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
-        picture = torch.full((1, 3, size, size), 0.5, device=device, requires_grad=True)
-        reward.score(picture, [prompt])
+        shape = (3, size, size)
+        if reward.info.sees == "latent":
+            space: LatentSpace = reward.latents  # type: ignore[attr-defined]
+            shape = (space.channels, size // space.factor, size // space.factor)
+        reward.score(torch.full((1, *shape), 0.5, device=device, requires_grad=True), [prompt])
 
 
 def sources(name: str, options: Mapping[str, Any]) -> dict[str, str]:

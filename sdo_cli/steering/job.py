@@ -19,6 +19,7 @@ from sdo_cli.recipe.steering_schema import Steering
 from sdo_cli.sampling.loop import Path as Way
 from sdo_cli.sampling.loop import sample_latents
 from sdo_cli.sampling.steering import Steered
+from sdo_cli.scoring.latents import as_measure
 from sdo_cli.scoring.rewards import build_reward
 from sdo_cli.steering.inversion import invert
 from sdo_cli.steering.objectives import ImageObjective, OfReward, Wish, fitted, wish_of
@@ -98,7 +99,9 @@ def prepare(loaded: LoadedSteering) -> Job:
         wishes = [wish_of(item, recipe, device, spec.seed) for item in spec.objectives]
         precision = dtype_of(spec.reward_precision)
         measures = {
-            item.name: build_reward(item.name, reward_options(item, recipe), device, precision)
+            item.name: as_measure(
+                item.name, build_reward(item.name, reward_options(item, recipe), device, precision), family
+            )
             for item in spec.measures
         }
     prompts = [prompt for prompt in loaded.prompts for _ in range(spec.num_images)]

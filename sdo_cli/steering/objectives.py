@@ -20,6 +20,7 @@ from sdo_cli.gradients.outcome import Scored
 from sdo_cli.models.base import Family
 from sdo_cli.recipe.schema import Recipe
 from sdo_cli.recipe.steering_schema import ObjectiveSpec
+from sdo_cli.scoring.latents import refuse_latents
 from sdo_cli.scoring.rewards import build_reward
 from sdo_cli.seeding import keyed_generator
 from sdo_cli.weights.needs import reward_options
@@ -192,6 +193,7 @@ def wish_of(spec: ObjectiveSpec, recipe: Recipe, device: torch.device, seed: int
     """An objective, built."""
     dtype = dtype_of(recipe.reward_precision)
     if spec.reward is not None:
+        refuse_latents(spec.value, "sdo optimize")
         reward = build_reward(spec.value, reward_options(spec.reward, recipe), device, dtype)
         return Wish(spec.name, OfReward(reward), spec.weight)
     if spec.kind == "image":

@@ -23,8 +23,9 @@ from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.recipe.schema import Recipe, RewardSpec
 from sdo_cli.records.check import OBJECTIVE, Check, Verdict, checks_of, quality, verdict
 from sdo_cli.scoring.embedded_measures import DISTANCE, DIVERSITY, distances, diversities
+from sdo_cli.scoring.latents import as_measure
 from sdo_cli.training.job import Job
-from sdo_cli.training.prepare import guard_prompts, not_trained, only_measured, reward_of
+from sdo_cli.training.prepare import guard_prompts, measures_of, not_trained, only_measured, reward_of
 from sdo_cli.training.validate import Validation
 from sdo_cli.weights.needs import explaining
 
@@ -113,10 +114,10 @@ def make_guard(loaded: LoadedRecipe, job: Job, validation: Validation | None) ->
         untrained = {
             name: validation.rewards[there[_key(spec)]]
             if validation and _key(spec) in there
-            else reward_of(spec, recipe, pick_device())
+            else as_measure(name, reward_of(spec, recipe, pick_device()), job.family)
             for name, spec in guard_rewards(recipe).items()
         }
-        trained = {item.name: item.reward for item in job.rewards}
+        trained = measures_of(job)
         there_too = validation.rewards if validation else {}
         clip = _embedder(trained | untrained | there_too) or reward_of(RewardSpec(CLIP_SCORE), recipe, pick_device())
     drawn = Validation(

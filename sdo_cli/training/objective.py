@@ -10,6 +10,7 @@ from rewards.base import Reward
 from sdo_cli.gradients.outcome import Scored
 from sdo_cli.models.base import Family
 from sdo_cli.recipe.schema import CombineSpec, SightSpec
+from sdo_cli.scoring.latents import sees_latents
 from sdo_cli.training.conflict import CONFLICTS, looked_at
 from sdo_cli.training.sight import Draw, Sight
 
@@ -65,16 +66,35 @@ class RewardObjective:
     looks: list[dict[str, Tensor]] = field(default_factory=list)
 
     def __call__(self, x_N: Tensor, rows: Tensor) -> Scored:
-        images, places = (self.decode or self.family.decode)(x_N), rows.tolist()
-        if not torch.is_grad_enabled():
-            losses, seen = self._losses(images, places)
-            return self._scored(sum(losses.values(), images.new_zeros(len(images))), seen)
-        if self.sight.sharpness:
-            images = self._moved(images, places)
-        if self.combine.looks and len(self.rewards) > 1:
-            return self._each(images, places)
-        losses, seen = self._losses(images, places)
-        return self._scored(sum(losses.values(), images.new_zeros(len(images))), seen)
+        of_latents = [item for item in self.rewards if sees_latents(item.reward)]
+        places, grad = rows.tolist(), torch.is_grad_enabled()
+        if not of_latents:
+            images = (self.decode or self.family.decode)(x_N)
+            if grad and self.sight.sharpness:
+                images = self._moved(images, places)
+            return self._put_together(images, places, lambda there: self._losses(there, places))
+        # no picture where nobody looks at one
+        of_pictures = len(of_latents) < len(self.rewards)
+
+        def both(there: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+            losses, seen = self._losses_of(of_latents, there, places)
+            if of_pictures:
+                others = self._losses((self.decode or self.family.decode)(there), places)
+                losses, seen = losses | others[0], seen | others[1]
+            # in the recipe's order: rules that go by it see no difference
+            return {item.name: losses[item.name] for item in self.rewards}, seen
+
+        return self._put_together(x_N, places, both)
+
+    def _put_together(
+        self, at: Tensor, rows: list[int], losses_at: Callable[[Tensor], tuple[dict[str, Tensor], dict[str, Tensor]]]
+    ) -> Scored:
+        """The sum of all losses; where gradients are looked at, those at the pictures, or at the latents if some reward
+        sees these."""
+        if torch.is_grad_enabled() and self.combine.looks and len(self.rewards) > 1:
+            return self._each(at, losses_at)
+        losses, seen = losses_at(at)
+        return self._scored(sum(losses.values(), at.new_zeros(len(at))), seen)
 
     @staticmethod
     def _scored(losses: Tensor, seen: dict[str, Tensor]) -> Scored:
@@ -82,9 +102,14 @@ class RewardObjective:
 
     def _losses(self, images: Tensor, rows: list[int]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """By reward, weighted ``[R]``; and every score, of parts too."""
+        return self._losses_of([item for item in self.rewards if not sees_latents(item.reward)], images, rows)
+
+    def _losses_of(
+        self, items: list[WeightedReward], seen_by: Tensor, rows: list[int]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         losses, seen = {}, dict[str, Tensor]()
-        for item in self.rewards:
-            scores = self._seen(item, images, rows)
+        for item in items:
+            scores = self._seen(item, seen_by, rows)
             losses[item.name] = item.loss_of(scores[item.name], self.spread(item.name))
             seen |= scores
         return losses, seen
@@ -93,7 +118,7 @@ class RewardObjective:
         """Scores of what the reward sees: of several views the mean less ``lower_bound`` times their spread."""
         prompts, look = [self.prompts[row] for row in rows], self.sight
         sight = Sight(look.crop, look.noise, look.jpeg)
-        if not sight.alters or self.draw is None:
+        if not sight.alters or self.draw is None or sees_latents(item.reward):
             return scores_of(item.reward, item.name, images, prompts)
         views = [
             scores_of(item.reward, item.name, sight(images, self.draw, rows, view), prompts)
@@ -101,21 +126,22 @@ class RewardObjective:
         ]
         return {name: lower(torch.stack([view[name] for view in views]), look.lower_bound) for name in views[0]}
 
-    def _each(self, images: Tensor, rows: list[int]) -> Scored:
-        """Every reward's gradient at the images, put together by the rule; decoded once, not once a reward.
+    def _each(self, at: Tensor, losses_at: Callable[[Tensor], tuple[dict[str, Tensor], dict[str, Tensor]]]) -> Scored:
+        """Every reward's gradient at the images, put together by the rule; decoded once, not once a reward. (At the
+        latents, if some reward sees these: the decoder's graph is then gone back through once for each other reward.)
 
         The losses have the values they have, and the gradient that the rule made.
         """
-        leaf = images.detach().requires_grad_()
-        losses, seen = self._losses(leaf, rows)
+        leaf = at.detach().requires_grad_()
+        losses, seen = losses_at(leaf)
         gradients = {}
         for name, loss in losses.items():
             (gradients[name],) = torch.autograd.grad(loss.sum(), leaf, retain_graph=True)
         self.looks.append({name: value.cpu() for name, value in looked_at(gradients).items()})
         stacked = torch.stack([g.flatten(1).float() for g in gradients.values()])
-        g = CONFLICTS[self.combine.conflict](stacked).view_as(images).to(images.dtype)
-        values = sum(losses.values(), images.new_zeros(len(images))).detach()
-        along = (g * (images - images.detach())).flatten(1).sum(1)
+        g = CONFLICTS[self.combine.conflict](stacked).view_as(at).to(at.dtype)
+        values = sum(losses.values(), at.new_zeros(len(at))).detach()
+        along = (g * (at - at.detach())).flatten(1).sum(1)
         return self._scored(values + along, seen)
 
     def _moved(self, images: Tensor, rows: list[int]) -> Tensor:

@@ -19,6 +19,7 @@ from sdo_cli.models.tiny_decoder import TinyDecoder, load_tiny_decoder
 from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
+from sdo_cli.scoring.latents import as_measure, check_latent_space
 from sdo_cli.scoring.rewards import build_reward, try_gradient
 from sdo_cli.seeding import keyed_generator
 from sdo_cli.training.batches import PromptOrder
@@ -68,6 +69,7 @@ def _load_all(loaded: LoadedRecipe, world: World, whole_file: bool) -> tuple[Job
         for spec in recipe.rewards
     ]
     for item in trained:
+        check_latent_space(item.name, item.reward, family)
         try_gradient(item.name, item.reward, prompts[0], device)
     # looked up after the move: only then are they the tensors the optimizer has to hold
     rollouts = cheap_rollouts(loaded, family)
@@ -182,8 +184,11 @@ def _prepare_validation(job: Job, held_out: list[str]) -> Validation | None:
     if not held_out:
         return None
     recipe, spec = job.recipe, job.recipe.validation
-    known = {item.name: item.reward for item in job.rewards}
-    measured = {name: reward_of(item, recipe, pick_device()) for name, item in only_measured(recipe).items()}
+    known = measures_of(job)
+    measured = {
+        name: as_measure(name, reward_of(item, recipe, pick_device()), job.family)
+        for name, item in only_measured(recipe).items()
+    }
     return Validation(
         prompts=held_out,
         seeds=spec.seeds,
@@ -194,6 +199,11 @@ def _prepare_validation(job: Job, held_out: list[str]) -> Validation | None:
         embed=job.embed,
         world=job.world,
     )
+
+
+def measures_of(job: Job) -> dict[str, Reward]:
+    """The trained rewards by name, as they measure pictures that were drawn."""
+    return {item.name: as_measure(item.name, item.reward, job.family) for item in job.rewards}
 
 
 def only_measured(recipe: Recipe) -> dict[str, RewardSpec]:
