@@ -268,6 +268,17 @@ def test_eval_over_checkpoints_is_a_curve(runs):
     assert list(tree["variants"]) == ["base", "a-1", "a-2", "a-3", "a-4"]
     assert tree["prompts"]["count"] == 3
     assert "by the step of a" in (runs / "e/report.html").read_text()
+    # and the run's own report has it from now on
+    left = json.loads((runs / "runs/a/evaluated.json").read_text())
+    assert left["evaluation"] == str(runs / "e")
+    for measure, rows in left["measures"].items():
+        # of the base there is no distance from it
+        tables = [found["measures"] for found in tree["variants"].values() if measure in found["measures"]]
+        assert [row[0] for row in rows] == list(range(5 - len(tables), 5))
+        assert [row[1] for row in rows] == pytest.approx([table[measure]["mean"] for table in tables])
+    assert sdo("report", "runs/a", cwd=runs).returncode == 0
+    page = (runs / "runs/a/report.html").read_text()
+    assert "checkpoints, evaluated (95 % interval)" in page and "diversity: by checkpoint" in page
 
 
 def test_unfinished_runs_say_what_there_is(runs, tmp_path):

@@ -12,6 +12,7 @@ from torch import Tensor
 from sdo_cli.device import described, dtype_of, pick_device
 from sdo_cli.drawing.pictures import read_image
 from sdo_cli.errors import Stopped
+from sdo_cli.evaluation.curves import leave_curves
 from sdo_cli.evaluation.draw import draw_variant, missing_items
 from sdo_cli.evaluation.evaluation import SETTINGS, Evaluation, job_tree, joined
 from sdo_cli.evaluation.job import Job, Variant
@@ -308,6 +309,7 @@ def write_tables(
     write_json(folder / "summary.json", tree)
     write_text(folder / "summary.csv", summary_csv(tree))
     write_text(folder / "scores.csv", scores_csv(measured, job.prompts))
+    leave_curves(measured, folder)
     if report:
         write_report(evaluation_report(job, measured, tree, folder), folder / "report.html")
     return tree

@@ -12,6 +12,8 @@ from sdo_cli.models.lora_paths import RUN_MARK
 MANIFEST, AS_GIVEN, RECIPE = "manifest.json", "recipe.yaml", RUN_MARK
 # a line per step (sdo_cli.records.step), a line per check (sdo_cli.records.check)
 METRICS, CHECKS = "metrics.jsonl", "guard.jsonl"
+# what an evaluation of several checkpoints found
+EVALUATED = "evaluated.json"
 # of `train: full`
 PIPELINE = "pipeline"
 

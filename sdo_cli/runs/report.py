@@ -16,7 +16,7 @@ from sdo_cli.prompt_sets.files import read_path
 from sdo_cli.provenance import machine
 from sdo_cli.records.check import OBJECTIVE, Check, checks_of, gain, quality, verdict
 from sdo_cli.reports import content
-from sdo_cli.runs.read import CHECKS, METRICS, RECIPE, manifest_of
+from sdo_cli.runs.read import CHECKS, EVALUATED, METRICS, RECIPE, manifest_of
 from sdo_cli.runs.summary import falls
 from sdo_cli.scoring.statistics import FEWEST, Interval, Values, mean_interval, paired_gain, too_few, win_rate
 
@@ -42,7 +42,9 @@ def run_report(folder: Path, status: str | None = None) -> content.Report:
     checks = checks_of(_lines(folder / CHECKS))
     if len(checks) > 1:
         blocks.append(_over_optimisation(checks))
-    blocks += [_curve(steps, name, held_out) for name in trained]
+    evaluated = read_json(folder / EVALUATED)["measures"] if (folder / EVALUATED).exists() else {}
+    blocks += [_curve(steps, name, held_out, evaluated.get(name)) for name in trained]
+    blocks += [_by_checkpoint(name, rows) for name, rows in evaluated.items() if name not in trained]
     if len(checks) > 1:
         blocks += [_measure_curve(checks, name) for name in checks[0].values if name != OBJECTIVE]
     if steps:
@@ -177,8 +179,27 @@ def _signed(found: Interval) -> str:
     return f"{ends[0]} [{ends[1]}, {ends[2]}]"
 
 
-def _curve(steps: list[dict[str, Any]], name: str, held_out: dict[str, Any] | None) -> content.Chart:
-    """Batch means pale, their running mean with its standard error, and the held-out mean before and after."""
+def _checkpoints(rows: list[list[float]]) -> content.Series:
+    """Of an evaluation of several: step, mean and ends of its interval each."""
+    step, mean, low, high = ([row[place] for row in rows] for place in range(4))
+    return content.Series(
+        "checkpoints, evaluated (95 % interval)", step, list(mean), low=list(low), high=list(high), points=True
+    )
+
+
+def _by_checkpoint(name: str, rows: list[list[float]]) -> content.Chart:
+    note = "From the last `sdo eval` of this run's checkpoints, on its prompts."
+    return content.Chart(f"{name}: by checkpoint", "step", name, [_checkpoints(rows)], note=note)
+
+
+def _curve(
+    steps: list[dict[str, Any]],
+    name: str,
+    held_out: dict[str, Any] | None,
+    evaluated: list[list[float]] | None = None,
+) -> content.Chart:
+    """Batch means pale, their running mean with its standard error, the held-out mean before and after, and
+    checkpoints that were evaluated."""
     last = float(steps[-1]["step"])
     # later updates on a rollout have its rewards, which are no measurements of their own
     steps = [step for step in steps if (step.get("replay") or {}).get("update", 1) == 1] or steps
@@ -211,6 +232,8 @@ def _curve(steps: list[dict[str, Any]], name: str, held_out: dict[str, Any] | No
                 points=True,
             )
         )
+    if evaluated:
+        series.append(_checkpoints(evaluated))
     note = "The band of the running mean is its standard error. Training prompts change from batch to batch."
     return content.Chart(f"{name}: trained and held out", "step", name, series, note=note)
 
