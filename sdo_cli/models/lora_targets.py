@@ -18,12 +18,13 @@ def targets_of(family: Family, layers: str, named: list[str] | tuple[str, ...] |
 
 
 def every_layer(denoiser: nn.Module) -> list[str]:
-    """Full names of all linear layers and convolutions inside its blocks: not those that embed or read out."""
+    """Full names of all linear layers and convolutions inside its blocks: not those that embed or read out, nor what
+    an adapter has put beside them."""
     blocks = [name for name, _ in denoiser.named_children() if name.endswith(("_block", "_blocks"))]
     return [
-        name
+        name.removesuffix(".base_layer")
         for name, layer in denoiser.named_modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d) and name.split(".")[0] in blocks
+        if isinstance(layer, nn.Linear | nn.Conv2d) and name.split(".")[0] in blocks and ".lora_" not in name
     ]
 
 
