@@ -8,6 +8,8 @@ import entry
 import pytest
 from test_run_folder import OWN_REWARD, RECIPE
 
+from sdo_cli.cli.drawing import ModelOptions, PictureOptions, SolverOptions
+from sdo_cli.cli.from_run import laid_over_run, start_from
 from sdo_cli.cli.prune_options import SearchOptions
 
 
@@ -99,3 +101,23 @@ def test_export_finds_the_runs_model_from_anywhere(small, tmp_path):
     assert "models/mine is not on this machine; give another place by hand, as --model PLACE" in done.stderr
     done = sdo("export", "runs/r", "--format", "merged", "--model", "models/other", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_revision_variant_and_size_come_from_the_folder(place, tmp_path):
+    """What names the weights on the hub and how large pictures are; typed ones win and are said."""
+    shutil.copytree(place / "runs/own", tmp_path / "own")
+    recipe = tmp_path / "own/resolved.yaml"
+    text = recipe.read_text().replace("model: embedded", "model: someone/unheard-of", 1)
+    for key, value in {"revision": "v1.1", "variant": "fp16", "height": 128, "width": 192}.items():
+        assert f"\n{key}: null\n" in text
+        text = text.replace(f"\n{key}: null\n", f"\n{key}: {value}\n", 1)
+    recipe.write_text(text)
+    start = start_from([str(tmp_path / "own")], None)
+    groups = (ModelOptions(), SolverOptions(), PictureOptions())
+    asked, said = laid_over_run(start.loaded.recipe, [], groups)
+    assert (asked.model, asked.revision, asked.variant) == ("someone/unheard-of", "v1.1", "fp16")
+    assert (asked.height, asked.width) == (128, 192) and said == ""
+    groups = (ModelOptions(revision="main"), SolverOptions(), PictureOptions(width=256))
+    asked, said = laid_over_run(start.loaded.recipe, ["revision", "width"], groups)
+    assert (asked.revision, asked.variant, asked.width) == ("main", "fp16", 256)
+    assert said == "by hand in place of the run's: revision main, width 256"
