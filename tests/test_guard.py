@@ -294,6 +294,9 @@ def test_it_warns_and_stops_if_asked(tmp_path, monkeypatch, stop):
         "Over-optimised: " in page
         and "step 1 was the best of the trained steps, and not better than the model as it was" in page
     )
+    # and stands in the table of runs
+    listed = CliRunner().invoke(app.app, ["runs", str(tmp_path)])
+    assert listed.exit_code == 0 and "never better than at 0, over-optimised" in listed.output
     if stop:
         again = run(tmp_path / "run", "--resume", *words)
         assert again.returncode == 0 and "is finished already; its guard ended it" in again.stdout
