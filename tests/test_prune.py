@@ -687,7 +687,7 @@ BAD = {
     "live": (["-p", "mine.txt", "--steps", "4", "--live-calls", "4"], "--live-calls: 4 of 4 steps"),
     "reward": (["-p", "mine.txt", "--reward", "beauty"], "unknown reward 'beauty'"),
     "l2c": (
-        ["-p", "mine.txt", "--steps", "6", "--gradients", "l2c"],
+        ["-p", "mine.txt", "--steps", "6", "--gradients", "l2c", "--live-calls", "4"],
         "--live-calls: l2c has gates at every other call",
     ),
     "lr": (["-p", "mine.txt", "--lr", "0"], "--lr: must be above 0"),
