@@ -67,7 +67,9 @@ def whole(words, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "out"
     code, _, err = done_by(1, words(out))
     assert code == 0, err
-    assert len(json.loads((out / "measures.json").read_text())["arms"]) == ARMS
+    arms = [arm["name"] for arm in json.loads((out / "measures.json").read_text())["arms"]]
+    # those of few steps once more where less guidance is nearer
+    assert len([name for name in arms if " guidance " not in name]) == ARMS
     return out
 
 
