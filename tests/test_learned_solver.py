@@ -405,12 +405,13 @@ def test_guidance_by_call_is_the_solvers_formula():
 
 def test_one_walk_of_the_teacher_serves_all_solvers(small):
     setting = setting_of(small, dtype=torch.float32)
+    steps = spaced(setting, 3, "even")
     lessons, walks = Lessons(setting, SMALL), []
-    whole = Lessons(setting, SMALL).nodes([2, 3], STEPS)
+    whole = Lessons(setting, SMALL).nodes([2, 3], steps)
     walk = lessons._walk
     lessons._walk = lambda *what: walks.append(what) or walk(*what)
-    lessons.ahead = set(STEPS)
-    few = [lessons.nodes([2, 3], (STEPS[place],))[0] for place in (1, 0, 2)]
+    lessons.ahead = set(steps)
+    few = [lessons.nodes([2, 3], (steps[place],))[0] for place in (1, 0, 2)]
     assert len(walks) == 1 and all(torch.equal(few[k], whole[place]) for k, place in enumerate((1, 0, 2)))
 
 
