@@ -1,7 +1,6 @@
 """How rewards are put together and what they see: what goes with what."""
 
 import rewards as reward_table
-from rewards import sees_latents
 from sdo_cli.recipe.rollout_check import Problem
 from sdo_cli.recipe.schema import Recipe
 
@@ -32,7 +31,9 @@ def check_sight(recipe: Recipe, problem: Problem) -> None:
         problem(("sight", name), f"is of pixels from 0 to 1, so at most 1, not {getattr(look, name)}")
     if look.views > 1 and not (look.crop or look.noise or look.jpeg):
         problem(("sight", "views"), "are all the same picture; add crop, noise or jpeg")
-    blind = [item.name for item in recipe.rewards if reward_table.resolve(item.name) and sees_latents(item.name)]
+    blind = [
+        item.name for item in recipe.rewards if reward_table.resolve(item.name) and reward_table.sees_latents(item.name)
+    ]
     altered = next((name for name in ("crop", "noise", "jpeg", "sharpness") if getattr(look, name)), None)
     if blind and altered:
         problem(("sight", altered), f"alters pictures, and {blind[0]} sees latents; take it out, or another reward")
