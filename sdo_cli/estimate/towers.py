@@ -31,27 +31,6 @@ from sdo_cli.errors import EnvironmentFault
 from sdo_cli.estimate.cost import META
 from sdo_cli.models.single_file import CONFIGS
 
-# config.json of yuvalkirstain/PickScore_v1: OpenCLIP's ViT-H/14 under transformers' names
-CLIP_H = {
-    "projection_dim": 1024,
-    "text_config": {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "hidden_act": "gelu",
-        "projection_dim": 1024,
-    },
-    "vision_config": {
-        "hidden_size": 1280,
-        "intermediate_size": 5120,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 16,
-        "patch_size": 14,
-        "hidden_act": "gelu",
-        "projection_dim": 1024,
-    },
-}
 # ImageReward-v1.0: BLIP large (ViT-L/16) and med_config.json's BERT
 BLIP_VISION = {
     "hidden_size": 1024,
@@ -146,7 +125,8 @@ def _pickscore(options: Mapping[str, Any]) -> Reward:
     from transformers import BatchEncoding, CLIPConfig, CLIPModel
 
     model = options.get("model")
-    config = CLIPConfig(**CLIP_H) if model is None else CLIPConfig.from_pretrained(Path(model).expanduser())
+    # config.json of yuvalkirstain/PickScore_v1 is OpenCLIP's ViT-H/14 as well
+    config = CLIPConfig(**VIT_H) if model is None else CLIPConfig.from_pretrained(Path(model).expanduser())
 
     def tokens(prompts: list[str], *, max_length: int, **settings: Any) -> Any:
         return BatchEncoding({"input_ids": _zeros(max_length)(prompts)})
