@@ -202,8 +202,8 @@ def _normal(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def _stepped(factors: Factors, G: Tensor) -> Factors:
-    products = (product[None] for product in project(G, factors.U, factors.V))
-    return Factors(*(t[0] for t in updated(Factors(*(t[None] for t in factors)), *products, 0.9)))
+    GV, GtU = (product[None] for product in project(G, factors.U, factors.V))
+    return Factors(*(t[0] for t in updated(Factors(*(t[None] for t in factors)), GV, GtU, factors.U.T @ GV, 0.9)))
 
 
 def _nystrom(factors: Factors, G: Tensor, cut: float = 0.1) -> Factors:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdo_cli.optimizers.low_rank import Factors, move, norm_squared, project, start, updated
+from sdo_cli.optimizers.low_rank import Factors, move, norm_squared, project, start, updated, weighted
 from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.recipe.schema import Recipe
 from sdo_cli.seeding import keyed_generator
@@ -104,7 +104,7 @@ class MoFaSGD:
             if matrix.weight.grad is not None:
                 matrix.take()
         self.world.add_gradients([*self._bases, *self.others])
-        groups = list(_of_one_shape([matrix for matrix in self.matrices if matrix.U.grad is not None]))
+        groups = [Together(few) for few in _of_one_shape([m for m in self.matrices if m.U.grad is not None])]
         norm = self._norm(groups)
         if math.isfinite(norm):
             self._apply(groups, min(1.0, self.recipe.max_grad_norm / (norm + 1e-6)))
@@ -117,35 +117,24 @@ class MoFaSGD:
             holder.grad = None
 
     @torch.no_grad()
-    def _norm(self, groups: list[list[Matrix]]) -> float:
+    def _norm(self, groups: "list[Together]") -> float:
         squares = [
             p.grad.square().sum(dtype=torch.promote_types(p.dtype, torch.float32))
             for p in self.others
             if p.grad is not None
         ]
-        for group in groups:
-            GV, GtU = _stacked(group, "U"), _stacked(group, "V")
-            UtGV = torch.stack([matrix.U for matrix in group]).mT @ GV
-            squares += norm_squared(GV, GtU, UtGV).unbind()
+        squares += [group.norm_squared() for group in groups]
         return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
 
     @torch.no_grad()
-    def _apply(self, groups: list[list[Matrix]], share: float) -> None:
+    def _apply(self, groups: "list[Together]", share: float) -> None:
         """A step with ``share`` of the gradients."""
-        rate, decay = self.adamw.param_groups[0]["lr"], self.recipe.adam_weight_decay
+        recipe, rate = self.recipe, self.adamw.param_groups[0]["lr"]
         for group in groups:
-            before = Factors(*(torch.stack(tensors) for tensors in zip(*(m.tensors for m in group), strict=True)))
-            after = updated(
-                before, _stacked(group, "U").mul_(share), _stacked(group, "V").mul_(share), self.recipe.optimizer_beta
-            )
-            for number, matrix in enumerate(group):
-                mine = Factors(*(tensor[number] for tensor in after))
-                for kept, new in zip(matrix.tensors, mine, strict=True):
-                    kept.copy_(new)
-                move(matrix.weight.data, mine, rate=rate, form=self.recipe.optimizer_form, decay=decay)
-        for parameter in self.others:
-            if parameter.grad is not None:
-                parameter.grad.mul_(share)
+            group.step(share, rate, recipe)
+        rest = [parameter.grad for parameter in self.others if parameter.grad is not None]
+        if rest:
+            torch._foreach_mul_(rest, share)
         self.adamw.step()
         self._stay_same()
 
@@ -182,6 +171,33 @@ class MoFaSGD:
                 tensor.copy_(value)
 
 
+class Together:
+    """Matrices of one shape that have their products, computed as one stack."""
+
+    def __init__(self, matrices: Sequence[Matrix]) -> None:
+        self.matrices = matrices
+        # asked for twice, by the norm of all and by the step
+        self.UtGV = torch.stack([matrix.U for matrix in matrices]).mT @ self.product("U")
+
+    def product(self, base: str) -> Tensor:
+        """GV ``[B, m, r]`` (of ``U``) or GᵀU ``[B, n, r]`` (of ``V``)."""
+        return torch.stack([getattr(matrix, base).grad for matrix in self.matrices])
+
+    def norm_squared(self) -> Tensor:
+        return norm_squared(self.product("U"), self.product("V"), self.UtGV).sum()
+
+    def step(self, share: float, rate: float, recipe: Recipe) -> None:
+        """Momentum and weights, with ``share`` of the gradients."""
+        kept = [list(tensors) for tensors in zip(*(matrix.tensors for matrix in self.matrices), strict=True)]
+        products = (part.mul_(share) for part in (self.product("U"), self.product("V"), self.UtGV))
+        after = updated(Factors(*map(torch.stack, kept)), *products, recipe.optimizer_beta)
+        for old, new in zip(kept, after, strict=True):
+            torch._foreach_copy_(old, list(new.unbind()))
+        along = (after.U * weighted(after.S, recipe.optimizer_form).unsqueeze(-2)).unbind()
+        for matrix, mine, V in zip(self.matrices, along, after.V.unbind(), strict=True):
+            move(matrix.weight.data, mine, V, rate=rate, decay=recipe.adam_weight_decay)
+
+
 def _begin(recipe: Recipe, number: int, weight: nn.Parameter) -> Matrix:
     """A weight without momentum, its bases the same in every process."""
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
@@ -201,12 +217,6 @@ def _of_one_shape(matrices: Sequence[Matrix]) -> Iterator[list[Matrix]]:
         if (len(group) + 1) * 2 * (matrix.U.numel() + matrix.V.numel()) > TOGETHER:
             yield groups.pop(key)
     yield from groups.values()
-
-
-def _stacked(group: Sequence[Matrix], base: str) -> Tensor:
-    """GV ``[B, m, r]`` (of ``U``) or GᵀU ``[B, n, r]`` (of ``V``)."""
-    grads = [getattr(matrix, base).grad for matrix in group]
-    return torch.stack(grads)
 
 
 def _bits(tensors: Sequence[Tensor]) -> int:
