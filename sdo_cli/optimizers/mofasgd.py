@@ -189,8 +189,8 @@ class Together:
     def step(self, share: float, rate: float, recipe: Recipe) -> None:
         """Momentum and weights, with ``share`` of the gradients."""
         kept = [list(tensors) for tensors in zip(*(matrix.tensors for matrix in self.matrices), strict=True)]
-        products = (part.mul_(share) for part in (self.product("U"), self.product("V"), self.UtGV))
-        after = updated(Factors(*map(torch.stack, kept)), *products, recipe.optimizer_beta)
+        GV, GtU, UtGV = (part.mul_(share) for part in (self.product("U"), self.product("V"), self.UtGV))
+        after = updated(Factors(*map(torch.stack, kept)), GV, GtU, UtGV, recipe.optimizer_beta)
         for old, new in zip(kept, after, strict=True):
             torch._foreach_copy_(old, list(new.unbind()))
         along = (after.U * weighted(after.S, recipe.optimizer_form).unsqueeze(-2)).unbind()
