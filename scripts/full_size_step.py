@@ -1,14 +1,18 @@
 """One SDO step of a full-size model with random weights on this machine; prints what it took as one line of JSON.
 
-    python scripts/full_size_step.py --kind sd15 --pixels 256 --folder /tmp/full     (makes the weights when missing)
+    python scripts/full_size_step.py --kind sd15 --folder F --only-make
+    python scripts/full_size_step.py --kind sd15 --pixels 256 --folder F [recipe overrides …]
 
-Peak memory is this process's resident memory above what importing took, so weights are in it.
+``decoder=tiny-jacobian tiny_decoder=F/taesd`` takes a small decoder, which --only-make makes too. Peak memory is this
+process's resident memory above what importing took, so weights are in it; ``above_weights`` is without them, and
+``estimated`` what ``sdo doctor`` says that is.
 """
 
 import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +52,8 @@ def make_weights(kind: str, folder: Path, device: str = "cpu") -> None:
     if not (folder / "clip-l14.safetensors").exists():
         folder.mkdir(parents=True, exist_ok=True)
         make_clip(folder / "clip-l14.safetensors", device)
+    if not (folder / "taesd").exists():
+        diffusers.AutoencoderTiny().save_pretrained(folder / "taesd")
     if (folder / kind / "model_index.json").exists():
         return
     configs = config_folder(kind)
@@ -94,19 +100,23 @@ def resident(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
 
-def measure(kind: str, folder: Path, pixels: int) -> dict[str, float]:
+def measure(kind: str, folder: Path, pixels: int, overrides: Sequence[str] = ()) -> dict[str, float]:
     import diffusers  # noqa: F401
     import open_clip  # noqa: F401
     import peft  # noqa: F401
 
+    from sdo_cli.doctor.advice import estimate_recipe
+    from sdo_cli.doctor.target import find_target
     from sdo_cli.recipe.load import load_recipe
     from sdo_cli.training.loop import train
     from sdo_cli.training.prepare import prepare
 
     path = folder / f"{kind}.yaml"
     path.write_text(RECIPE.format(folder=folder, kind=kind, pixels=pixels))
+    recipe = load_recipe(str(path), list(overrides))
+    estimated = estimate_recipe(recipe, find_target(None)).largest
     imported = resident("VmRSS")
-    job, _ = prepare(load_recipe(str(path)))
+    job, _ = prepare(recipe)
     loaded = resident("VmRSS")
     # loading reads files: only the step's own peak counts
     Path("/proc/self/clear_refs").write_text("5")
@@ -118,6 +128,9 @@ def measure(kind: str, folder: Path, pixels: int) -> dict[str, float]:
         "seconds": time.perf_counter() - start,
         "loaded": loaded - imported,
         "peak": resident("VmHWM") - imported,
+        # pages of weights are read when they are first used, so what was there before the step does not tell
+        "above_weights": resident("VmHWM") - imported - estimated.resident,
+        "estimated": estimated.working,
         "grad_norm": result.grad_norm,
         "moved": moved,
         **{f"seconds_{name}": value for name, value in result.seconds.items()},
@@ -130,11 +143,12 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=256)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--only-make", action="store_true", help="write the weights and stop")
+    parser.add_argument("overrides", nargs="*")
     given = parser.parse_args()
     if given.only_make:
         make_weights(given.kind, given.folder)
         return
-    print(json.dumps(measure(given.kind, given.folder, given.pixels)))
+    print(json.dumps(measure(given.kind, given.folder, given.pixels, given.overrides)))
 
 
 if __name__ == "__main__":
