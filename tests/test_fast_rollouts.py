@@ -303,6 +303,12 @@ PROBLEMS = {
     "compile": ((*FAST, "compile=default"), "rollout.lora: is switched on and off"),
     "plan": ((*FAST, "rollout.skip_plan=mine.yaml"), "take one of them"),
     "alone": (("rollout.solver=lcm",), "rollout.solver: says how rollout.lora draws"),
+    "guidance alone": (("rollout.guidance_scale=1.5",), "give rollout.num_inference_steps too, or set guidance_scale"),
+    "guidance of one": (("rollout.num_inference_steps=2", "rollout.guidance_scale=1"), "must be a number above 1"),
+    "guidance of none": (
+        ("rollout.num_inference_steps=2", "rollout.guidance_scale=2", "guidance_scale=1"),
+        "sampling has no guidance (guidance_scale 1); take this out",
+    ),
 }
 
 

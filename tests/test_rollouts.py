@@ -119,6 +119,13 @@ def test_fewer_steps_are_those_of_a_recipe_with_fewer(trained):
     assert [step.calls for step in few] == [step.calls for step in own]
 
 
+def test_fewer_steps_may_have_less_guidance_in_calls_with_gradients_too(trained):
+    few = trained("rollout.num_inference_steps=3", "rollout.guidance_scale=1.5")
+    own = trained("num_inference_steps=3", "guidance_scale=1.5")
+    assert losses(few) == losses(own) and [a.grad_norm for a in few] == [b.grad_norm for b in own]
+    assert losses(few) != losses(trained("rollout.num_inference_steps=3"))
+
+
 def test_calls_are_counted_as_they_are_made(trained):
     for step in trained("rollout.skip_plan=half.json"):
         assert step.calls == {"no_grad": 3 * 2, "grad": 2} and step.cheap_rollouts

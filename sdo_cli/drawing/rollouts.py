@@ -47,6 +47,8 @@ def rollout_settings(recipe: Recipe, plan: SkipPlan | None) -> DrawSettings:
         )
     if spec.num_inference_steps:
         settings = replace(settings, num_inference_steps=spec.num_inference_steps, timesteps=None)
+    if spec.guidance_scale is not None:
+        settings = replace(settings, guidance_scale=spec.guidance_scale)
     return settings if plan is None else with_plan(settings, plan)
 
 

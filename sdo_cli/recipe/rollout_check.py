@@ -117,9 +117,10 @@ def check_fast(recipe: Recipe, problem: Problem) -> None:
     """A few-step LoRA that draws, and what it is drawn with."""
     spec = recipe.rollout
     if spec.lora is None:
-        for name in ("lora_scale", "solver", "timesteps", "guidance_scale", "eta"):
+        for name in ("lora_scale", "solver", "timesteps", "eta"):
             if getattr(spec, name) != getattr(RolloutSpec(), name):
                 problem(("rollout", name), "says how rollout.lora draws; give that too, or take this out")
+        check_own_guidance(recipe, problem)
         return
     if spec.skip_plan is not None:
         problem(("rollout", "lora"), "draws in few steps; a skip plan leaves parts of many out: take one of them")
@@ -147,6 +148,21 @@ def check_fast(recipe: Recipe, problem: Problem) -> None:
     if info is not None and info.chained:
         why = f"{recipe.gradient.rule} sends gradients through whole rollouts, which another network drew; use sdo"
         problem(("rollout", "lora"), why)
+
+
+def check_own_guidance(recipe: Recipe, problem: Problem) -> None:
+    """The guidance of a shorter schedule of the model itself, which its calls with gradients have too."""
+    spec, key = recipe.rollout, ("rollout", "guidance_scale")
+    if spec.guidance_scale is None:
+        return
+    if not 1 < spec.guidance_scale < float("inf"):
+        why = f"must be a number above 1, not {spec.guidance_scale}; to train without guidance write guidance_scale: 1"
+        problem(key, why)
+    elif recipe.guidance_scale <= 1:
+        problem(key, f"sampling has no guidance (guidance_scale {recipe.guidance_scale:g}); take this out")
+    elif not spec.num_inference_steps and spec.skip_plan is None:
+        why = "is for training that draws in fewer calls; give rollout.num_inference_steps too, or set guidance_scale"
+        problem(key, why)
 
 
 def check_timesteps(timesteps: list[int] | None, steps: int | None, place: Key, problem: Problem) -> None:

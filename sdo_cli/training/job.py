@@ -119,8 +119,9 @@ def path_of(job: Job, step: int, mine: range, prompts: list[str]) -> Path:
     """How these samples of a step are drawn, and what their gradients are taken of."""
     recipe, drawn = job.recipe, job.drawn_now
     noise = draw_noise(job.family, drawn.settings, [keyed_generator(recipe.seed, "noise", step, s) for s in mine])
-    # what is trained keeps its guidance, whoever draws
-    live = replace(drawn.settings, guidance_scale=recipe.guidance_scale)
+    # what is trained keeps its guidance when another network draws; a shorter schedule of its own may have less
+    other = drawn.network is not None
+    live = replace(drawn.settings, guidance_scale=recipe.guidance_scale) if other else drawn.settings
     condition, negative = encode_pair(job.embed, live, prompts)
     path = make_path(job.family, live, noise, condition, negative, recipe.gradient.negative_gradient, drawn.skips)
     if drawn.network is None:
