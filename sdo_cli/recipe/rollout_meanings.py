@@ -36,8 +36,8 @@ ROLLOUT_MEANINGS = {
         "Guidance of training's pictures.",
         "rollout: {num_inference_steps: 5, guidance_scale: 3.5}",
         "With fewer steps or a skip plan: not given, the recipe's own `guidance_scale`. Few steps want less of it,"
-        " 0.7 of it at five (docs/pruning.md); calls with gradients have it too. With `lora`: not given, 1, as most few-step"
-        " LoRAs want, and calls with gradients keep the recipe's own.",
+        " 0.7 of it at five (docs/pruning.md); calls with gradients have it too. With `lora`: not given, 1, as"
+        " most few-step LoRAs want, and calls with gradients keep the recipe's own.",
     ),
     "eta": Meaning(
         "Fresh noise of its solver, where that takes a share.",
