@@ -205,7 +205,8 @@ def test_an_iteration_is_estimated_from_its_parts(rule):
 
 
 def quickstart(*words):
-    return load_recipe("quickstart", ["validation.num_prompts=4", *words])
+    # figures below are of adapters beside attention
+    return load_recipe("quickstart", ["validation.num_prompts=4", "lora.layers=attention", *words])
 
 
 def stages(*words, on_cpu=True):
