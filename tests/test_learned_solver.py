@@ -25,21 +25,11 @@ from sdo_cli.errors import EnvironmentFault, SolverFault
 from sdo_cli.gradients.run import run_plan
 from sdo_cli.models.load import ModelSource, load_family
 from sdo_cli.progress import Silent
-from sdo_cli.prune.learned import (
-    Student,
-    asking,
-    best_of,
-    fit,
-    full_gradient,
-    held_error,
-    learn,
-    new_student,
-    shortcut_gradient,
-    spaced,
-)
+from sdo_cli.prune.learned import best_of, fit, held_error, learn, new_student, spaced
 from sdo_cli.prune.lessons import Lessons, SolverSettings
 from sdo_cli.prune.methods import from_learned
 from sdo_cli.prune.setting import Setting
+from sdo_cli.prune.student import Student, asking, full_gradient, shortcut_gradient
 from sdo_cli.sampling.loop import sample_latents
 from sdo_cli.sampling.multistep import adams_bashforth, clock_of, out_of_order
 from sdo_cli.sampling.route import Route
