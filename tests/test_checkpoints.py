@@ -318,7 +318,8 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path, monk
     assert rows[2]["rewards"] == {"clip-embedded": None} and rows[3]["learning_rate"] == rows[2]["learning_rate"]
     kept = {path.name for path in (tmp_path / "r" / "checkpoints").glob("checkpoint-*")}
     assert kept == {f"checkpoint-{step}" for step in (1, 2, 4)}
-    ups = [v for k, v in load_file(tmp_path / "r" / "pytorch_lora_weights.safetensors").items() if ".up." in k or ".lora_B." in k]
+    weights = load_file(tmp_path / "r" / "pytorch_lora_weights.safetensors")
+    ups = [v for k, v in weights.items() if ".up." in k or ".lora_B." in k]
     assert all(torch.isfinite(value).all() for value in ups) and any(value.any() for value in ups)
     assert "<h1>Run: quickstart</h1>" in (tmp_path / "r" / "report.html").read_text()
 
