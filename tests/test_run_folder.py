@@ -533,8 +533,8 @@ def test_what_is_asked_of_a_finished_run_is_not_dropped(runs, tmp_path):
 def test_a_run_that_is_not_there_names_those_that_are(runs):
     done = sdo("finetune", "--resume", "runs/nope", cwd=runs)
     assert done.returncode == 2 and "--resume runs/nope: no such run; there are runs/a, runs/b" in done.stderr
-    done = sdo("sample", "x", "--lora", "runs/aa", cwd=runs)
-    assert done.returncode == 2
+    done = sdo("sample", "x", "--lora", "runs/other", cwd=runs)
+    assert done.returncode == 2 and "no LoRA at runs/other" in done.stderr and "there are runs/a, runs/b" in done.stderr
     done = sdo("finetune", "mine.yml", cwd=runs)
     assert done.returncode == 2 and "did you mean mine.yaml?" in done.stderr
 

@@ -1,5 +1,6 @@
 """The `sdo` command and its one error boundary."""
 
+import logging
 import os
 import re
 import sys
@@ -92,6 +93,8 @@ def quiet_libraries() -> None:
     """Warnings of libraries are not shown, but for one that says that scores are wrong."""
     warnings.filterwarnings("ignore", module=r"(diffusers|transformers|huggingface_hub|peft|open_clip|torch)(\.|$)")
     warnings.filterwarnings("always", message="QuickGELU mismatch")
+    # peft imports it where it is installed, and it then misses a kernel that sdo never calls
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def main() -> None:

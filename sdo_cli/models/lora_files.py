@@ -26,6 +26,8 @@ NAME = LORA_FILE
 METADATA_KEY = "lora_adapter_metadata"
 _PEFT = "adapter_model.safetensors"
 DENOISERS = ("unet", "transformer")
+# of the LoRAs that lie beside one that is not there
+MOST_NAMED = 6
 COMPONENTS = (*DENOISERS, "text_encoder", "text_encoder_2")
 
 
@@ -114,6 +116,9 @@ def missing_remedy(name: str) -> str:
     siblings = [path.name for path in place.parent.iterdir()] if place.parent.is_dir() and not place.exists() else []
     if near := difflib.get_close_matches(place.name, siblings, n=1, cutoff=0.6):
         return f"did you mean {place.with_name(near[0])}?"
+    if beside := [place.with_name(name) for name in sorted(siblings) if (place.with_name(name) / NAME).is_file()]:
+        more = f" and {len(beside) - MOST_NAMED} more" if len(beside) > MOST_NAMED else ""
+        return f"there are {', '.join(map(str, beside[:MOST_NAMED]))}{more}"
     return "give the folder of a finished run (its manifest.json says how it ended), or a LoRA file"
 
 
