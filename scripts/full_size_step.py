@@ -53,7 +53,7 @@ def make_weights(kind: str, folder: Path, device: str = "cpu") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         make_clip(folder / "clip-l14.safetensors", device)
     if not (folder / "taesd").exists():
-        diffusers.AutoencoderTiny().save_pretrained(folder / "taesd")
+        make_small_decoder(folder / "taesd")
     if (folder / kind / "model_index.json").exists():
         return
     configs = config_folder(kind)
@@ -67,6 +67,17 @@ def make_weights(kind: str, folder: Path, device: str = "cpu") -> None:
     if "requires_safety_checker" in index:
         parts["requires_safety_checker"] = False
     getattr(diffusers, index["_class_name"])(**parts).save_pretrained(folder / kind)
+
+
+def make_small_decoder(folder: Path) -> None:
+    """Near to grey, as the pictures of a random VAE are: it is refused where pixels are too far off."""
+    import diffusers
+
+    small = diffusers.AutoencoderTiny()
+    last = small.decoder.layers[-1]
+    torch.nn.init.normal_(last.weight, std=1e-3)
+    torch.nn.init.constant_(last.bias, 0.5)
+    small.save_pretrained(folder)
 
 
 def make_clip(path: Path, device: str) -> None:
