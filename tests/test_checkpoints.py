@@ -239,7 +239,7 @@ def test_another_recipe_is_refused_with_what_differs(whole, tmp_path):
         assert said in done.stderr, done.stderr
     assert "max_train_steps:" not in done.stderr and outcome(tmp_path / "run") == before
     done = run(tmp_path / "run", "--resume", "max_train_steps=4", "learning_rate=0.001")
-    assert done.returncode == 2 and "learning_rate: 0.002 there, 0.001 here" in done.stderr
+    assert done.returncode == 2 and "learning_rate: 0.0004 there, 0.001 here" in done.stderr
     done = run(tmp_path / "run", "--resume", "max_train_steps=4")
     assert done.returncode == 0 and "is finished already" in done.stdout
 

@@ -205,8 +205,9 @@ def test_an_iteration_is_estimated_from_its_parts(rule):
 
 
 def quickstart(*words):
-    # figures below are of adapters beside attention
-    return load_recipe("quickstart", ["validation.num_prompts=4", "lora.layers=attention", *words])
+    # figures below are of small adapters beside attention
+    fixed = ["validation.num_prompts=4", "train_batch_size=8", "lora.layers=attention", "lora.rank=8"]
+    return load_recipe("quickstart", [*fixed, *words])
 
 
 def stages(*words, on_cpu=True):
