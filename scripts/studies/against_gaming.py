@@ -22,6 +22,8 @@ ARMS = {
     "bound": ["sight={views: 4, crop: 0.3, noise: 0.05, jpeg: 40, lower_bound: 2.0}"],
     "sharp": ["sight={sharpness: 0.1}"],
     "kl": ["kl_weight=1.0"],
+    "kl-30": ["kl_weight=30.0"],
+    "clip-2": ["rewards=[{name: aesthetic, weight: 2}, {name: clip}]", "combine={normalise: spread, measure: true}"],
     "clip-8": ["rewards=[{name: aesthetic, weight: 8}, {name: clip}]", "combine={normalise: spread, measure: true}"],
     "clip-4": ["rewards=[{name: aesthetic, weight: 4}, {name: clip}]", "combine={normalise: spread, measure: true}"],
     "clip": ["rewards=[aesthetic,clip]", "combine={normalise: spread, measure: true}"],
