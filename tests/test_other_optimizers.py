@@ -26,7 +26,7 @@ EVERY = [needed(name) for name in PACKAGES]
 
 
 def words_of(name):
-    return [f"optimizer={name}", *(["learning_rate=1.0"] if name == "prodigy" else [])]
+    return [f"optimizer={name}", "learning_rate=1.0" if name == "prodigy" else "learning_rate=2e-3"]
 
 
 @pytest.mark.parametrize("name", PACKAGES)
