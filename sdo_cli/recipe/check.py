@@ -44,6 +44,7 @@ NOT_NEGATIVE = (
     "checkpoints_total_limit",
     "adam_weight_decay",
     "kl_weight",
+    "kl_gate",
     "eta",
     "guidance_scale",
     "lora.alpha",

@@ -51,6 +51,13 @@ MEANINGS: dict[Any, dict[str, Meaning]] = {
             " to the loss (DRaFT+). 0: not held, and no cost; else one more network call for each one with gradients."
             " Only with `train: lora`.",
         ),
+        "kl_gate": Meaning(
+            "How uncertain rewards have to be about a picture for `kl_weight` to hold it.",
+            "kl_weight: 0.1\nkl_gate: 0.02\nsight: {views: 4, crop: 0.2}",
+            "In units of the weighted reward: the spread of its views (`sight.views`) and of the parts of a `mixture`;"
+            " one of them there has to be. 0: every picture is held. `metrics.jsonl` has mean, highest and the share"
+            " that is held under `gate`, with 0 too, so a first run says where to put it.",
+        ),
         "description": Meaning(
             "A line for people.", "description: HPS v2.1 on SD 1.5", "Shown by `sdo recipe list` and in the model card."
         ),

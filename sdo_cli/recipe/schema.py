@@ -145,6 +145,7 @@ class Recipe:
     rewards: list[RewardSpec]
     prompts: PromptSource
     kl_weight: float = 0.0
+    kl_gate: float = 0.0
     description: str = ""
     revision: str | None = None
     variant: str | None = None

@@ -20,6 +20,7 @@ def check_sight(recipe: Recipe, problem: Problem) -> None:
     if half and (combine.looks or look.sharpness):
         key = ("combine", "conflict") if combine.looks else ("sight", "sharpness")
         problem(key, "needs gradients at the pictures, which vanish in fp16; take bf16 or no")
+    _check_gate(recipe, problem)
     if combine.normalise == "spread" and recipe.train_batch_size * recipe.gradient_accumulation_steps < 2:
         problem(("combine", "normalise"), "one sample a step has no spread; accumulate gradients, or write none")
     if not 0 <= look.crop <= 0.9:
@@ -46,3 +47,14 @@ def check_sight(recipe: Recipe, problem: Problem) -> None:
             )
     if look.lower_bound and look.views < 2:
         problem(("sight", "lower_bound"), f"needs the spread of several views; write views: 4, not {look.views}")
+
+
+def _check_gate(recipe: Recipe, problem: Problem) -> None:
+    """Something has to be gated, and something to say how uncertain a reward is."""
+    if not recipe.kl_gate:
+        return
+    if not recipe.kl_weight:
+        problem(("kl_gate",), "is about whom kl_weight holds, and it is 0; give that too, or take this out")
+    several = [item for item in recipe.rewards if item.name == "mixture" and len(item.options.get("parts") or []) > 1]
+    if recipe.sight.views < 2 and not several:
+        problem(("kl_gate",), "needs rewards that say how uncertain they are; give sight.views, 4 say, or a mixture")

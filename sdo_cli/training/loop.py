@@ -34,6 +34,7 @@ class Slice:
     calls: dict[str, int]
     changes: Tensor | None = None
     looks: dict[str, Tensor] = field(default_factory=dict)
+    uncertainty: Tensor | None = None
 
 
 def make_stepper(job: Job) -> Stepper:
@@ -92,7 +93,7 @@ def train(
         slices, seconds = gather_slices(job, outcomes)
         gap = look_at_decoder(job, order, replays, outcomes)
         found = look_at_replay(job, order, replays, slices, stepper.scale)
-        result = _summarise(step + 1, slices, seconds, stepper.step(step + 1, bad_reward(slices)))
+        result = _summarise(recipe, step + 1, slices, seconds, stepper.step(step + 1, bad_reward(slices)))
         # a rollout is counted once
         fresh = replays.update == 0 and replays.rollout != looked
         divided = spreads_after(job, slices, fresh=fresh)
@@ -210,6 +211,7 @@ def gather_slices(job: Job, outcomes: list[Outcome]) -> tuple[list[Slice], dict[
             outcome.calls,
             outcome.changes,
             {name: torch.cat([piece[name] for piece in outcome.looks]) for name in (outcome.looks or [{}])[0]},
+            None if outcome.uncertainty is None else outcome.uncertainty.cpu(),
         )
         for number, outcome in zip(slices_of(job), outcomes, strict=True)
     ]
@@ -225,7 +227,7 @@ def bad_reward(slices: list[Slice]) -> str | None:
     return next((name for name, scores in scored if not bool(torch.isfinite(scores).all())), None)
 
 
-def _summarise(step: int, slices: list[Slice], seconds: dict[str, float], taken: Step) -> StepResult:
+def _summarise(recipe: Recipe, step: int, slices: list[Slice], seconds: dict[str, float], taken: Step) -> StepResult:
     losses = torch.cat([part.losses for part in slices])
     rewards = {name: torch.cat([part.rewards[name] for part in slices]).mean().item() for name in slices[0].rewards}
     calls = {name: sum(part.calls[name] for part in slices) for name in slices[0].calls}
@@ -235,4 +237,14 @@ def _summarise(step: int, slices: list[Slice], seconds: dict[str, float], taken:
     found = StepResult(
         step, losses.mean().item(), rewards, taken.norm, taken.rate, seconds, calls, penalty, taken.skipped
     )
-    return replace(found, gradients=looks or None)
+    return replace(found, gradients=looks or None, gate=_gate(recipe, slices))
+
+
+def _gate(recipe: Recipe, slices: list[Slice]) -> dict[str, float] | None:
+    """How uncertain the rewards were and whom that let be held; None where nobody is held, or nothing tells."""
+    doubts = [part.uncertainty for part in slices if part.uncertainty is not None]
+    if not doubts or not recipe.kl_weight:
+        return None
+    every = torch.cat(doubts)
+    held = (every > recipe.kl_gate).float().mean().item() if recipe.kl_gate else 1.0
+    return {"uncertainty": every.mean().item(), "highest": every.max().item(), "share": held}

@@ -43,7 +43,8 @@ def accumulate(
     """
     if plan is None and not (replays and replays.update):
         plan = plan_step(job, step) if replays else plan_step(job, step).of_updates(0)
-    terms = Terms(job.global_batch, job.recipe.kl_weight, job.recipe.rollout.proximal, scale=scale, backward=backward)
+    recipe = job.recipe
+    terms = Terms(job.global_batch, recipe.kl_weight, recipe.rollout.proximal, scale, backward, kl_gate=recipe.kl_gate)
     last, parts = replace(terms, last_backward=last_backward), slices_of(job)
     run = partial(_pass, job, order, step, plan=plan, replays=replays, change_g=change_g)
     return [run(part=part, terms=last if part == parts[-1] else terms) for part in parts]
