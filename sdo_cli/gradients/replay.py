@@ -55,8 +55,34 @@ def replay(
     changes = torch.cat(sent.changes) if sent.changes else torch.zeros(0)
     calls = {"no_grad": looked, "grad": sum(len(part) for part in pieces)}
     found = Outcome(x_N, scored.losses, scored.rewards, g, watch.seconds, calls, sent.penalties, changes=changes)
-    found.uncertainty = scored.uncertainty
+    found.uncertainty, found.kept = scored.uncertainty, kept
     return found
+
+
+def again(
+    path: Path,
+    outcome: Outcome,
+    update: int,
+    *,
+    terms: Terms | None = None,
+    micro: MicroBatches | None = None,
+) -> Outcome:
+    """The live calls of one update once more, with the same inputs, g and gate, at the weights of now.
+
+    Args:
+        outcome: of :func:`replay`, or of the three-stage engine, with what it kept.
+
+    Returns:
+        Seconds and calls are this pass's, all else the outcome's.
+    """
+    kept, watch, terms, micro = outcome.kept, Stopwatch(path.x_0.device), terms or Terms(), micro or MicroBatches()
+    assert kept is not None
+    with watch.stage("shortcut"):
+        mine = [live for live in kept.live if live.turn == update]
+        pieces = pieces_of(path, mine, micro.shortcut or kept.plan.batch, kept.plan.of_updates(update).most_live)
+        gate = terms.gate(outcome.uncertainty)
+        shortcut(path, pieces, outcome.g, terms, gate=gate, later=update > 0)
+    return replace(outcome, seconds=watch.seconds, calls={"no_grad": 0, "grad": sum(len(part) for part in pieces)})
 
 
 @torch.no_grad()

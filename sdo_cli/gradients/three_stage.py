@@ -210,11 +210,13 @@ def three_stage(
     terms: Terms | None = None,
     micro: MicroBatches | None = None,
     change_g: Callable[[Tensor], Tensor] | None = None,
+    keep: bool = False,
 ) -> Outcome:
     """Carry out a plan in which no live call depends on an earlier live one.
 
     Args:
         change_g: for control experiments only: replaces g before stage 3.
+        keep: leave the live calls in the outcome, also where there is one update.
 
     Raises:
         ValueError: the plan chains live calls; it needs one graph.
@@ -247,7 +249,7 @@ def three_stage(
     calls = {"no_grad": made, "grad": sum(len(part) for part in pieces)}
     found = Outcome(rolled.x_N, scored.losses, scored.rewards, g, watch.seconds, calls, sent.penalties)
     found.uncertainty = scored.uncertainty
-    if plan.turn is not None:
+    if keep or plan.turn is not None:
         x_N, g = rolled.x_N.contiguous(), g.contiguous()
         found.kept = Kept(plan, x_N, g, scored.losses, scored.rewards, rolled.live, scored.uncertainty)
     return found

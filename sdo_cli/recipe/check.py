@@ -61,6 +61,7 @@ NOT_NEGATIVE = (
     "sight.jpeg",
     "sight.lower_bound",
     "sight.sharpness",
+    "gradient.weight_sharpness",
     "gradient.rollout_micro_batch",
     "gradient.score_micro_batch",
     "gradient.shortcut_micro_batch",

@@ -421,6 +421,14 @@ MEANINGS: dict[Any, dict[str, Meaning]] = {
             "Each rule has its own; another rule's are refused. Calls are network calls of one picture, 0 the noisiest:"
             " as many as `num_inference_steps`, with solver `pndm` one more.",
         ),
+        "weight_sharpness": Meaning(
+            "How far weights are moved against the rewards before their gradient is taken.",
+            "gradient: {weight_sharpness: 0.05}",
+            "SAM, at the weights: all trained weights together go this far along the step's gradient, the live calls"
+            " are made again there, and the weights come back; what a small change of the weights undoes is not"
+            " followed. Costs the live calls once more a step, no rollout and no reward. 0: not. Only with"
+            " `train: lora`, and rules that do not chain their steps.",
+        ),
         "negative_gradient": Meaning(
             "Whether gradients also flow through guidance's negative branch.",
             "gradient: {negative_gradient: false}",

@@ -21,6 +21,7 @@ from sdo_cli.training.objective import RewardObjective
 from sdo_cli.training.passes import accumulate
 from sdo_cli.training.replays import Replays
 from sdo_cli.training.rollouts import cosine, distance_of, flat_gradient
+from sdo_cli.training.sharp import sharpen
 
 
 @dataclass(frozen=True)
@@ -77,19 +78,7 @@ def train(
         if replays.update == 0:
             replays.begin(step, every)
             drift = look_at_drift(job, order, replays.rollout, stepper.scale) if replays.due else None
-        adding = stepper.adding(job.world, in_call_order(job.family, job.parameters))
-        outcomes = accumulate(
-            job,
-            order,
-            replays.rollout,
-            replays=replays,
-            scale=stepper.scale,
-            backward=stepper.backward,
-            last_backward=adding.backward,
-            change_g=change_g,
-        )
-        # before anything else that all processes do together: buckets may be on their way
-        adding.finish()
+        outcomes = take_gradients(job, order, replays, stepper, change_g)
         slices, seconds = gather_slices(job, outcomes)
         gap = look_at_decoder(job, order, replays, outcomes)
         found = look_at_replay(job, order, replays, slices, stepper.scale)
@@ -101,6 +90,34 @@ def train(
         cheap = job.rollouts is not None and job.rollouts.on
         yield replace(result, drift=drift, cheap_rollouts=cheap, replay=found, decoder_gap=gap, spreads=divided)
     stepper.finish()
+
+
+def take_gradients(
+    job: Job,
+    order: PromptOrder,
+    replays: Replays,
+    stepper: Stepper,
+    change_g: Callable[[Tensor, int], Tensor] | None = None,
+) -> list[Outcome]:
+    """The step's gradient, summed over all processes, in the parameters."""
+    is_sharp = job.recipe.gradient.weight_sharpness > 0
+    adding = None if is_sharp else stepper.adding(job.world, in_call_order(job.family, job.parameters))
+    outcomes = accumulate(
+        job,
+        order,
+        replays.rollout,
+        replays=replays,
+        scale=stepper.scale,
+        backward=stepper.backward,
+        last_backward=adding.backward if adding else None,
+        change_g=change_g,
+        keep=is_sharp,
+    )
+    if adding is None:
+        return sharpen(job, order, replays.rollout, outcomes, update=replays.update, scale=stepper.scale)
+    # before anything else that all processes do together: buckets may be on their way
+    adding.finish()
+    return outcomes
 
 
 def first_spreads(job: Job, order: PromptOrder, rollout: int) -> None:
@@ -140,10 +157,13 @@ def look_at_replay(job: Job, order: PromptOrder, replays: Replays, slices: list[
         return found
     kept, mine = [parameter.grad for parameter in job.parameters], flat_gradient(job.parameters)
     _forget_gradients(job.parameters)
-    accumulate(
-        job, order, replays.rollout, plan=plan_step(job, replays.rollout).of_updates(replays.update), scale=scale
-    )
-    job.world.add_gradients(job.parameters)
+    is_sharp = job.recipe.gradient.weight_sharpness > 0
+    plan = plan_step(job, replays.rollout).of_updates(replays.update)
+    outcomes = accumulate(job, order, replays.rollout, plan=plan, scale=scale, keep=is_sharp)
+    if is_sharp:
+        sharpen(job, order, replays.rollout, outcomes, scale=scale)
+    else:
+        job.world.add_gradients(job.parameters)
     fresh = flat_gradient(job.parameters)
     for parameter, gradient in zip(job.parameters, kept, strict=True):
         parameter.grad = gradient
