@@ -67,12 +67,24 @@ class Mixture:
         total = torch.stack(terms).sum(0)
         if not self.lower_bound:
             return total
-        weights = torch.tensor([member[1] for member in self.members.values()], dtype=total.dtype, device=total.device)
-        share = (weights / weights.sum()).unsqueeze(1)
-        z = torch.stack(terms) / weights.unsqueeze(1)
-        variance = (share * (z - (share * z).sum(0)).square()).sum(0)
+        whole, variance = self._spread(torch.stack(terms))
         # its root has a gradient at 0 too
-        return total - self.lower_bound * weights.sum() * (variance + 1e-12).sqrt()
+        return total - self.lower_bound * whole * (variance + 1e-12).sqrt()
+
+    def variance(self, parts: dict[str, Tensor]) -> Tensor:
+        """How far the parts are apart about one score ``[B]``, as a variance of the mixture's: (W s)²."""
+        terms = [weight * (parts[name] - mean) / std for name, (_, weight, mean, std) in self.members.items()]
+        whole, variance = self._spread(torch.stack(terms))
+        return whole**2 * variance
+
+    def _spread(self, terms: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum W of the weights' sizes, and s² of the parts' normalised scores, weighted terms ``[K, B]`` given."""
+        sizes = [abs(member[1]) for member in self.members.values()]
+        weights = torch.tensor(sizes, dtype=terms.dtype, device=terms.device)
+        share = (weights / weights.sum()).unsqueeze(1)
+        # one that counts for nothing has no share either
+        z = terms / weights.clamp(min=torch.finfo(terms.dtype).tiny).unsqueeze(1)
+        return weights.sum(), (share * (z - (share * z).sum(0)).square()).sum(0)
 
 
 def build(parts: list[dict[str, Any]], lower_bound: float = 0.0) -> Mixture:

@@ -38,6 +38,7 @@ from sdo_cli.optimizers.adamw import make_adamw
 from sdo_cli.recipe.load import load_recipe
 from sdo_cli.training.loop import make_stepper, train
 from sdo_cli.training.prepare import prepare
+from sdo_cli.weights.needs import reward_options
 
 SMALL = ["num_inference_steps=4", "train_batch_size=2", "guidance_scale=3", "validation.num_prompts=4"]
 
@@ -182,6 +183,32 @@ def test_parts_of_every_family_cost_what_they_cost(kind, small):
     for name, counted in costs.items():
         assert counted.flops == pytest.approx(count_flops(run[name]), rel=0.01), name
         assert counted.peak == pytest.approx(peak_of_tensors(run[name]), rel=0.15), name
+
+
+@pytest.mark.parametrize("sight", ["{views: 3, crop: 0.2}", "{views: 2, noise: 0.1, sharpness: 0.02}"])
+def test_what_rewards_see_costs_what_it_costs(sight):
+    """FLOPs and memory of the score stage against the real one, with views and moved pictures."""
+    words = [*SMALL, "train_batch_size=4", "num_inference_steps=3"]
+    loaded = load_variants("quickstart", [*words, f"sight={sight}"], ["sdo"])
+    bench = open_workbench(loaded)
+    new_adapter(bench, seed=0)
+    recipe, plain = bench.any_job.recipe, load_recipe("quickstart", words).recipe
+    setups = tuple(RewardSetup.of(item.name, reward_options(item, recipe)) for item in recipe.rewards)
+    counted, without = (score_cost(ScoreSetup.of(one, setups), 4) for one in (recipe, plain))
+    run = make_parts(bench).run["score"]
+    run()
+    assert counted.flops == pytest.approx(count_flops(run), rel=0.01)
+    assert counted.peak == pytest.approx(peak_of_tensors(run), rel=0.15)
+    assert counted.flops > 1.1 * without.flops and counted.peak > without.peak
+
+
+def test_moved_weights_cost_the_live_calls_again_and_a_copy():
+    plain, sharp = stages(), stages("gradient.weight_sharpness=0.1")
+    assert sharp["shortcut"].flops == pytest.approx(2 * plain["shortcut"].flops)
+    assert sharp["rollout"].flops == plain["rollout"].flops and sharp["score"].flops == plain["score"].flops
+    trained = sum(weights_of(NetworkSetup.of(quickstart().recipe)).trained)
+    # the gradient of the first piece is there while the last is made
+    assert sharp["shortcut"].resident - plain["shortcut"].resident in (4 * trained, 8 * trained)
 
 
 @pytest.mark.parametrize("rule", ["sdo", "draft-lv", "full:checkpointing=none", "full"])

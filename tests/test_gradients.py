@@ -96,12 +96,12 @@ def plan_for(variant, path, seed=0, batch=4):
     return find_rule(rule)(path.route.calls, batch, path.coefficients, generator(seed), **options)
 
 
-def in_one_graph(path, plan, terms=None, checkpointing=True):
+def in_one_graph(path, plan, terms=None, checkpointing=True, target=objective):
     def engine(*arguments):
         *rest, terms = arguments
         return one_graph(*rest, terms=terms, checkpointing=checkpointing)
 
-    return with_repeats(engine, path, plan, objective, terms or Terms())
+    return with_repeats(engine, path, plan, target, terms or Terms())
 
 
 def with_latents(path):

@@ -15,6 +15,8 @@ import pytest
 from forked import Forked
 from PIL import Image
 
+from sdo_cli import evaluate
+from sdo_cli.errors import RecipeFault
 from sdo_cli.judges.answers import CallFault, Picture, read_lines, read_rows
 from sdo_cli.judges.server import post, yes_of
 from sdo_cli.judges.spec import Asking, JudgeSpec, kind_of, read_judge
@@ -521,3 +523,18 @@ def test_the_wrapper_of_hpsv3(pictures, tmp_path, no_hpsv3, monkeypatch):
         process.kill()
         process.wait()
     assert done.returncode == 0 and is_whole(tmp_path / "e2", "hpsv3"), done.stderr
+
+
+def test_python_asks_judges_and_reads_tables_as_the_command_does(pictures, tmp_path):
+    table = tmp_path / "made.csv"
+    table.write_text("image,mine\n" + "".join(f"{number:03}.png,{number}\n" for number in range(COUNT)))
+    asked = {"judges": {"bright": BRIGHT.removeprefix("bright=")}, "scores": [table]}
+    more = {"rewards": "colorfulness", "embedding": False}
+    found = evaluate(images=[pictures], out=tmp_path / "e", judge_batch=5, **asked, **more)
+    assert is_whole(tmp_path / "e") and found.means["pics"]["mine"] == pytest.approx((COUNT - 1) / 2)
+    tree = json.loads((tmp_path / "e" / "settings.json").read_text())
+    assert tree["judges"]["bright"]["version"].startswith("brightness") and tree["judges"]["mine"]["version"]
+    with pytest.raises(RecipeFault, match=r"--judge bright: has no \{out\}"):
+        evaluate(images=[pictures], judges=["bright=true {images}"], out=tmp_path / "f", **more)
+    with pytest.raises(RecipeFault, match="only measures, nothing is chosen by a judge"):
+        evaluate(images=[pictures], select_by="bright", out=tmp_path / "f", **asked, **more)

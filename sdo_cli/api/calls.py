@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sdo_cli.api.given import Changes, Progress, as_command, loras_of, names_of, overrides, prompt_set, stamp
+from sdo_cli.api.given import Changes, Progress, as_command, judges_of, loras_of, names_of, overrides, prompt_set, stamp
 from sdo_cli.api.objects import unknown_objects
 from sdo_cli.api.progress import reporter_of
 from sdo_cli.api.results import Comparison, Evaluation, Run, Sample, Steered, opened
@@ -105,6 +105,15 @@ def evaluate(
     solver: str | None = None,
     batch_size: int = 16,
     embedding: bool = True,
+    distance: str | Sequence[str] = (),
+    lpips_weights: Path | str | None = None,
+    judges: Mapping[str, str] | Sequence[str] = (),
+    judge_question: str | None = None,
+    judge_batch: int | None = None,
+    judge_timeout: float = 600.0,
+    judge_retries: int = 2,
+    judge_workers: int = 2,
+    scores: Sequence[Path | str] = (),
     select_by: str | None = None,
     out: Path | str | None = None,
     progress: Progress = False,
@@ -123,6 +132,10 @@ def evaluate(
         seeds, seed: images per prompt; another number, other noise.
         limit, skip: only so many prompts, and not the first so many.
         embedding: also diversity over seeds and distance from the base.
+        distance: also both by ``"lpips"``, ``"lpips-vgg"`` …; ``lpips_weights`` is the network's file.
+        judges: outside this process, by name: ``{"hpsv3": "http://127.0.0.1:8000/score"}``, or as ``--judge`` has them.
+            They only measure. ``judge_question`` and what follows it: as the options of these names.
+        scores: tables of scores made elsewhere.
         select_by: the measure that chooses a scale or checkpoint; default the first.
         out: its folder, default ``evals/<prompts>-<time>``; one that holds this evaluation takes more of both.
     """
@@ -136,8 +149,17 @@ def evaluate(
         VariantOptions,
     )
     from sdo_cli.cli.from_run import laid_over_run
+    from sdo_cli.cli.judge_options import JudgeOptions
     from sdo_cli.evaluation.run import evaluate as run
 
+    measures = MeasureOptions(
+        embedding=embedding,
+        distance=[distance] if isinstance(distance, str) else list(distance),
+        lpips_weights=None if lpips_weights is None else Path(lpips_weights),
+        select_by=select_by,
+    )
+    asking = (judge_question, judge_batch, judge_timeout, judge_retries, judge_workers)
+    outside = JudgeOptions(judges_of(judges), *asking, [Path(path) for path in scores])
     variants = VariantOptions(loras_of(loras), ",".join(f"{s:g}" for s in lora_scales), base, [Path(p) for p in images])
     start = starting_recipe(recipe, model, variants.loras)
     named = None if rewards is None else ",".join(names_of(rewards))
@@ -156,7 +178,8 @@ def evaluate(
             rewards=RewardOptions(named, None),
             variants=variants,
             noise=NoiseOptions(seeds, seed),
-            measures=MeasureOptions(embedding=embedding, select_by=select_by),
+            measures=measures,
+            judges=outside,
             skip_plans=[],
             steps_given=steps is not None or start is not None,
             batch_size=batch_size,
@@ -165,7 +188,15 @@ def evaluate(
     job, _ = asked.job()
     folder = Path(out) if out is not None else Path("evals") / f"{job.prompts.name}-{stamp()}"
     with as_command(["report", str(folder)]), reporter_of(progress) as reporter:
-        run(job, folder, reporter, batch_size=batch_size)
+        run(
+            job,
+            folder,
+            reporter,
+            batch_size=batch_size,
+            distances=measures.kinds,
+            lpips_weights=measures.lpips_weights,
+            outside=asked.outside,
+        )
     return Evaluation(folder)
 
 

@@ -45,6 +45,13 @@ def loras_of(loras: Any) -> list[str]:
     return [str(one) for one in several]
 
 
+def judges_of(judges: Mapping[str, str] | Sequence[str]) -> list[str]:
+    """As ``--judge`` has them."""
+    if isinstance(judges, Mapping):
+        return [f"{name}={target}" for name, target in judges.items()]
+    return [judges] if isinstance(judges, str) else list(judges)
+
+
 def names_of(rewards: Any) -> list[str]:
     """Of rewards given by name or as objects, one or several; objects are registered."""
     several = list(rewards) if isinstance(rewards, list | tuple) else [rewards]

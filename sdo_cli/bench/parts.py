@@ -45,7 +45,15 @@ def make_parts(bench: Workbench) -> Parts:
 
     def score(of: Job) -> None:
         leaf = noise.initial.detach().requires_grad_()
-        objective = RewardObjective(of.family, of.rewards, prompts, of.decode)
+        objective = RewardObjective(
+            of.family,
+            of.rewards,
+            prompts,
+            of.decode,
+            of.recipe.combine,
+            of.recipe.sight,
+            draw=lambda row, view: keyed_generator(recipe.seed, f"bench-view {view}", 0, row),
+        )
         torch.autograd.grad(objective(leaf, path.rows).losses.sum(), leaf)
 
     @torch.no_grad()
@@ -101,6 +109,7 @@ def _counts(job: Job, plan: Plan, checkpointing: str) -> dict[str, float]:
         regularised=bool(job.recipe.kl_weight),
         updates=1 if plan.turn is None else spec.updates,
         rescored=spec.rescore,
+        sharp=job.recipe.gradient.weight_sharpness > 0,
         drawn_by_other=job.drawn_now.network is not None or (skips is not None and not skips.exact),
     )
     if job.drawn_now.network is not None:

@@ -119,6 +119,8 @@ def carry_out(
                     reference=measures.reference,
                     features=measures.fid_features,
                     inception_weights=measures.inception_weights,
+                    distances=measures.kinds,
+                    lpips_weights=measures.lpips_weights,
                     report=report,
                     stopping=stopping,
                     world=world,

@@ -23,6 +23,7 @@ from sdo_cli.judges.spec import NOTHING, Outside
 from sdo_cli.recipe.load import LoadedRecipe, load_recipe
 from sdo_cli.recipe.schema import PromptSource, Recipe, RewardSpec
 from sdo_cli.sampling.solvers import AUTO
+from sdo_cli.scoring.measure_names import BETWEEN_PICTURES
 
 if TYPE_CHECKING:
     from sdo_cli.evaluation.job import Job, Prompts
@@ -144,7 +145,7 @@ def asked_for(
 def _own_names(specs: dict[str, RewardSpec]) -> set[str]:
     import rewards as table
 
-    return {*table.known_names(), *specs, "diversity", "distance-from-base"}
+    return {*table.known_names(), *specs, *BETWEEN_PICTURES}
 
 
 @dataclass(frozen=True)

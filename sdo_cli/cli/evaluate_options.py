@@ -10,6 +10,7 @@ from sdo_cli.models.catalog import LORA_FILE, hub_lora
 from sdo_cli.models.lora_paths import RUN_MARK, at_checkpoint, lora_place, what_there_is, written_out
 from sdo_cli.models.lora_stack import number_of, stack_of
 from sdo_cli.runs.read import pipeline_of
+from sdo_cli.scoring.measure_names import LPIPS, SHORT
 
 DEFAULT_REWARDS = "clip,aesthetic"
 
@@ -72,10 +73,25 @@ class MeasureOptions:
     reference: Annotated[Path | None, typer.Option(help="A folder of real images, for FID and KID.")] = None
     fid_features: Annotated[str, typer.Option(help="inception, or clip (clip-score's model).")] = "inception"
     inception_weights: Annotated[Path | None, typer.Option(help="Inception's weights as a local file.")] = None
+    distance: Annotated[
+        list[str] | None,
+        typer.Option(help="Also diversity and distance by lpips (-alex), lpips-vgg or lpips-squeeze. Again for more."),
+    ] = None
+    lpips_weights: Annotated[Path | None, typer.Option(help="torchvision's weights under LPIPS as a local file.")] = (
+        None
+    )
     select_by: Annotated[str | None, typer.Option(help="The measure that chooses a scale; default the first.")] = None
 
+    @property
+    def kinds(self) -> list[str]:
+        """The networks that see two pictures, by full name."""
+        return list(dict.fromkeys(SHORT.get(name, name) for name in self.distance or []))
+
     def problems(self) -> list[str]:
-        wrong = []
+        unknown = [name for name in self.kinds if name not in LPIPS]
+        wrong = [f"--distance: {name!r} is none of {', '.join([*SHORT, *LPIPS])}" for name in unknown]
+        if self.lpips_weights is not None and len(self.kinds) != 1:
+            wrong.append("--lpips-weights: is of one network; give one --distance with it")
         if self.fid_features not in ("inception", "clip"):
             wrong.append(f"--fid-features: {self.fid_features!r} is neither inception nor clip")
         if self.fid_features == "clip" and self.reference and not self.embedding:

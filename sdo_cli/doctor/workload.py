@@ -53,6 +53,7 @@ def workload_of(loaded: LoadedRecipe, *, on_cpu: bool) -> Workload:
             regularised=regularised,
             updates=recipe.rollout.updates,
             rescored=recipe.rollout.rescore,
+            sharp=recipe.gradient.weight_sharpness > 0,
             drawn_by_other=recipe.rollout.lora is not None
             or (skipping is not None and recipe.rollout.estimator == "whole"),
             **_shares(family, recipe, plan, skipping),

@@ -39,7 +39,12 @@ class RewardSetup:
 
 @dataclass(frozen=True)
 class ScoreSetup:
-    """Everything in a recipe that the cost of decoding and scoring depends on."""
+    """Everything in a recipe that the cost of decoding and scoring depends on.
+
+    Attributes:
+        views: altered copies of each picture that rewards score; 0 where they score the picture itself.
+        moves: rewards are asked at the picture first, for which way to move it.
+    """
 
     source: ModelSource
     precision: str
@@ -52,6 +57,8 @@ class ScoreSetup:
     width: int | None
     decoder: str = "full"
     tiny: str | None = None
+    views: int = 0
+    moves: bool = False
 
     @classmethod
     def of(cls, recipe: Recipe, rewards: tuple[RewardSetup, ...]) -> "ScoreSetup":
@@ -67,6 +74,8 @@ class ScoreSetup:
             width=recipe.width,
             decoder=recipe.decoder,
             tiny=recipe.tiny_decoder,
+            views=recipe.sight.views if recipe.sight.crop or recipe.sight.noise or recipe.sight.jpeg else 0,
+            moves=recipe.sight.sharpness > 0,
         )
 
 
@@ -129,7 +138,10 @@ def needs_decoder(setup: ScoreSetup) -> bool:
 
 @lru_cache(maxsize=64)
 def score_cost(setup: ScoreSetup, rows: int) -> Cost:
-    """Decoder and rewards for ``rows`` samples, and back to the latents."""
+    """Decoder and rewards for ``rows`` samples, and back to the latents.
+
+    Of a view the copy is counted, not what alters it: little beside a reward.
+    """
     family = _decoder(setup)
     rewards = [_reward(item, setup.reward_precision, recompute=setup.reward_checkpointing) for item in setup.rewards]
     latents = torch.empty(rows, *latent_shape(setup), device=META)
@@ -141,13 +153,24 @@ def score_cost(setup: ScoreSetup, rows: int) -> Cost:
     decode = _small_decoder(setup) or family.decode
     looks = needs_decoder(setup)
 
-    def score() -> Tensor:
-        leaf = latents.detach().requires_grad_()
-        there = {"latent": leaf, "picture": decode(leaf) if looks else leaf}
+    def loss(latent: Tensor, picture: Tensor) -> Tensor:
         losses = torch.zeros(rows, device=META)
         for reward in rewards:
-            losses = losses - reward.score(there[reward.info.sees], prompts).float()
-        return torch.autograd.grad(losses.sum(), leaf)[0]
+            if reward.info.sees == "latent":
+                losses = losses - reward.score(latent, prompts).float()
+                continue
+            views = [picture * 1.0 for _ in range(setup.views)] or [picture]
+            for view in views:
+                losses = losses - reward.score(view, prompts).float()
+        return losses.sum()
+
+    def score() -> Tensor:
+        leaf = latents.detach().requires_grad_()
+        picture = decode(leaf) if looks else leaf
+        if setup.moves:
+            there = picture.detach().requires_grad_()
+            picture = picture + torch.autograd.grad(loss(leaf, there), there)[0]
+        return torch.autograd.grad(loss(leaf, picture), leaf)[0]
 
     return count(score)
 

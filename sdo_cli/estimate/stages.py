@@ -227,6 +227,8 @@ class _Run:
             cost = self._live(calls, rows, again=again)
             work += cost.work * (calls.number * self.batch / rows)
             peak = max(peak, cost.peak)
+        # moved weights leave a copy of themselves
+        there += self.trained_bytes if self.recipe.gradient.weight_sharpness else 0
         return Stage("shortcut", work, there + (self.gradient_bytes if again else 0), peak)
 
     def _one_graph(self) -> list[Stage]:

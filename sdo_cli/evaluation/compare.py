@@ -90,6 +90,9 @@ def differences(sides: list[Side]) -> list[str]:
                     found.append(f"{pair}: {name} with other code of its plug-in")
                 elif dict(here) != dict(there):
                     found.append(f"{pair}: {name} with other local files")
+        for name in first.job.distances.keys() & side.job.distances.keys():
+            if (by := first.job.distances[name]) != (other := side.job.distances[name]):
+                found.append(f"{pair}: {name} by {by} and by {other}")
         for name in first.job.judges.keys() & side.job.judges.keys():
             a_judge, b_judge = first.job.judges[name], side.job.judges[name]
             for key in ("question", "version"):

@@ -27,7 +27,7 @@ from sdo_cli.files import read_json
 from sdo_cli.judges.spec import JudgeSpec
 from sdo_cli.prompt_sets.syntax import syntax_notes
 from sdo_cli.recipe.schema import RewardSpec
-from sdo_cli.scoring.embedded_measures import DISTANCE
+from sdo_cli.scoring.measure_names import DISTANCE, distance_by, diversity_by
 from sdo_cli.scoring.rewards import sources
 
 SETTINGS = "settings.json"
@@ -73,17 +73,25 @@ class Evaluation:
         """Every variant with the scores there are."""
         scores = ScoreFile(self.folder / "scores.jsonl")
         names = [*self.job.rewards, *self.job.judges, *(EMBEDDED_MEASURES if self.job.embedding else ())]
-        found = []
+        first, found = self.job.variants[0].name, []
         for variant in self.job.variants:
             tables = {name: scores.of(variant.name, name) for name in names}
+            for kind in self.job.distances:
+                tables[diversity_by(kind)] = scores.of(variant.name, diversity_by(kind))
+                tables[distance_by(kind)] = scores.of(variant.name, distance_to(kind, first))
             if DISTANCE in tables:
                 # lines of before pairs went by noise may be there, and those to what was the first variant then
-                first, items = self.job.variants[0], self.items[variant.name]
-                pairs = {} if variant is first else pairs_by_seed(self.items[first.name], items)
+                items = self.items[variant.name]
+                pairs = {} if variant.name == first else pairs_by_seed(self.items[first], items)
                 tables[DISTANCE] = {key: value for key, value in tables[DISTANCE].items() if key in pairs}
             tables = {name: table for name, table in tables.items() if table}
             found.append(Measured(variant, self.images(variant), self.items[variant.name], tables))
         return found
+
+
+def distance_to(kind: str, base: str) -> str:
+    """What a line of ``scores.jsonl`` calls the measure: a baseline that comes later has lines of its own."""
+    return f"{distance_by(kind)} {base}"
 
 
 def job_tree(job: Job) -> dict[str, Any]:
@@ -93,6 +101,8 @@ def job_tree(job: Job) -> dict[str, Any]:
     # folders of before there were judges keep their hash
     if job.judges:
         measured["judges"] = {name: asdict(spec) for name, spec in job.judges.items()}
+    if job.distances:
+        measured["distances"] = dict(job.distances)
     drawn = job.settings.tree() if job.settings else None
     # files stay out: their times differ where they are copied
     code = {name: found["code"] for name, found in job.sources.items() if "code" in found}
@@ -127,6 +137,7 @@ def job_from(tree: dict[str, Any]) -> Job:
         trained_on=tree["trained_on"],
         sources=tree.get("sources", {}),
         judges={name: JudgeSpec(**spec) for name, spec in tree.get("judges", {}).items()},
+        distances=tree.get("distances", {}),
     )
 
 
@@ -164,6 +175,7 @@ def joined(job: Job, folder: Path) -> Job:
         embedding=before.embedding or job.embedding,
         trained_on=list(dict.fromkeys((*before.trained_on, *job.trained_on))),
         judges={**before.judges, **{name: _as_known(before, name, spec) for name, spec in job.judges.items()}},
+        distances={**before.distances, **job.distances},
     )
 
 
@@ -223,6 +235,9 @@ def _clashes(before: Job, job: Job) -> Iterable[str]:
     for name, spec in job.rewards.items():
         if name in before.rewards and before.rewards[name].options != spec.options:
             yield f"options of {name} are {before.rewards[name].options} there, {dict(spec.options)} here"
+    for name, by in job.distances.items():
+        if (there := before.distances.get(name, by)) != by:
+            yield f"{name} is by {there} there, by {by} here"
     for name, judge in job.judges.items():
         known_judge = before.judges.get(name, judge)
         for key in ("kind", "question"):

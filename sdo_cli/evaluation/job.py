@@ -150,6 +150,7 @@ class Job:
         select_by: the measure a LoRA scale is recommended by.
         sources: by reward, digests of its code and local files; a reward that is missing was scored before there were
             these.
+        distances: of networks that see two pictures, by kind: what their figures are by, package and weights.
         judges: outside this process, by name; with the version that their scores are by.
     """
 
@@ -163,6 +164,7 @@ class Job:
     trained_on: list[str] = field(default_factory=list)
     sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict, compare=False)
     judges: Mapping[str, JudgeSpec] = field(default_factory=dict)
+    distances: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def embedder(self) -> str | None:

@@ -8,13 +8,14 @@ import rewards
 from sdo_cli.errors import RecipeFault
 from sdo_cli.evaluation.evaluation import SETTINGS, Evaluation, job_tree
 from sdo_cli.evaluation.job import Item
-from sdo_cli.evaluation.score import EMBEDDED_MEASURES, Score, ScoreFile, running_mean
+from sdo_cli.evaluation.score import Score, ScoreFile, running_mean
 from sdo_cli.files import file_hash, write_json
 from sdo_cli.judges.answers import Picture
 from sdo_cli.judges.ask import ask
 from sdo_cli.judges.spec import TABLE, JudgeSpec, Outside
 from sdo_cli.judges.table import read_scores
 from sdo_cli.progress import Reporter
+from sdo_cli.scoring.measure_names import BETWEEN_PICTURES
 
 # by measure: the file, and scores by variant and picture
 Tables = dict[str, tuple[Path, dict[str, dict[str, float]]]]
@@ -22,7 +23,7 @@ Tables = dict[str, tuple[Path, dict[str, dict[str, float]]]]
 
 def own_measures() -> set[str]:
     """Names that judges and columns cannot have."""
-    return {*rewards.known_names(), *EMBEDDED_MEASURES}
+    return {*rewards.known_names(), *BETWEEN_PICTURES}
 
 
 def read_tables(evaluation: Evaluation, paths: Sequence[Path], note: Callable[[str], None]) -> Tables:

@@ -26,7 +26,7 @@ from sdo_cli.evaluation.summary import (
 )
 from sdo_cli.provenance import machine, versions
 from sdo_cli.reports import content
-from sdo_cli.scoring.embedded_measures import DISTANCE, DIVERSITY
+from sdo_cli.scoring.measure_names import BETWEEN_PICTURES, DISTANCES, DIVERSITIES, DIVERSITY
 from sdo_cli.scoring.statistics import Interval, mean_interval, too_few
 
 # of so many variants every measure is said
@@ -160,7 +160,7 @@ def percent(interval: Interval) -> str:
 
 
 def role_of(name: str, job: Job) -> str:
-    if name in (DIVERSITY, DISTANCE):
+    if name in BETWEEN_PICTURES:
         return "of the images"
     if name in job.trained_on:
         return "trained"
@@ -263,13 +263,14 @@ def _verdict(base: Measured, pairs: Mapping[str, Mapping[str, Comparison]], sele
     """The chosen measure of every variant, and of the first few what the others say."""
     sentences = []
     for number, (name, found) in enumerate(pairs.items()):
-        order = [m for m in (select_by, *found) if m in found and m != DISTANCE]
+        order = [m for m in (select_by, *found) if m in found and m not in DISTANCES]
         for measure in dict.fromkeys(order if number < MOST_SAID else order[:1]):
             c = found[measure]
-            if measure == DIVERSITY:
+            if measure in DIVERSITIES:
                 more = "more" if c.difference.low > 0 else "less" if c.difference.high < 0 else "neither more nor less"
+                by = measure.removeprefix(DIVERSITY).replace("-", " by ", 1)
                 sentences.append(
-                    f"Images of one prompt are {more} different than {base.name}'s: {signed(c.difference)}."
+                    f"Images of one prompt are {more} different than {base.name}'s{by}: {signed(c.difference)}."
                 )
                 continue
             said = "cannot be told from"

@@ -1,5 +1,6 @@
 """One evaluation from settings to report."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
 from functools import partial
@@ -18,6 +19,7 @@ from sdo_cli.evaluation.evaluation import SETTINGS, Evaluation, job_tree, joined
 from sdo_cli.evaluation.job import Job, Variant
 from sdo_cli.evaluation.latents import check_latents, of_pictures
 from sdo_cli.evaluation.outside import ask_outside, read_tables
+from sdo_cli.evaluation.pairwise import measure_pairs
 from sdo_cli.evaluation.reference import fid_kid, inception, inception_features, reference_files, require_torchmetrics
 from sdo_cli.evaluation.report import evaluation_report
 from sdo_cli.evaluation.score import (
@@ -37,6 +39,7 @@ from sdo_cli.progress import Reporter
 from sdo_cli.provenance import command, machine, now, versions
 from sdo_cli.recipe.schema import PromptSource, Recipe, ValidationSpec
 from sdo_cli.reports.page import write_report
+from sdo_cli.scoring.perceptual import backbones
 from sdo_cli.scoring.rewards import build_reward, reading_notes
 from sdo_cli.scoring.statistics import mean_interval
 from sdo_cli.weights.needs import explaining, explaining_rewards
@@ -51,6 +54,8 @@ def evaluate(
     reference: Path | None = None,
     features: str = "inception",
     inception_weights: Path | None = None,
+    distances: Sequence[str] = (),
+    lpips_weights: Path | None = None,
     report: bool = True,
     stopping: Stopping | None = None,
     world: World = SINGLE,
@@ -61,6 +66,7 @@ def evaluate(
     Images, scores and tables of a repeated, resumed or unbroken evaluation are the same, byte for byte.
 
     Args:
+        distances: also diversity and distance by these (``lpips-vgg``); ``lpips_weights`` is the network's file.
         stopping: asked after every batch.
         outside: judges to ask and tables to read; those that the folder knows from before are not asked by themselves.
         world: the processes that do it together, in a folder they share.
@@ -73,6 +79,8 @@ def evaluate(
         require_torchmetrics(features, inception_weights)
         theirs, said = reference_files(reference)
         reporter.note(said)
+    networks = world.share(lambda: backbones(distances, lpips_weights))
+    job = replace(job, distances=world.share(lambda: {kind: one.said for kind, one in networks.items()}))
     job = world.share(lambda: joined(job, folder))
     check_latents(job)
     reporter.note(overview(job, reference is not None, report))
@@ -107,10 +115,11 @@ def evaluate(
                 ask_outside(evaluation, outside, tables, reporter, tick)
                 if job.embedding:
                     _embedded_measures(evaluation)
-                distances = {}
+                measure_pairs(evaluation, networks, reporter, tick, pick_device())
+                apart = {}
                 if theirs:
-                    distances = to_reference(evaluation, theirs, features, inception_weights, reporter)
-                return write_tables(evaluation, distances, report=report)
+                    apart = to_reference(evaluation, theirs, features, inception_weights, reporter)
+                return write_tables(evaluation, apart, report=report)
 
             tree = world.share(conclude)
             status = "finished"
@@ -130,7 +139,13 @@ def _go_on() -> None:
 def overview(job: Job, reference: bool, report: bool) -> str:
     """Model, device, threads, and the parts of an evaluation, in one line."""
     drawn = [variant for variant in job.variants if variant.folder is None]
-    parts = [*job.rewards, *job.judges, *(["reference"] if reference else []), "report" if report else "tables"]
+    parts = [
+        *job.rewards,
+        *job.judges,
+        *job.distances,
+        *(["reference"] if reference else []),
+        "report" if report else "tables",
+    ]
     if job.settings is not None and drawn:
         count = len(drawn) * len(job.prompts.prompts) * job.settings.seeds
         parts.insert(0, f"{count} images ({', '.join(variant.name for variant in drawn)})")

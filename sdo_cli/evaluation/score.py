@@ -19,7 +19,8 @@ from sdo_cli.evaluation.job import Item, pairs_by_seed
 from sdo_cli.files import write_atomic
 from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.progress import Reporter
-from sdo_cli.scoring.embedded_measures import DISTANCE, DIVERSITY, distances, diversity
+from sdo_cli.scoring.embedded_measures import distances, diversity
+from sdo_cli.scoring.measure_names import DISTANCE, DIVERSITY
 
 # measured by embeddings, not by a reward
 EMBEDDED_MEASURES = (DIVERSITY, DISTANCE)

@@ -24,6 +24,7 @@ def counts(
     updates: int = 1,
     rescored: bool = False,
     drawn_by_other: bool = False,
+    sharp: bool = False,
 ) -> dict[str, float]:
     """How often each part runs in one step, slice by slice of its global batch; of several updates, in their mean.
 
@@ -33,6 +34,7 @@ def counts(
         updates: that the plan's live calls are shared out among, on one rollout.
         rescored: every update after the first scores again, and looks at all live calls so far.
         drawn_by_other: the rollout is not of what is trained, whose outputs at the live calls are asked for as well.
+        sharp: live calls are made once more, at moved weights.
         slice_size: samples of one pass.
         regularised: the step has a ``kl_weight``.
         rollout_share, live_share: of the network that rollouts, and live calls, compute under a skip plan.
@@ -49,6 +51,8 @@ def counts(
         found["call"] += drawn_by_other * live
         found["call"] += rescored * live * (updates * (updates + 1) / 2 - 1) / updates
         found["score"] *= 1.0 if rescored else 1 / updates
+    for name in LIVE.values():
+        found[name] *= 2 if sharp else 1
     # the regulariser asks the base network once for every live call
     if regularised:
         found["call"] += sum(found[name] for name in LIVE.values())

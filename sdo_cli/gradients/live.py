@@ -39,6 +39,7 @@ class Kept:
         x_N, g: final latents and the gradient there, ``[B, …]``, at the weights of the rollout.
         losses, rewards: ``[B]`` each.
         live: calls of all updates, with the outputs they had.
+        uncertainty: ``[B]``, of the objective then.
     """
 
     plan: Plan
@@ -47,6 +48,7 @@ class Kept:
     losses: Tensor
     rewards: dict[str, Tensor]
     live: list[LiveCall]
+    uncertainty: Tensor | None = None
 
 
 def shares(plan: Plan) -> Tensor:

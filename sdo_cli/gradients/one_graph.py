@@ -87,9 +87,11 @@ def one_graph(
             # nothing live: the reward still has a gradient to report
             x_N.requires_grad_()
         scored = objective(x_N, path.rows)
-        total = scored.losses.sum() / divisor
-        if call.penalties is not None:
-            total = total + terms.kl_weight * call.penalties.sum() / divisor
+        total, penalties = scored.losses.sum() / divisor, call.penalties
+        if penalties is not None:
+            gate = terms.gate(scored.uncertainty)
+            penalties = penalties if gate is None else penalties * gate.to(penalties)
+            total = total + terms.kl_weight * penalties.sum() / divisor
     with watch.stage("backward"):
         terms.closing(terms.scale * total)
     g = x_N.grad / terms.scale if x_N.grad is not None else torch.zeros_like(x_N)
@@ -98,5 +100,7 @@ def one_graph(
             leaf.grad /= terms.scale
     run = plan.calls_run * plan.batch
     calls = {"no_grad": run - call.live_calls, "grad": call.live_calls}
-    penalties = None if call.penalties is None else call.penalties.detach()
-    return Outcome(x_N.detach(), scored.losses.detach(), scored.rewards, g, watch.seconds, calls, penalties)
+    penalties = None if penalties is None else penalties.detach()
+    found = Outcome(x_N.detach(), scored.losses.detach(), scored.rewards, g, watch.seconds, calls, penalties)
+    found.uncertainty = scored.uncertainty
+    return found

@@ -17,10 +17,12 @@ class Scored:
     """Attributes:
     losses: ``[R]``, what is minimised, one per sample.
     rewards: by name, ``[R]`` each, detached; for reports.
+    uncertainty: how far the rewards may be off, ``[R]``, detached; None where nothing tells.
     """
 
     losses: Tensor
     rewards: dict[str, Tensor] = field(default_factory=dict)
+    uncertainty: Tensor | None = None
 
 
 # objective(x_N [R,…], rows [R]) -> Scored; each sample on its own, no batch statistics
@@ -34,6 +36,7 @@ class Terms:
     Attributes:
         divisor: the batch size when None.
         kl_weight: of the penalty mean (ε_θ - ε_base)², per sample the mean over its live calls (DRaFT+).
+        kl_gate: only samples more uncertain than this have that penalty; 0: all.
         proximal: of the penalty mean (e - e of the rollout)², alike, at an update after a rollout's first.
         scale: what every backward pass is multiplied with, so that fp16 gradients do not vanish; parameters' gradients
             come out multiplied with it, everything else does not.
@@ -47,10 +50,23 @@ class Terms:
     scale: float = 1.0
     backward: Callable[[Tensor], None] = Tensor.backward
     last_backward: Callable[[Tensor], None] | None = None
+    kl_gate: float = 0.0
 
     @property
     def closing(self) -> Callable[[Tensor], None]:
         return self.last_backward or self.backward
+
+    def gate(self, uncertainty: Tensor | None) -> Tensor | None:
+        """Which samples are held near the base, ``[B]`` of 0 and 1, a constant; None: all.
+
+        Raises:
+            ValueError: there is a gate, and the objective does not say how uncertain it is.
+        """
+        if not self.kl_weight or not self.kl_gate:
+            return None
+        if uncertainty is None:
+            raise ValueError("kl_gate needs an objective that says how uncertain it is")
+        return (uncertainty > self.kl_gate).to(uncertainty.dtype)
 
 
 @dataclass
@@ -62,7 +78,8 @@ class Outcome:
         g: gradient of the total loss with respect to ``x_N``, ``[B, …]``.
         seconds: wall-clock by stage.
         calls: network calls ``{"no_grad": n, "grad": n}``, counted per sample.
-        penalties: ``[B]`` of the regulariser, before ``kl_weight``; None when it is off.
+        penalties: ``[B]`` of the regulariser, before ``kl_weight``, 0 where its gate is closed; None when it is off.
+        uncertainty: ``[B]`` of the objective; None where it does not say.
         changes: of the live calls' outputs since the rollout, relative, on the CPU; None at a rollout's first update.
         kept: what later updates go on with; None when there are none.
         looks: what the objective has noted of its gradients, ``[R]`` each, a piece of the batch after the other.
@@ -77,6 +94,7 @@ class Outcome:
     penalties: Tensor | None = None
     changes: Tensor | None = None
     kept: Kept | None = None
+    uncertainty: Tensor | None = None
     looks: list[dict[str, Tensor]] = field(default_factory=list)
 
 
@@ -124,9 +142,10 @@ def micro_batches(rows: Tensor, size: int | None) -> Iterator[Tensor]:
 
 def score_and_differentiate(
     objective: Objective, x_N: Tensor, *, divisor: float, micro: int | None, scale: float = 1.0
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Losses ``[B]``, ``g = ∂(Σ losses / divisor)/∂x_N`` and rewards; the graph holds decoder and reward only."""
-    losses, gradients, rewards = [], [], []
+) -> tuple[Scored, Tensor]:
+    """What the objective says of ``[B]`` samples, detached, and ``g = ∂(Σ losses / divisor)/∂x_N``; the graph holds
+    decoder and reward only."""
+    losses, gradients, rewards, doubts = [], [], [], []
     for rows in micro_batches(torch.arange(len(x_N), device=x_N.device), micro):
         leaf = x_N[rows].detach().requires_grad_()
         scored = objective(leaf, rows)
@@ -134,5 +153,7 @@ def score_and_differentiate(
         losses.append(scored.losses.detach())
         gradients.append(g / scale)
         rewards.append(scored.rewards)
+        if scored.uncertainty is not None:
+            doubts.append(scored.uncertainty)
     merged = {name: torch.cat([part[name] for part in rewards]) for name in rewards[0]}
-    return torch.cat(losses), torch.cat(gradients), merged
+    return Scored(torch.cat(losses), merged, torch.cat(doubts) if doubts else None), torch.cat(gradients)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sdo_cli.gradients.live import Kept, LiveCall, outputs_of, pieces_of
-from sdo_cli.gradients.outcome import Objective, Outcome, Stopwatch, Terms, score_and_differentiate
+from sdo_cli.gradients.outcome import Objective, Outcome, Scored, Stopwatch, Terms, score_and_differentiate
 from sdo_cli.gradients.three_stage import MicroBatches, shortcut
 from sdo_cli.sampling.loop import Path
 
@@ -40,21 +40,49 @@ def replay(
     """
     terms, micro, watch = terms or Terms(), micro or MicroBatches(), Stopwatch(path.x_0.device)
     size = micro.shortcut or kept.plan.batch
-    x_N, losses, g, rewards, looked = kept.x_N, kept.losses, kept.g, kept.rewards, 0
+    x_N, scored, g, looked = kept.x_N, Scored(kept.losses, kept.rewards, kept.uncertainty), kept.g, 0
     if rescore:
         with watch.stage("rollout"):
             x_N, looked = moved(path, kept, update, size)
         with watch.stage("score"):
-            losses, g, rewards = score_and_differentiate(
+            scored, g = score_and_differentiate(
                 objective, x_N, divisor=terms.divisor or len(x_N), micro=micro.score, scale=terms.scale
             )
     with watch.stage("shortcut"):
         mine = [live for live in kept.live if live.turn == update]
         pieces = pieces_of(path, mine, size, kept.plan.of_updates(update).most_live)
-        sent = shortcut(path, pieces, g, terms, later=True)
+        sent = shortcut(path, pieces, g, terms, gate=terms.gate(scored.uncertainty), later=True)
     changes = torch.cat(sent.changes) if sent.changes else torch.zeros(0)
     calls = {"no_grad": looked, "grad": sum(len(part) for part in pieces)}
-    return Outcome(x_N, losses, rewards, g, watch.seconds, calls, sent.penalties, changes=changes)
+    found = Outcome(x_N, scored.losses, scored.rewards, g, watch.seconds, calls, sent.penalties, changes=changes)
+    found.uncertainty, found.kept = scored.uncertainty, kept
+    return found
+
+
+def again(
+    path: Path,
+    outcome: Outcome,
+    update: int,
+    *,
+    terms: Terms | None = None,
+    micro: MicroBatches | None = None,
+) -> Outcome:
+    """The live calls of one update once more, with the same inputs, g and gate, at the weights of now.
+
+    Args:
+        outcome: of :func:`replay`, or of the three-stage engine, with what it kept.
+
+    Returns:
+        Seconds and calls are this pass's, all else the outcome's.
+    """
+    kept, watch, terms, micro = outcome.kept, Stopwatch(path.x_0.device), terms or Terms(), micro or MicroBatches()
+    assert kept is not None
+    with watch.stage("shortcut"):
+        mine = [live for live in kept.live if live.turn == update]
+        pieces = pieces_of(path, mine, micro.shortcut or kept.plan.batch, kept.plan.of_updates(update).most_live)
+        gate = terms.gate(outcome.uncertainty)
+        shortcut(path, pieces, outcome.g, terms, gate=gate, later=update > 0)
+    return replace(outcome, seconds=watch.seconds, calls={"no_grad": 0, "grad": sum(len(part) for part in pieces)})
 
 
 @torch.no_grad()

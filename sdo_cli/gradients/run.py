@@ -26,21 +26,26 @@ def run_plan(
     micro: MicroBatches | None = None,
     checkpointing: bool = True,
     change_g: Callable[[Tensor], Tensor] | None = None,
+    keep: bool = False,
 ) -> Outcome:
     """Three stages where the plan allows it (less memory, own micro-batches), else one graph.
 
     Args:
         checkpointing: on one graph, recompute each live call in the backward pass.
+        keep: leave the live calls in the outcome, so that they can be made again.
 
     Raises:
-        ValueError: ``change_g`` with a plan that needs one graph, where g never stands alone.
+        ValueError: ``change_g`` or ``keep`` with a plan that needs one graph, where g never stands alone; ``keep`` with
+            repeats, which have live calls of their own.
     """
+    if keep and plan.repeats is not None:
+        raise ValueError("live calls that are to be made again are those of one pass, and this plan repeats it")
 
     def engine(path: Path, plan: Plan, objective: Objective, terms: Terms) -> Outcome:
         if plan.is_one_step_deep(latents=path.is_steered):
-            return three_stage(path, plan, objective, terms=terms, micro=micro, change_g=change_g)
-        if change_g is not None:
-            raise ValueError("change_g needs a plan the three-stage engine serves")
+            return three_stage(path, plan, objective, terms=terms, micro=micro, change_g=change_g, keep=keep)
+        if change_g is not None or keep:
+            raise ValueError(f"{'keep' if keep else 'change_g'} needs a plan the three-stage engine serves")
         return one_graph(path, plan, objective, terms=terms, checkpointing=checkpointing)
 
     return with_repeats(engine, path, plan, objective, terms or Terms())

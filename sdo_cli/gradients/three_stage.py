@@ -122,10 +122,19 @@ class Sent:
     changes: list[Tensor] | None = None
 
 
-def shortcut(path: Path, pieces: list[list[LiveCall]], g: Tensor, terms: Terms, *, later: bool = False) -> Sent:
+def shortcut(
+    path: Path,
+    pieces: list[list[LiveCall]],
+    g: Tensor,
+    terms: Terms,
+    *,
+    gate: Tensor | None = None,
+    later: bool = False,
+) -> Sent:
     """Stage 3: accumulate ``Σ factor · (∂e/∂θ)ᵀ g`` into the parameters' gradients, and into ``x_0.grad``.
 
     Args:
+        gate: of the samples ``[B]``, what the penalty near the base is multiplied with; None: 1.
         later: the weights have changed since the rollout: by how much is looked at, and held back where terms say so.
     """
     # scales have their whole gradient by then
@@ -135,11 +144,20 @@ def shortcut(path: Path, pieces: list[list[LiveCall]], g: Tensor, terms: Terms, 
         backward = terms.closing if number == len(pieces) - 1 else terms.backward
         # with its backward pass: blocks that are recomputed skip the same units
         with as_it_was(path, part):
-            _send_back(path, denoise, part, g, terms=replace(terms, backward=backward), sent=sent)
+            _send_back(path, denoise, part, g, terms=replace(terms, backward=backward), sent=sent, gate=gate)
     return sent
 
 
-def _send_back(path: Path, denoise: Denoise, part: list[LiveCall], g: Tensor, *, terms: Terms, sent: Sent) -> None:
+def _send_back(
+    path: Path,
+    denoise: Denoise,
+    part: list[LiveCall],
+    g: Tensor,
+    *,
+    terms: Terms,
+    sent: Sent,
+    gate: Tensor | None,
+) -> None:
     """One piece of live calls."""
     wants_x0 = path.x_0.requires_grad
     rows = torch.tensor([live.row for live in part], device=g.device)
@@ -151,12 +169,14 @@ def _send_back(path: Path, denoise: Denoise, part: list[LiveCall], g: Tensor, *,
     direction = factor.to(exact).view(-1, *[1] * (g.dim() - 1)) * g[rows].to(exact)
     total = (direction * e.to(exact)).sum()
     share = torch.tensor([live.share for live in part], device=g.device, dtype=exact)
-    if sent.penalties is not None and path.base is not None:
+    held = share if gate is None else share * gate[rows].to(exact)
+    # behind a closed gate the base is not asked
+    if sent.penalties is not None and path.base is not None and (gate is None or bool(held.any())):
         with torch.no_grad():
             base = path.base(x.detach(), t, rows)
         penalty = (e - base).to(exact).square().flatten(1).mean(1)
-        sent.penalties.index_add_(0, rows, (share * penalty).detach().to(sent.penalties.dtype))
-        total = total + terms.kl_weight * (share * penalty).sum() / (terms.divisor or len(g))
+        sent.penalties.index_add_(0, rows, (held * penalty).detach().to(sent.penalties.dtype))
+        total = total + terms.kl_weight * (held * penalty).sum() / (terms.divisor or len(g))
     then = [live.e for live in part if live.e is not None]
     # a call that is only there to be in step has none
     if sent.changes is not None and then:
@@ -190,11 +210,13 @@ def three_stage(
     terms: Terms | None = None,
     micro: MicroBatches | None = None,
     change_g: Callable[[Tensor], Tensor] | None = None,
+    keep: bool = False,
 ) -> Outcome:
     """Carry out a plan in which no live call depends on an earlier live one.
 
     Args:
         change_g: for control experiments only: replaces g before stage 3.
+        keep: leave the live calls in the outcome, also where there is one update.
 
     Raises:
         ValueError: the plan chains live calls; it needs one graph.
@@ -213,7 +235,7 @@ def three_stage(
             extra = outputs_of(path, rolled.live, micro.shortcut or plan.batch, plan.most_live)
     with watch.stage("score"):
         divisor = terms.divisor or plan.batch
-        losses, g, rewards = score_and_differentiate(
+        scored, g = score_and_differentiate(
             objective, rolled.x_N, divisor=divisor, micro=micro.score, scale=terms.scale
         )
         if change_g is not None:
@@ -222,10 +244,12 @@ def three_stage(
         straight(path, linear, g, rolled.towards)
         mine = [live for live in rolled.live if live.turn == 0]
         pieces = pieces_of(path, mine, micro.shortcut or plan.batch, plan.of_updates(0).most_live)
-        sent = shortcut(path, pieces, g, terms)
+        sent = shortcut(path, pieces, g, terms, gate=terms.gate(scored.uncertainty))
     made = calls_made(path.skips, plan) * plan.batch + extra
     calls = {"no_grad": made, "grad": sum(len(part) for part in pieces)}
-    kept = (
-        None if plan.turn is None else Kept(plan, rolled.x_N.contiguous(), g.contiguous(), losses, rewards, rolled.live)
-    )
-    return Outcome(rolled.x_N, losses, rewards, g, watch.seconds, calls, sent.penalties, kept=kept)
+    found = Outcome(rolled.x_N, scored.losses, scored.rewards, g, watch.seconds, calls, sent.penalties)
+    found.uncertainty = scored.uncertainty
+    if keep or plan.turn is not None:
+        x_N, g = rolled.x_N.contiguous(), g.contiguous()
+        found.kept = Kept(plan, x_N, g, scored.losses, scored.rewards, rolled.live, scored.uncertainty)
+    return found

@@ -51,6 +51,13 @@ MEANINGS: dict[Any, dict[str, Meaning]] = {
             " to the loss (DRaFT+). 0: not held, and no cost; else one more network call for each one with gradients."
             " Only with `train: lora`.",
         ),
+        "kl_gate": Meaning(
+            "How uncertain rewards have to be about a picture for `kl_weight` to hold it.",
+            "kl_weight: 0.1\nkl_gate: 0.02\nsight: {views: 4, crop: 0.2}",
+            "In units of the weighted reward: the spread of its views (`sight.views`) and of the parts of a `mixture`;"
+            " one of them there has to be. 0: every picture is held. `metrics.jsonl` has mean, highest and the share"
+            " that is held under `gate`, with 0 too, so a first run says where to put it.",
+        ),
         "description": Meaning(
             "A line for people.", "description: HPS v2.1 on SD 1.5", "Shown by `sdo recipe list` and in the model card."
         ),
@@ -413,6 +420,14 @@ MEANINGS: dict[Any, dict[str, Meaning]] = {
             "gradient: {rule: sdo, options: {step_choice: uniform, steps_per_sample: 2}}",
             "Each rule has its own; another rule's are refused. Calls are network calls of one picture, 0 the noisiest:"
             " as many as `num_inference_steps`, with solver `pndm` one more.",
+        ),
+        "weight_sharpness": Meaning(
+            "How far weights are moved against the rewards before their gradient is taken.",
+            "gradient: {weight_sharpness: 0.05}",
+            "SAM, at the weights: all trained weights together go this far along the step's gradient, the live calls"
+            " are made again there, and the weights come back; what a small change of the weights undoes is not"
+            " followed. Costs the live calls once more a step, no rollout and no reward. 0: not. Only with"
+            " `train: lora`, and rules that do not chain their steps.",
         ),
         "negative_gradient": Meaning(
             "Whether gradients also flow through guidance's negative branch.",

@@ -44,6 +44,7 @@ class GradientSpec:
     rule: str = "sdo"
     options: dict[str, Any] = field(default_factory=dict)
     negative_gradient: bool = True
+    weight_sharpness: float = 0.0
     checkpointing: Literal["calls", "blocks", "none"] = "calls"
     rollout_micro_batch: int = 0
     score_micro_batch: int = 0
@@ -145,6 +146,7 @@ class Recipe:
     rewards: list[RewardSpec]
     prompts: PromptSource
     kl_weight: float = 0.0
+    kl_gate: float = 0.0
     description: str = ""
     revision: str | None = None
     variant: str | None = None

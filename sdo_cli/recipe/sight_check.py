@@ -1,6 +1,7 @@
 """How rewards are put together and what they see: what goes with what."""
 
 import rewards as reward_table
+from sdo_cli.gradients.rules import RULES
 from sdo_cli.recipe.rollout_check import Problem
 from sdo_cli.recipe.schema import Recipe
 
@@ -20,6 +21,8 @@ def check_sight(recipe: Recipe, problem: Problem) -> None:
     if half and (combine.looks or look.sharpness):
         key = ("combine", "conflict") if combine.looks else ("sight", "sharpness")
         problem(key, "needs gradients at the pictures, which vanish in fp16; take bf16 or no")
+    _check_gate(recipe, problem)
+    _check_weights(recipe, problem)
     if combine.normalise == "spread" and recipe.train_batch_size * recipe.gradient_accumulation_steps < 2:
         problem(("combine", "normalise"), "one sample a step has no spread; accumulate gradients, or write none")
     if not 0 <= look.crop <= 0.9:
@@ -46,3 +49,27 @@ def check_sight(recipe: Recipe, problem: Problem) -> None:
             )
     if look.lower_bound and look.views < 2:
         problem(("sight", "lower_bound"), f"needs the spread of several views; write views: 4, not {look.views}")
+
+
+def _check_gate(recipe: Recipe, problem: Problem) -> None:
+    """Something has to be gated, and something to say how uncertain a reward is."""
+    if not recipe.kl_gate:
+        return
+    if not recipe.kl_weight:
+        problem(("kl_gate",), "is about whom kl_weight holds, and it is 0; give that too, or take this out")
+    several = [item for item in recipe.rewards if item.name == "mixture" and len(item.options.get("parts") or []) > 1]
+    if recipe.sight.views < 2 and not several:
+        problem(("kl_gate",), "needs rewards that say how uncertain they are; give sight.views, 4 say, or a mixture")
+
+
+def _check_weights(recipe: Recipe, problem: Problem) -> None:
+    """Live calls that can be made again on their own, and weights that there can be a copy of."""
+    key, rule, info = ("gradient", "weight_sharpness"), recipe.gradient.rule, RULES.get(recipe.gradient.rule)
+    if not recipe.gradient.weight_sharpness or info is None:
+        return
+    if recipe.train == "full":
+        why = "keeps a copy of the weights and makes their gradient twice, which with train: full are the whole model's"
+        problem(key, f"{why} and may lie in parts on several GPUs; write train: lora, or 0")
+    if info.chained or rule == "draft-lv":
+        why = "chains its live calls on one graph" if info.chained else "repeats its live call on other latents"
+        problem(key, f"makes live calls again on their own, and {rule} {why}; use sdo, or write 0")

@@ -46,7 +46,8 @@ class StepResult:
     updates on one rollout it was; at a later one loss and rewards are the rollout's, or those of ``rescore``.
     ``decoder_gap`` is by how much rewards are higher through the model's own decoder, where training has a small one.
     ``gradients`` has the mean length of each reward's gradient at the pictures, weighted, and the mean cosine of each
-    pair under ``a|b``; ``spreads`` what each reward was divided by.
+    pair under ``a|b``; ``spreads`` what each reward was divided by; ``gate`` how uncertain the rewards were, mean and
+    highest, and the share of samples that ``kl_gate`` let be held near the base.
     """
 
     step: int
@@ -64,6 +65,7 @@ class StepResult:
     decoder_gap: dict[str, float] | None = None
     gradients: dict[str, float] | None = None
     spreads: dict[str, float] | None = None
+    gate: dict[str, float] | None = None
 
 
 def step_result(row: dict[str, Any]) -> StepResult:

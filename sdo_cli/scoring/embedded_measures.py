@@ -3,9 +3,6 @@
 import torch
 from torch import Tensor
 
-DIVERSITY = "diversity"
-DISTANCE = "distance-from-base"
-
 
 def diversity(rows: Tensor) -> float:
     """Mean of 1 - cos over all pairs of ``rows [n, D]``, n > 1."""

@@ -22,8 +22,9 @@ from sdo_cli.progress import Reporter
 from sdo_cli.recipe.load import LoadedRecipe
 from sdo_cli.recipe.schema import Recipe, RewardSpec
 from sdo_cli.records.check import OBJECTIVE, Check, Verdict, checks_of, quality, verdict
-from sdo_cli.scoring.embedded_measures import DISTANCE, DIVERSITY, distances, diversities
+from sdo_cli.scoring.embedded_measures import distances, diversities
 from sdo_cli.scoring.latents import as_measure
+from sdo_cli.scoring.measure_names import DISTANCE, DIVERSITY
 from sdo_cli.training.job import Job
 from sdo_cli.training.prepare import guard_prompts, measures_of, not_trained, only_measured, reward_of
 from sdo_cli.training.validate import Validation

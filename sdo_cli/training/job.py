@@ -97,6 +97,9 @@ def make_plan(job: Job, generator: torch.Generator) -> Plan:
     if updates > 1 and plan.turn is None:
         text = f"the plug-in's rule {spec.rule} was asked for the live calls of {updates} updates, and returned no turn"
         raise PluginFault(text, remedy="return Plan(mode, weight, turn=…); see docs/plugins.md")
+    if plan.repeats is not None and job.recipe.gradient.weight_sharpness:
+        text = f"the plug-in's rule {spec.rule} repeats calls, and gradient.weight_sharpness makes live calls again"
+        raise PluginFault(text, remedy="take one of them out")
     if not plan.is_one_step_deep() and not info.chained:
         text = f"the plug-in's rule {spec.rule} chains live calls and does not say so"
         raise PluginFault(text, remedy="write chained=True in its @gradient_rule(…); see docs/plugins.md")

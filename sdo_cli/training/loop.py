@@ -21,6 +21,7 @@ from sdo_cli.training.objective import RewardObjective
 from sdo_cli.training.passes import accumulate
 from sdo_cli.training.replays import Replays
 from sdo_cli.training.rollouts import cosine, distance_of, flat_gradient
+from sdo_cli.training.sharp import sharpen
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Slice:
     calls: dict[str, int]
     changes: Tensor | None = None
     looks: dict[str, Tensor] = field(default_factory=dict)
+    uncertainty: Tensor | None = None
 
 
 def make_stepper(job: Job) -> Stepper:
@@ -76,23 +78,11 @@ def train(
         if replays.update == 0:
             replays.begin(step, every)
             drift = look_at_drift(job, order, replays.rollout, stepper.scale) if replays.due else None
-        adding = stepper.adding(job.world, in_call_order(job.family, job.parameters))
-        outcomes = accumulate(
-            job,
-            order,
-            replays.rollout,
-            replays=replays,
-            scale=stepper.scale,
-            backward=stepper.backward,
-            last_backward=adding.backward,
-            change_g=change_g,
-        )
-        # before anything else that all processes do together: buckets may be on their way
-        adding.finish()
+        outcomes = take_gradients(job, order, replays, stepper, change_g)
         slices, seconds = gather_slices(job, outcomes)
         gap = look_at_decoder(job, order, replays, outcomes)
         found = look_at_replay(job, order, replays, slices, stepper.scale)
-        result = _summarise(step + 1, slices, seconds, stepper.step(step + 1, bad_reward(slices)))
+        result = _summarise(recipe, step + 1, slices, seconds, stepper.step(step + 1, bad_reward(slices)))
         # a rollout is counted once
         fresh = replays.update == 0 and replays.rollout != looked
         divided = spreads_after(job, slices, fresh=fresh)
@@ -100,6 +90,34 @@ def train(
         cheap = job.rollouts is not None and job.rollouts.on
         yield replace(result, drift=drift, cheap_rollouts=cheap, replay=found, decoder_gap=gap, spreads=divided)
     stepper.finish()
+
+
+def take_gradients(
+    job: Job,
+    order: PromptOrder,
+    replays: Replays,
+    stepper: Stepper,
+    change_g: Callable[[Tensor, int], Tensor] | None = None,
+) -> list[Outcome]:
+    """The step's gradient, summed over all processes, in the parameters."""
+    is_sharp = job.recipe.gradient.weight_sharpness > 0
+    adding = None if is_sharp else stepper.adding(job.world, in_call_order(job.family, job.parameters))
+    outcomes = accumulate(
+        job,
+        order,
+        replays.rollout,
+        replays=replays,
+        scale=stepper.scale,
+        backward=stepper.backward,
+        last_backward=adding.backward if adding else None,
+        change_g=change_g,
+        keep=is_sharp,
+    )
+    if adding is None:
+        return sharpen(job, order, replays.rollout, outcomes, update=replays.update, scale=stepper.scale)
+    # before anything else that all processes do together: buckets may be on their way
+    adding.finish()
+    return outcomes
 
 
 def first_spreads(job: Job, order: PromptOrder, rollout: int) -> None:
@@ -139,10 +157,13 @@ def look_at_replay(job: Job, order: PromptOrder, replays: Replays, slices: list[
         return found
     kept, mine = [parameter.grad for parameter in job.parameters], flat_gradient(job.parameters)
     _forget_gradients(job.parameters)
-    accumulate(
-        job, order, replays.rollout, plan=plan_step(job, replays.rollout).of_updates(replays.update), scale=scale
-    )
-    job.world.add_gradients(job.parameters)
+    is_sharp = job.recipe.gradient.weight_sharpness > 0
+    plan = plan_step(job, replays.rollout).of_updates(replays.update)
+    outcomes = accumulate(job, order, replays.rollout, plan=plan, scale=scale, keep=is_sharp)
+    if is_sharp:
+        sharpen(job, order, replays.rollout, outcomes, scale=scale)
+    else:
+        job.world.add_gradients(job.parameters)
     fresh = flat_gradient(job.parameters)
     for parameter, gradient in zip(job.parameters, kept, strict=True):
         parameter.grad = gradient
@@ -210,6 +231,7 @@ def gather_slices(job: Job, outcomes: list[Outcome]) -> tuple[list[Slice], dict[
             outcome.calls,
             outcome.changes,
             {name: torch.cat([piece[name] for piece in outcome.looks]) for name in (outcome.looks or [{}])[0]},
+            None if outcome.uncertainty is None else outcome.uncertainty.cpu(),
         )
         for number, outcome in zip(slices_of(job), outcomes, strict=True)
     ]
@@ -225,7 +247,7 @@ def bad_reward(slices: list[Slice]) -> str | None:
     return next((name for name, scores in scored if not bool(torch.isfinite(scores).all())), None)
 
 
-def _summarise(step: int, slices: list[Slice], seconds: dict[str, float], taken: Step) -> StepResult:
+def _summarise(recipe: Recipe, step: int, slices: list[Slice], seconds: dict[str, float], taken: Step) -> StepResult:
     losses = torch.cat([part.losses for part in slices])
     rewards = {name: torch.cat([part.rewards[name] for part in slices]).mean().item() for name in slices[0].rewards}
     calls = {name: sum(part.calls[name] for part in slices) for name in slices[0].calls}
@@ -235,4 +257,14 @@ def _summarise(step: int, slices: list[Slice], seconds: dict[str, float], taken:
     found = StepResult(
         step, losses.mean().item(), rewards, taken.norm, taken.rate, seconds, calls, penalty, taken.skipped
     )
-    return replace(found, gradients=looks or None)
+    return replace(found, gradients=looks or None, gate=_gate(recipe, slices))
+
+
+def _gate(recipe: Recipe, slices: list[Slice]) -> dict[str, float] | None:
+    """How uncertain the rewards were and whom that let be held; None where nobody is held, or nothing tells."""
+    doubts = [part.uncertainty for part in slices if part.uncertainty is not None]
+    if not doubts or not recipe.kl_weight:
+        return None
+    every = torch.cat(doubts)
+    held = (every > recipe.kl_gate).float().mean().item() if recipe.kl_gate else 1.0
+    return {"uncertainty": every.mean().item(), "highest": every.max().item(), "share": held}

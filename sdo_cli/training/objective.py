@@ -1,7 +1,7 @@
 """From final latents to the loss: decode, look, score, weigh."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -38,6 +38,32 @@ class WeightedReward:
         return self.weight / spread * LOSSES[self.loss](scores, self.target)
 
 
+@dataclass(frozen=True)
+class Looked:
+    """What rewards say of R pictures or latents.
+
+    Attributes:
+        losses: by reward, weighted ``[R]``.
+        scores: every score, of parts too.
+        uncertainty: how far the weighted rewards may be off, each by its spread over views and among the parts of a
+            mixture, added up ``[R]``; None where there is neither.
+    """
+
+    losses: dict[str, Tensor]
+    scores: dict[str, Tensor]
+    uncertainty: Tensor | None = None
+
+    def beside(self, other: "Looked") -> "Looked":
+        known = [one for one in (self.uncertainty, other.uncertainty) if one is not None]
+        total = torch.stack(known).sum(0) if known else None
+        return Looked(self.losses | other.losses, self.scores | other.scores, total)
+
+    def scored(self, losses: Tensor) -> Scored:
+        """With the losses as they were put together."""
+        plain = {name: score.detach() for name, score in self.scores.items()}
+        return Scored(losses, plain, None if self.uncertainty is None else self.uncertainty.detach())
+
+
 def _undivided(name: str) -> float:
     del name
     return 1.0
@@ -72,77 +98,76 @@ class RewardObjective:
             images = (self.decode or self.family.decode)(x_N)
             if grad and self.sight.sharpness:
                 images = self._moved(images, places)
-            return self._put_together(images, places, lambda there: self._losses(there, places))
+            return self._put_together(images, lambda there: self._look(there, places))
         # no picture where nobody looks at one
         of_pictures = len(of_latents) < len(self.rewards)
 
-        def both(there: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-            losses, seen = self._losses_of(of_latents, there, places)
+        def both(there: Tensor) -> Looked:
+            found = self._look_at(of_latents, there, places)
             if of_pictures:
-                others = self._losses((self.decode or self.family.decode)(there), places)
-                losses, seen = losses | others[0], seen | others[1]
+                found = found.beside(self._look((self.decode or self.family.decode)(there), places))
             # in the recipe's order: rules that go by it see no difference
-            return {item.name: losses[item.name] for item in self.rewards}, seen
+            return replace(found, losses={item.name: found.losses[item.name] for item in self.rewards})
 
-        return self._put_together(x_N, places, both)
+        return self._put_together(x_N, both)
 
-    def _put_together(
-        self, at: Tensor, rows: list[int], losses_at: Callable[[Tensor], tuple[dict[str, Tensor], dict[str, Tensor]]]
-    ) -> Scored:
+    def _put_together(self, at: Tensor, look: Callable[[Tensor], Looked]) -> Scored:
         """The sum of all losses; where gradients are looked at, those at the pictures, or at the latents if some reward
         sees these."""
         if torch.is_grad_enabled() and self.combine.looks and len(self.rewards) > 1:
-            return self._each(at, losses_at)
-        losses, seen = losses_at(at)
-        return self._scored(sum(losses.values(), at.new_zeros(len(at))), seen)
+            return self._each(at, look)
+        found = look(at)
+        return found.scored(sum(found.losses.values(), at.new_zeros(len(at))))
 
-    @staticmethod
-    def _scored(losses: Tensor, seen: dict[str, Tensor]) -> Scored:
-        return Scored(losses, {name: score.detach() for name, score in seen.items()})
+    def _look(self, images: Tensor, rows: list[int]) -> Looked:
+        return self._look_at([item for item in self.rewards if not sees_latents(item.reward)], images, rows)
 
-    def _losses(self, images: Tensor, rows: list[int]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """By reward, weighted ``[R]``; and every score, of parts too."""
-        return self._losses_of([item for item in self.rewards if not sees_latents(item.reward)], images, rows)
-
-    def _losses_of(
-        self, items: list[WeightedReward], seen_by: Tensor, rows: list[int]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        losses, seen = {}, dict[str, Tensor]()
+    def _look_at(self, items: list[WeightedReward], seen_by: Tensor, rows: list[int]) -> Looked:
+        found = Looked({}, {})
         for item in items:
-            scores = self._seen(item, seen_by, rows)
-            losses[item.name] = item.loss_of(scores[item.name], self.spread(item.name))
-            seen |= scores
-        return losses, seen
+            scores, variance = self._seen(item, seen_by, rows)
+            divided = self.spread(item.name)
+            doubt = None if variance is None else abs(item.weight) / divided * variance.sqrt()
+            found = found.beside(Looked({item.name: item.loss_of(scores[item.name], divided)}, scores, doubt))
+        return found
 
-    def _seen(self, item: WeightedReward, images: Tensor, rows: list[int]) -> dict[str, Tensor]:
-        """Scores of what the reward sees: of several views the mean less ``lower_bound`` times their spread."""
+    def _seen(self, item: WeightedReward, images: Tensor, rows: list[int]) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Scores of what the reward sees, of several views the mean less ``lower_bound`` times their spread; and the
+        variance of its own, over views and over the parts of a mixture."""
         prompts, look = [self.prompts[row] for row in rows], self.sight
         sight = Sight(look.crop, look.noise, look.jpeg)
         if not sight.alters or self.draw is None or sees_latents(item.reward):
-            return scores_of(item.reward, item.name, images, prompts)
+            plain = scores_of(item.reward, item.name, images, prompts)
+            return plain, among_parts(item, plain)
         views = [
             scores_of(item.reward, item.name, sight(images, self.draw, rows, view), prompts)
             for view in range(look.views)
         ]
-        return {name: lower(torch.stack([view[name] for view in views]), look.lower_bound) for name in views[0]}
+        scores = {name: lower(torch.stack([view[name] for view in views]), look.lower_bound) for name in views[0]}
+        variances = [found for view in views if (found := among_parts(item, view)) is not None]
+        total = torch.stack(variances).mean(0) if variances else None
+        if look.views > 1:
+            over_views = torch.stack([view[item.name].detach() for view in views]).var(0, correction=0)
+            total = over_views if total is None else total + over_views
+        return scores, total
 
-    def _each(self, at: Tensor, losses_at: Callable[[Tensor], tuple[dict[str, Tensor], dict[str, Tensor]]]) -> Scored:
+    def _each(self, at: Tensor, look: Callable[[Tensor], Looked]) -> Scored:
         """Every reward's gradient at the images, put together by the rule; decoded once, not once a reward. (At the
         latents, if some reward sees these: the decoder's graph is then gone back through once for each other reward.)
 
         The losses have the values they have, and the gradient that the rule made.
         """
         leaf = at.detach().requires_grad_()
-        losses, seen = losses_at(leaf)
+        found = look(leaf)
         gradients = {}
-        for name, loss in losses.items():
+        for name, loss in found.losses.items():
             (gradients[name],) = torch.autograd.grad(loss.sum(), leaf, retain_graph=True)
         self.looks.append({name: value.cpu() for name, value in looked_at(gradients).items()})
         stacked = torch.stack([g.flatten(1).float() for g in gradients.values()])
         g = CONFLICTS[self.combine.conflict](stacked).view_as(at).to(at.dtype)
-        values = sum(losses.values(), at.new_zeros(len(at))).detach()
+        values = sum(found.losses.values(), at.new_zeros(len(at))).detach()
         along = (g * (at - at.detach())).flatten(1).sum(1)
-        return self._scored(values + along, seen)
+        return found.scored(values + along)
 
     def _moved(self, images: Tensor, rows: list[int]) -> Tensor:
         """Where the loss grows most, ``sharpness`` away by root mean square (Foret et al. 2021, SAM, arXiv 2010.01412).
@@ -150,11 +175,22 @@ class RewardObjective:
         The gradient is then taken there, as if the move were constant.
         """
         leaf = images.detach().requires_grad_()
-        losses, _ = self._losses(leaf, rows)
+        losses = self._look(leaf, rows).losses
         (g,) = torch.autograd.grad(sum(losses.values(), leaf.new_zeros(len(leaf))).sum(), leaf)
         size = g.flatten(1).float().square().mean(1).sqrt().clamp(min=1e-30).view(-1, 1, 1, 1)
         there = (leaf.detach() + self.sight.sharpness * (g / size).to(leaf.dtype)).clamp(0, 1)
         return images + (there - images).detach()
+
+
+@torch.no_grad()
+def among_parts(item: WeightedReward, scores: Mapping[str, Tensor]) -> Tensor | None:
+    """The variance ``[R]`` that the parts of a mixture give its score; None of any other reward."""
+    prefix = f"{item.name}/"
+    parts = {name.removeprefix(prefix): score for name, score in scores.items() if name.startswith(prefix)}
+    if len(parts) < 2 or not hasattr(item.reward, "variance"):
+        return None
+    found: Tensor = item.reward.variance(parts)
+    return found
 
 
 def lower(scores_VR: Tensor, factor: float) -> Tensor:

@@ -12,6 +12,7 @@ from sdo_cli.gradients.plan import Plan
 from sdo_cli.gradients.replay import replay
 from sdo_cli.gradients.run import run_plan
 from sdo_cli.gradients.three_stage import MicroBatches
+from sdo_cli.sampling.loop import Path
 from sdo_cli.seeding import keyed_generator
 from sdo_cli.training.batches import PromptOrder
 from sdo_cli.training.job import Job, path_of, plan_step, slice_plan, slices_of
@@ -30,6 +31,7 @@ def accumulate(
     backward: Callable[[Tensor], None] = Tensor.backward,
     last_backward: Callable[[Tensor], None] | None = None,
     change_g: Callable[[Tensor, int], Tensor] | None = None,
+    keep: bool = False,
 ) -> list[Outcome]:
     """Gradients of this process's part of the global batch of one step, slice by slice, added into the parameters.
 
@@ -40,13 +42,36 @@ def accumulate(
             first update's gradients are made.
         scale: gradients come out multiplied with it (the loss scaler of fp16).
         backward, last_backward: see :class:`Terms`.
+        keep: leave in the outcomes what it takes to make their live calls again.
     """
     if plan is None and not (replays and replays.update):
         plan = plan_step(job, step) if replays else plan_step(job, step).of_updates(0)
-    terms = Terms(job.global_batch, job.recipe.kl_weight, job.recipe.rollout.proximal, scale=scale, backward=backward)
+    terms = terms_of(job, scale, backward)
     last, parts = replace(terms, last_backward=last_backward), slices_of(job)
-    run = partial(_pass, job, order, step, plan=plan, replays=replays, change_g=change_g)
+    run = partial(_pass, job, order, step, plan=plan, replays=replays, change_g=change_g, keep=keep)
     return [run(part=part, terms=last if part == parts[-1] else terms) for part in parts]
+
+
+def terms_of(job: Job, scale: float = 1.0, backward: Callable[[Tensor], None] = Tensor.backward) -> Terms:
+    """How a step's loss is put together, as the recipe has it."""
+    recipe = job.recipe
+    return Terms(job.global_batch, recipe.kl_weight, recipe.rollout.proximal, scale, backward, kl_gate=recipe.kl_gate)
+
+
+def samples_of(job: Job, order: PromptOrder, step: int, part: int) -> tuple[range, list[str]]:
+    """Numbers in the global batch, and prompts, of one slice."""
+    size = job.recipe.train_batch_size
+    mine = range(part * size, (part + 1) * size)
+    return mine, [order.at(step * job.global_batch + sample) for sample in mine]
+
+
+def path_and_micro(job: Job, order: PromptOrder, step: int, part: int) -> tuple[Path, MicroBatches]:
+    """How one slice is drawn, and in what pieces each stage goes through it."""
+    spec = job.recipe.gradient
+    micro = MicroBatches(
+        spec.rollout_micro_batch or None, spec.score_micro_batch or None, spec.shortcut_micro_batch or None
+    )
+    return path_of(job, step, *samples_of(job, order, step, part)), micro
 
 
 def _pass(
@@ -59,16 +84,16 @@ def _pass(
     replays: Replays | None,
     terms: Terms,
     change_g: Callable[[Tensor, int], Tensor] | None,
+    keep: bool,
 ) -> Outcome:
     """Gradients of one slice of the global batch, accumulated into the parameters.
 
     Args:
         plan: of a rollout; None to go on with the one that is kept.
     """
-    recipe, size = job.recipe, job.recipe.train_batch_size
-    mine = range(part * size, (part + 1) * size)
-    prompts = [order.at(step * job.global_batch + sample) for sample in mine]
-    path = path_of(job, step, mine, prompts)
+    recipe = job.recipe
+    mine, prompts = samples_of(job, order, step, part)
+    path, micro = path_and_micro(job, order, step, part)
     objective = RewardObjective(
         job.family,
         job.rewards,
@@ -78,10 +103,6 @@ def _pass(
         recipe.sight,
         draw=lambda row, view: keyed_generator(recipe.seed, f"view {view}", step, mine[row]),
         spread=job.spread_of,
-    )
-    spec = recipe.gradient
-    micro = MicroBatches(
-        spec.rollout_micro_batch or None, spec.score_micro_batch or None, spec.shortcut_micro_batch or None
     )
     if plan is None:
         assert replays is not None
@@ -95,8 +116,9 @@ def _pass(
         objective,
         terms=terms,
         micro=micro,
-        checkpointing=spec.checkpointing == "calls",
+        checkpointing=recipe.gradient.checkpointing == "calls",
         change_g=change,
+        keep=keep,
     )
     if replays is not None and outcome.kept is not None:
         replays.slices[part] = outcome.kept

@@ -79,6 +79,7 @@ def _packed(kept: Kept) -> dict[str, Any]:
         "g": kept.g.cpu(),
         "losses": kept.losses.cpu(),
         "rewards": {name: scores.cpu() for name, scores in kept.rewards.items()},
+        **({} if kept.uncertainty is None else {"uncertainty": kept.uncertainty.cpu()}),
         "live": [{**_fields(live), "kept": _shapes_apart(live.kept)} for live in kept.live],
     }
 
@@ -87,7 +88,8 @@ def _unpacked(tree: dict[str, Any], plan: Plan, device: torch.device) -> Kept:
     rewards = {name: scores.to(device) for name, scores in tree["rewards"].items()}
     live = [LiveCall(**_on(device, {**call, "kept": _shapes_back(call["kept"])})) for call in tree["live"]]
     x_N, g, losses = (tree[name].to(device) for name in ("x_N", "g", "losses"))
-    return Kept(plan, x_N, g, losses, rewards, live)
+    uncertainty = tree["uncertainty"].to(device) if "uncertainty" in tree else None
+    return Kept(plan, x_N, g, losses, rewards, live, uncertainty)
 
 
 def _fields(live: LiveCall) -> dict[str, Any]:
