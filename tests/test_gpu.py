@@ -55,8 +55,8 @@ def test_three_stages_are_one_graph(device, model, monkeypatch):
     staged, outcome = gradient(bench, variant)
     assert outcome.x_N.device.type == device and set(outcome.seconds) == {"rollout", "score", "shortcut"}
 
-    def on_one_graph(path, plan, objective, *, terms, micro, change_g):
-        assert micro.rollout is None and change_g is None
+    def on_one_graph(path, plan, objective, *, terms, micro, change_g, keep):
+        assert micro.rollout is None and change_g is None and not keep
         return engines.one_graph(path, plan, objective, terms=terms)
 
     monkeypatch.setattr(engines, "three_stage", on_one_graph)
