@@ -80,7 +80,7 @@ def test_pictures_stand_first_in_one_row_with_those_under_guidance(tmp_path):
 
 def test_settings_are_rows_as_they_are_typed(tmp_path):
     rows = dict(run_report(a_run(tmp_path / "r", {"trained": 0.3})).settings)
-    assert rows["gradient.rule"] == "sdo" and rows["lora.rank"] == "8" and rows["rewards.0.name"] == "clip-embedded"
+    assert rows["gradient.rule"] == "sdo" and rows["lora.rank"] == "16" and rows["rewards.0.name"] == "clip-embedded"
     assert (
         load_recipe("quickstart", [f"rewards.0.name={rows['rewards.0.name']}"]).recipe.rewards[0].name
         == "clip-embedded"
