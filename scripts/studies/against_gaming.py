@@ -24,6 +24,12 @@ ARMS = {
     "kl": ["kl_weight=1.0"],
     "kl-30": ["kl_weight=30.0"],
     "clip-2": ["rewards=[{name: aesthetic, weight: 2}, {name: clip}]", "combine={normalise: spread, measure: true}"],
+    "clip-2-all": [
+        "rewards=[{name: aesthetic, weight: 2}, {name: clip}]",
+        "combine={normalise: spread, measure: true}",
+        "lora={rank: 16, layers: all}",
+        "learning_rate=4e-4",
+    ],
     "clip-8": ["rewards=[{name: aesthetic, weight: 8}, {name: clip}]", "combine={normalise: spread, measure: true}"],
     "clip-4": ["rewards=[{name: aesthetic, weight: 4}, {name: clip}]", "combine={normalise: spread, measure: true}"],
     "clip": ["rewards=[aesthetic,clip]", "combine={normalise: spread, measure: true}"],
