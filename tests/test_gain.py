@@ -12,7 +12,8 @@ from studies.controls import permuted, run_controls
 from sdo_cli.threads import cores
 
 # forty rollouts, as many as steps
-ONE_UPDATE = ["rollout={}", "gradient.options={}", "learning_rate=1e-3", "lora.layers=attention"]
+ONE_UPDATE = ["rollout={}", "gradient.options={}", "learning_rate=1e-3", "train_batch_size=8"]
+ONE_UPDATE += ["lora.layers=attention", "lora.rank=8"]
 
 
 def test_permuting_leaves_no_sample_its_own_gradient():
