@@ -150,6 +150,15 @@ def test_bases_stay_orthonormal_where_a_gradient_says_nothing_new(rows, columns,
             assert (base.T @ base - torch.eye(base.shape[1], dtype=dtype)).abs().max() <= least
 
 
+def test_bases_do_not_wear_out():
+    """Half of each is carried over and not made orthogonal again: rounding does not add up."""
+    factors, signal = Factors(*(tensor.float() for tensor in begun(40, 64, 8))), numbers(40, 64)
+    for step in range(400):
+        factors = one_step(factors, (signal + 0.5 * numbers(40, 64, seed=step)).float())
+    for base in (factors.U, factors.V):
+        assert (base.T @ base - torch.eye(8)).abs().max() <= 1e-5
+
+
 def test_how_far_a_step_goes_along_each_direction():
     S = torch.tensor([[6.0, 2.0, 1.0, 0.0]])
     assert weighted(S, "spectral").tolist() == [[1, 1, 1, 0]], "directions without momentum are no directions"
