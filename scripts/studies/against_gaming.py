@@ -23,6 +23,9 @@ ARMS = {
     "sharp": ["sight={sharpness: 0.1}"],
     "kl": ["kl_weight=1.0"],
     "kl-30": ["kl_weight=30.0"],
+    # held only where copies of a picture disagree: more of them than their mean at the start of training
+    "kl-30-gate": ["kl_weight=30.0", "kl_gate=0.16", "sight={views: 4, crop: 0.3, noise: 0.05, jpeg: 40}"],
+    "weights-sharp": ["gradient.weight_sharpness=0.05"],
     "clip-2": ["rewards=[{name: aesthetic, weight: 2}, {name: clip}]", "combine={normalise: spread, measure: true}"],
     "clip-2-all": [
         "rewards=[{name: aesthetic, weight: 2}, {name: clip}]",
@@ -30,6 +33,32 @@ ARMS = {
         "lora={rank: 16, layers: all}",
         "learning_rate=4e-4",
     ],
+    "clip-2-projection": [
+        "rewards=[{name: aesthetic, weight: 2}, {name: clip}]",
+        "combine={normalise: spread, conflict: projection}",
+    ],
+    # followed no further than 1.7 above the base's mean, by each picture for itself
+    **{
+        f"hinge-{weight}-all": [
+            f"rewards=[{{name: aesthetic, weight: {weight}, loss: hinge, target: 5.8}}, {{name: clip}}]",
+            "combine={normalise: spread, measure: true}",
+            "lora={rank: 16, layers: all}",
+            "learning_rate=4e-4",
+        ]
+        for weight in (4, 8)
+    },
+    # the same as a bound that is trained to the end: ten-call rollouts, four updates on each, the rate falls to zero
+    **{
+        f"bound-{target}": [
+            f"rewards=[{{name: aesthetic, weight: 4, loss: hinge, target: {target}}}, {{name: clip}}]",
+            "combine={normalise: spread}",
+            "lora={rank: 16, layers: all}",
+            "learning_rate=4e-4",
+            "lr_scheduler=cosine",
+            "rollout={num_inference_steps: 10, updates: 4, max_change: 0.01}",
+        ]
+        for target in (4.8, 5.2, 5.6)
+    },
     "clip-8": ["rewards=[{name: aesthetic, weight: 8}, {name: clip}]", "combine={normalise: spread, measure: true}"],
     "clip-4": ["rewards=[{name: aesthetic, weight: 4}, {name: clip}]", "combine={normalise: spread, measure: true}"],
     "clip": ["rewards=[aesthetic,clip]", "combine={normalise: spread, measure: true}"],
