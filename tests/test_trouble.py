@@ -118,6 +118,36 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     assert time.monotonic() - started < 60
 
 
+FOLDERS = {
+    "finetune": ["finetune", "--recipe", "quickstart"],
+    "sample": ["sample", "a tiger"],
+    "optimize": ["optimize", "--prompt", "a tiger", "--objective", "clip-score"],
+    "prune": ["prune", "--prompts", "emoji-eval", "--calls", "5", "--method", "schedule"],
+    "eval": ["eval", "--prompts", "emoji-eval"],
+    "bench": ["bench", "--part", "cost"],
+    "report": ["report", "there"],
+    "compare": ["compare", "there", "there"],
+    "export": ["export", "there"],
+}
+
+
+# root may write anywhere
+PLACES = [("sample", "file"), ("bench", "file"), *([("sample", "locked/deep")] if os.geteuid() else [])]
+
+
+@pytest.mark.parametrize("name, place", [*((name, "file/deep") for name in FOLDERS), *PLACES])
+def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path, name, place):
+    """Not when it is done and lost: the first sentence, and nothing was drawn for it."""
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "locked").mkdir(mode=0o555)
+    done = forked.run([*FOLDERS[name], "--out", place], cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert f"--out {place}: " in done.stderr and not done.stdout, done.stderr
+    assert "Traceback" not in done.stderr and "of 20 steps" not in done.stderr
+    assert (tmp_path / "file").read_text() == "no folder"
+
+
 def test_weights_that_vanished_before_a_resume(small, tmp_path):
     """The model's folder is gone: said before anything is touched; with it back the run goes on."""
     model, folder = tmp_path / "model", tmp_path / "run"

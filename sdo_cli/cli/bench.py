@@ -10,7 +10,7 @@ import typer
 from sdo_cli.bench.variants import QUICK_RULES, STANDARD_RULES, load_variants, plain_full
 from sdo_cli.cli.groups import grouped
 from sdo_cli.cli.options import Overrides, RulePlugins
-from sdo_cli.cli.output import OutputOptions
+from sdo_cli.cli.output import OutputOptions, unwritable
 from sdo_cli.errors import Interrupted, RecipeFault
 from sdo_cli.plugins import load_plugins
 from sdo_cli.recipe.schema import PromptSource
@@ -57,7 +57,7 @@ def bench(
     numbers = counts.numbers(quick=quick)
     parts = tuple(part or (PARTS[:2] if quick else PARTS))
     names = tuple(rule or (QUICK_RULES if quick else STANDARD_RULES))
-    check(numbers, parts, names)
+    check(numbers, parts, names, out)
     words = (*(QUICK if quick else ()), *(overrides or ()), *([f"model={model}"] if model else []))
     # mistakes are told before torch loads
     loaded = load_variants(recipe, words, names)
@@ -85,12 +85,13 @@ def bench(
         typer.echo(f"{all_tables(result)}\n\n{folder}/: bench.json and plots")
 
 
-def check(numbers: dict[str, int], parts: tuple[str, ...], names: tuple[str, ...]) -> None:
+def check(numbers: dict[str, int], parts: tuple[str, ...], names: tuple[str, ...], out: Path | None) -> None:
     """Raises RecipeFault with everything that is wrong with the command line."""
     wrong = [f"--{name}: must be at least 1, not {value}" for name, value in numbers.items() if value < 1]
     unknown = [word for word in parts if word not in PARTS]
     wrong += [f"--part {word}: there is no such part; choose from {', '.join(PARTS)}" for word in unknown]
     if "nearness" in parts and plain_full(names) is None:
         wrong.append("--part nearness compares with full: add --rule full, or choose --part cost")
-    if wrong:
+    # a bench that is there says so itself
+    if wrong := [*wrong, *unwritable(out or Path("bench"))]:
         raise RecipeFault(wrong, what="command line")

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sdo_cli.cli.options import ForMachines
+from sdo_cli.cli.output import unwritable
 from sdo_cli.errors import RecipeFault
 from sdo_cli.installed import sdo
 from sdo_cli.runs.read import is_run, recipe_of
@@ -37,6 +38,8 @@ def compare(
             raise RecipeFault(["--out, --no-report: of runs nothing is written; leave them out"], what="command line")
         compare_trained(evaluations, anyway=anyway, as_json=as_json)
         return
+    if report and (wrong := unwritable(out or Path("comparisons"))):
+        raise RecipeFault(wrong, what="command line")
     import rewards as table
     from sdo_cli.evaluation.compare import compare_folders
 
@@ -114,6 +117,8 @@ def report(
         raise RecipeFault([f"--images: {images!r} is none of auto, inline, beside"], what="command line")
     if not folder.is_dir():
         raise RecipeFault([f"{folder}: no such folder"], what="command line")
+    if out is not None and not out.is_file() and (wrong := unwritable(out)):
+        raise RecipeFault(wrong, what="command line")
     from sdo_cli.reports.page import write_report
 
     page = out or folder / "report.html"

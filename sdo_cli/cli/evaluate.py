@@ -24,9 +24,10 @@ from sdo_cli.cli.from_run import laid_over_run
 from sdo_cli.cli.groups import grouped
 from sdo_cli.cli.judge_options import JudgeOptions
 from sdo_cli.cli.options import RewardPlugins
-from sdo_cli.cli.output import OutputOptions
+from sdo_cli.cli.output import OutputOptions, unwritable
 from sdo_cli.cli.recorded import load_recorded_plugins
 from sdo_cli.cli.several import ProcessOptions, in_several_processes, stopped_well
+from sdo_cli.errors import RecipeFault
 from sdo_cli.plugins import load_plugins
 
 
@@ -59,6 +60,8 @@ def evaluate(
     output: OutputOptions,
 ) -> None:
     """Draw a prompt set with and without LoRAs, score the images, and say what differs, with intervals."""
+    if wrong := unwritable(out or Path("evals")):
+        raise RecipeFault(wrong, what="command line")
     load_plugins(plugin or ())
     start = starting_recipe(recipe, model.model, variants.loras)
     if start is not None and start.run is not None and needs_plugins(rewards, start):

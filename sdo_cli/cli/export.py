@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from sdo_cli.cli.options import ForMachines
+from sdo_cli.cli.output import unwritable
 from sdo_cli.device import PRECISIONS
 from sdo_cli.errors import RecipeFault
 
@@ -69,4 +70,6 @@ def problems_of(form: str, out: Path | None, family: str | None, lora_scale: flo
         )
     if out is not None and out.exists():
         wrong.append(f"--out {out}: exists already; give another name, nothing is overwritten")
+    elif out is not None:
+        wrong += unwritable(out)
     return wrong

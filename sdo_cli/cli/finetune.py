@@ -9,7 +9,7 @@ import typer
 
 from sdo_cli.cli.groups import grouped
 from sdo_cli.cli.options import RecipeOptions, RulePlugins
-from sdo_cli.cli.output import OutputOptions
+from sdo_cli.cli.output import OutputOptions, unwritable
 from sdo_cli.cli.recorded import load_recorded_plugins
 from sdo_cli.cli.several import ProcessOptions, in_several_processes, stopped_well
 from sdo_cli.errors import EnvironmentFault, RecipeFault, SdoError, is_out_of_memory
@@ -144,6 +144,8 @@ def run_folder(loaded: LoadedRecipe, out: Path | None, *, resume: bool) -> Path:
     Raises:
         RecipeFault: ``out`` is not empty.
     """
+    if wrong := unwritable(out or Path(loaded.recipe.output_dir)):
+        raise RecipeFault(wrong, what="command line")
     from sdo_cli.runs.folder import new_run_folder
     from sdo_cli.runs.read import manifest_of
     from sdo_cli.runs.resume import newest_unfinished

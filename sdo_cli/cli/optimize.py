@@ -11,7 +11,7 @@ import typer
 
 from sdo_cli.cli.from_run import WEIGHTS, by_hand, first_prompts, start_from
 from sdo_cli.cli.groups import grouped
-from sdo_cli.cli.output import OutputOptions
+from sdo_cli.cli.output import OutputOptions, unwritable
 from sdo_cli.cli.recorded import load_plugins_for
 from sdo_cli.cli.several import ProcessOptions, in_several_processes, stopped_well
 from sdo_cli.errors import EnvironmentFault, RecipeFault
@@ -192,7 +192,9 @@ def carry_out(loaded: LoadedSteering, folder: Path, output: OutputOptions, notes
 
 
 def refuse_full(folder: Path) -> None:
-    """Raises RecipeFault for a folder with something in it."""
+    """Raises RecipeFault for a folder with something in it, and one that cannot be made."""
+    if wrong := unwritable(folder):
+        raise RecipeFault(wrong, what="command line")
     if folder.exists() and any(folder.iterdir()):
         raise RecipeFault(
             [f"--out {folder}: is not empty; give another folder, or go on with it by --resume"], what="command line"

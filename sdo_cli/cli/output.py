@@ -1,9 +1,11 @@
 """Progress on a terminal, in a log, or for machines."""
 
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -23,6 +25,18 @@ class OutputOptions:
         talks: of several processes one does.
         """
         return make_reporter(as_json=self.as_json, quiet=self.quiet or not talks)
+
+
+def unwritable(out: Path) -> list[str]:
+    """What is wrong with ``--out``, a file or folder that is there or not: said before hours of work are lost by it."""
+    there = next(place for place in (out.absolute(), *out.absolute().parents) if os.path.lexists(place))
+    if there == out.absolute() and not there.is_dir():
+        return [f"--out {out}: is a file; give another name"]
+    if not there.is_dir():
+        return [f"--out {out}: {there} is no folder; give another"]
+    if not os.access(there, os.W_OK | os.X_OK):
+        return [f"--out {out}: nothing may be written in {there}; give another folder, or change its permissions"]
+    return []
 
 
 def make_reporter(*, as_json: bool, quiet: bool) -> Reporter:

@@ -20,7 +20,7 @@ from sdo_cli.cli.drawing import (
 from sdo_cli.cli.from_run import laid_over_run, start_from, typed_in
 from sdo_cli.cli.groups import grouped
 from sdo_cli.cli.options import RewardPlugins
-from sdo_cli.cli.output import OutputOptions
+from sdo_cli.cli.output import OutputOptions, unwritable
 from sdo_cli.cli.prune_options import (
     FullSampler,
     MeasureOptions,
@@ -146,7 +146,7 @@ def full(folder: Path) -> list[str]:
     """What is wrong with beginning in ``folder``."""
     if folder.is_dir() and any(folder.iterdir()):
         return [f"--out {folder}: is not empty; give another folder, or go on with it by --resume"]
-    return []
+    return unwritable(folder)
 
 
 def carry_out(

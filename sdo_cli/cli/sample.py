@@ -21,7 +21,7 @@ from sdo_cli.cli.drawing import (
 )
 from sdo_cli.cli.from_run import FromRun, first_prompts, laid_over_run, start_from, typed_in
 from sdo_cli.cli.groups import grouped
-from sdo_cli.cli.output import OutputOptions
+from sdo_cli.cli.output import OutputOptions, unwritable
 from sdo_cli.cli.sample_grid import (
     ALONE,
     BATCH,
@@ -251,7 +251,7 @@ def holds_images(folder: Path) -> list[str]:
     """What is wrong with drawing into ``folder``."""
     if any(folder.glob("[0-9]*.png")):
         return [f"--out {folder}: holds images already; give another folder, nothing is overwritten"]
-    return []
+    return unwritable(folder)
 
 
 def gather_prompts(
