@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sdo_cli.recipe.meanings import Meaning
+from sdo_cli.recipe.meaning import Meaning
 from sdo_cli.recipe.steering_schema import ObjectiveSpec, Steering
 
 STEERING_MEANINGS: dict[Any, dict[str, Meaning]] = {
