@@ -1,6 +1,7 @@
 """A LoRA that is not there, or not alike, at every step of `sdo sample`."""
 
 import hashlib
+import json
 
 import entry
 import pytest
@@ -98,3 +99,50 @@ WRONG = {
 def test_what_cannot_be_is_one_sentence(words, tmp_path):
     done = entry.run(["sample", "a rose", "--steps", str(STEPS), *words], cwd=tmp_path)
     assert done.returncode == 2 and WRONG[words] in " ".join(done.stderr.split()), done.stderr
+
+
+def pixels(folder):
+    return {path.name: Image.open(path).tobytes() for path in sorted(folder.glob("*.png"))}
+
+
+def test_an_evaluation_draws_each_late_start_beside_the_base(lora_folder, tmp_path):  # noqa: F811
+    """At all steps it is the base's picture, at 0 the LoRA's; scales and checkpoints are compared among whole ones."""
+    words = ["eval", "--prompts", "emoji-eval", "--limit", "2", "--steps", str(STEPS), "--guidance", "1", "--no-report"]
+    words += [
+        "--rewards",
+        "clip-score",
+        "--no-embedding",
+        "-q",
+        "--lora",
+        str(lora_folder),
+        "--out",
+        str(tmp_path / "e"),
+    ]
+    for given in (["--lora-from-step", f"0,2,{STEPS}"], ["--lora-from-step", "1"]):
+        # the second adds to the folder
+        done = entry.run([*words, *given], cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    tree = json.loads((tmp_path / "e" / "summary.json").read_text())
+    name = lora_folder.name
+    assert list(tree["variants"]) == ["base", name, *(f"{name}-from-{k}" for k in (1, 2, STEPS))]
+    found = {variant: pixels(tmp_path / "e" / variant) for variant in tree["variants"]}
+    assert found[f"{name}-from-{STEPS}"] == found["base"]
+    assert len({str(found[one]) for one in ("base", name, f"{name}-from-1", f"{name}-from-2")}) == 4
+    text = Image.open(tmp_path / "e" / f"{name}-from-2" / "00000_00.png").text["parameters"]
+    assert "LoRA from step: 2" in text
+    assert tree["variants"][f"{name}-from-2"]["from_step"] == 2 and "recommended_scale" not in tree
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--lora", "LORA", "--lora-from-step", "5"], "no list of steps from 0 to 4; write 0,2"),
+        (["--lora", "LORA", "--lora-from-step", "x"], "'x' is no list of steps"),
+        (["--lora-from-step", "1"], "there is no --lora"),
+    ],
+)
+def test_an_evaluation_says_what_is_wrong_with_late_starts(words, said, lora_folder, tmp_path):  # noqa: F811
+    words = [str(lora_folder) if word == "LORA" else word for word in words]
+    done = entry.run(["eval", "--prompts", "emoji-eval", "--steps", str(STEPS), *words], cwd=tmp_path)
+    assert done.returncode == 2 and f"{said}" in done.stderr, done.stderr
+    assert not (tmp_path / "evals").exists()

@@ -91,6 +91,7 @@ def evaluate(
     *,
     loras: "str | Path | Run | Sequence[str | Path | Run]" = (),
     lora_scales: Sequence[float] = (1.0,),
+    lora_from_steps: Sequence[int] = (0,),
     base: bool = True,
     images: Sequence[Path | str] = (),
     rewards: Any = None,
@@ -124,6 +125,7 @@ def evaluate(
         prompts: a prompt set's name or file, or prompts; default the held-out ones of the first run's recipe.
         loras: each a variant; ``run.all_checkpoints`` stands for all of a run's.
         lora_scales: every LoRA at each of them.
+        lora_from_steps: and from each of these steps on, the base before it.
         base: also draw without a LoRA, to compare with.
         images: score these folders instead of drawing.
         rewards: names and objects; default those of the run, else clip and aesthetic. Objects a run was trained on have
@@ -160,7 +162,9 @@ def evaluate(
     )
     asking = (judge_question, judge_batch, judge_timeout, judge_retries, judge_workers)
     outside = JudgeOptions(judges_of(judges), *asking, [Path(path) for path in scores])
-    variants = VariantOptions(loras_of(loras), ",".join(f"{s:g}" for s in lora_scales), base, [Path(p) for p in images])
+    late = None if tuple(lora_from_steps) == (0,) else ",".join(map(str, lora_from_steps))
+    scales = ",".join(f"{s:g}" for s in lora_scales)
+    variants = VariantOptions(loras_of(loras), scales, base, [Path(p) for p in images], late)
     start = starting_recipe(recipe, model, variants.loras)
     named = None if rewards is None else ",".join(names_of(rewards))
     if start is not None and start.run is not None and needs_plugins(RewardOptions(named), start):

@@ -12,6 +12,7 @@ from sdo_cli.cli.evaluate_options import (
     PromptOptions,
     RewardOptions,
     VariantOptions,
+    from_steps_of,
     lora_problem,
     scales_of,
 )
@@ -36,6 +37,7 @@ class Asked:
     Attributes:
         settings: of drawing, and the rewards' precision.
         start: the recipe these come from.
+        from_steps: where each LoRA comes in.
         plans: fingerprints of skip plans by file.
     """
 
@@ -52,6 +54,7 @@ class Asked:
     limit: int | None = None
     notes: tuple[str, ...] = ()
     outside: Outside = NOTHING
+    from_steps: tuple[int, ...] = (0,)
 
     def job(self) -> "tuple[Job, list[str]]":
         """And what is to be said of its prompts and of the folders it scores."""
@@ -70,7 +73,9 @@ class Asked:
             assert prompts is not None
             source, draw, noise = source_of(asked), draw_settings(asked), self.noise
             settings = Settings(source, draw, asked.mixed_precision, noise.seeds, noise.seed, prompts.fingerprint)
-            variants = variants_of(loras, self.scales, base=self.variants.base, plans=self.plans)
+            variants = variants_of(
+                loras, self.scales, base=self.variants.base, plans=self.plans, from_steps=self.from_steps
+            )
         precision = asked.reward_precision
         job = Job(prompts, settings, variants, self.rewards, precision, self.embedding, self.select_by, trained)
         return replace(job, judges=self.outside.judges), notes
@@ -121,6 +126,7 @@ def asked_for(
     if not loras and not folders and not variants.base:
         wrong.append("--no-base: leaves nothing to draw; give --lora")
     scales = scales_of(variants.lora_scale, wrong)
+    from_steps = from_steps_of(variants, settings.num_inference_steps, wrong, plans=bool(skip_plans))
     plans, settings = with_plans(skip_plans, settings, steps_given, wrong)
     if folders and (loras or fixed_model):
         wrong.append("--images: scores what is there; --lora, --recipe and --model are for drawing")
@@ -138,7 +144,20 @@ def asked_for(
         raise RecipeFault(wrong, what="command line")
     embedding, limit = measures.embedding, prompts.limit
     return Asked(
-        settings, start, found, variants, scales, noise, plans, specs, embedding, chosen, limit, tuple(notes), outside
+        settings,
+        start,
+        found,
+        variants,
+        scales,
+        noise,
+        plans,
+        specs,
+        embedding,
+        chosen,
+        limit,
+        tuple(notes),
+        outside,
+        tuple(from_steps),
     )
 
 

@@ -46,6 +46,9 @@ class VariantOptions:
     images: Annotated[
         list[Path] | None, typer.Option(help="Score this folder of images instead of drawing; may be given again.")
     ] = None
+    lora_from_step: Annotated[
+        str | None, typer.Option(metavar="K,K", help="Each LoRA from step K on, the base before: 0,10,20 of 50 steps.")
+    ] = None
 
     @property
     def loras(self) -> list[str]:
@@ -107,6 +110,22 @@ def scales_of(text: str, wrong: list[str]) -> list[float]:
         wrong.append(f"--lora-scale: {text!r} is no list of numbers; write 0,0.5,1")
         return [1.0]
     return list(dict.fromkeys(scale for scale in scales if scale is not None))
+
+
+def from_steps_of(variants: VariantOptions, steps: int, wrong: list[str], *, plans: bool) -> list[int]:
+    """The steps of ``--lora-from-step``; 0 is from the first."""
+    text = variants.lora_from_step
+    if text is None:
+        return [0]
+    words = [word.strip() for word in text.split(",")]
+    found = [int(word) for word in words if word.isdecimal() and int(word) <= steps]
+    if len(found) < len(words):
+        wrong.append(f"--lora-from-step: {text!r} is no list of steps from 0 to {steps}; write 0,{max(1, steps // 2)}")
+    if not variants.lora:
+        wrong.append("--lora-from-step: there is no --lora")
+    if plans:
+        wrong.append("--lora-from-step: not with --skip-plan, which leaves whole calls out")
+    return list(dict.fromkeys(found)) or [0]
 
 
 def lora_problem(text: str) -> str | None:

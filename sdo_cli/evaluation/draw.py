@@ -3,13 +3,15 @@
 import json
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sdo_cli.device import dtype_of, pick_device
-from sdo_cli.drawing.draw import DrawSettings, draw_images, solver_of
+from sdo_cli.drawing.draw import DrawSettings, draw_images, make_route, solver_of
+from sdo_cli.drawing.lora_timing import LoraTiming, TimedNetwork, check_timed
 from sdo_cli.drawing.notes import drawing_notes
 from sdo_cli.drawing.parameters import lora_tags, parameters_text, png_note
 from sdo_cli.drawing.pictures import to_pil
@@ -97,12 +99,13 @@ def _draw_chunk(
     plan = None if variant.plan is None else load_plan(Path(variant.plan))
     draw = settings.draw if plan is None else with_plan(settings.draw, plan)
     skips = None if plan is None else skips_of(plan, family, draw)
-    images, solver = _draw(family, embed, draw, items, skips), solver_of(family, draw)
+    timing = _timing(variant)
+    images, solver = _draw(family, embed, draw, items, skips, timing), solver_of(family, draw)
     staged, whole = folder / f"{PARTIAL}{name}", folder / f"{WHOLE}{name}"
     staged.mkdir()
     lora = lora_tags(variant.lora, variant.scale)
     for image, item in zip(images, items, strict=True):
-        how = parameters_text(item.text, item.seed or 0, draw, solver, settings.model.model, image, lora, plan)
+        how = parameters_text(item.text, item.seed or 0, draw, solver, settings.model.model, image, lora, plan, timing)
         to_pil(image).save(staged / item.file, pnginfo=png_note(how))
     staged.rename(whole)
     _move_in(whole, folder)
@@ -128,6 +131,8 @@ def _load(settings: Settings, variant: Variant, items: list[Item], todo: list[It
     family = load_family(settings.model, dtype=dtype)
     if variant.lora is not None:
         family.load_lora(variant.lora, scale=variant.scale)
+        if (timing := _timing(variant)) is not None:
+            check_timed(family, variant.lora, timing)
     embed = PromptEmbeddings(family)
     embed.prepare(_to_encode(items, todo), settings.draw.negative_prompt, device)
     family.to(device, dtype)
@@ -141,14 +146,35 @@ def _to_encode(items: list[Item], todo: list[Item]) -> list[str]:
     return [text for block in blocks if wanted.intersection(block) for text in block]
 
 
+def _timing(variant: Variant) -> LoraTiming | None:
+    return LoraTiming(variant.from_step, variant.scale, variant.scale) if variant.from_step else None
+
+
 def _draw(
-    family: Family, embed: PromptEmbeddings, draw: DrawSettings, items: list[Item], skips: Skips | None
+    family: Family,
+    embed: PromptEmbeddings,
+    draw: DrawSettings,
+    items: list[Item],
+    skips: Skips | None,
+    timing: LoraTiming | None,
 ) -> Tensor:
     def generator_for(j: int) -> torch.Generator:
         return torch.Generator("cpu").manual_seed(items[j].seed or 0)
 
-    prompts = [item.text for item in items]
-    parts = draw_images(family, prompts, generator_for, draw, batch_size=len(items), embed=embed, skips=skips)
+    network_for = None
+    if timing is not None:
+        shares = timing.shares(draw.num_inference_steps, make_route(family, draw).calls)
+        network_for = partial(TimedNetwork, family, shares)
+    parts = draw_images(
+        family,
+        [item.text for item in items],
+        generator_for,
+        draw,
+        batch_size=len(items),
+        embed=embed,
+        skips=skips,
+        network_for=network_for,
+    )
     return torch.cat(list(parts))
 
 

@@ -204,12 +204,12 @@ def _changed_rewards(before: Job, job: Job) -> Iterable[str]:
 
 
 def in_order(variants: list[Variant]) -> list[Variant]:
-    """The plain model and folders as they come, then each LoRA by rising scale; then the same with each skip plan."""
+    """The plain model and folders as they come, then each LoRA by scale and step; then the same with each skip plan."""
     loras, plans = (list(dict.fromkeys(values)) for values in zip(*((v.lora, v.plan) for v in variants), strict=True))
 
-    def place(v: Variant) -> tuple[bool, int, bool, int, float]:
+    def place(v: Variant) -> tuple[bool, int, bool, int, float, int]:
         scale = v.scale if v.lora else 0.0
-        return v.plan is not None, plans.index(v.plan), v.lora is not None, loras.index(v.lora), scale
+        return v.plan is not None, plans.index(v.plan), v.lora is not None, loras.index(v.lora), scale, v.from_step
 
     return sorted(variants, key=place)
 

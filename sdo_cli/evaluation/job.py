@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ class Variant:
         folder: of images made elsewhere.
         items: of such a folder: under which prompt each picture is scored, settled once.
         plan: the file of a skip plan, and ``plan_fingerprint`` of what it says.
+    from_step: where the LoRA comes in; the plain model draws the steps before.
     """
 
     name: str
@@ -94,6 +96,12 @@ class Variant:
     plan: str | None = None
     plan_fingerprint: str | None = None
     items: tuple[Item, ...] | None = None
+    from_step: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Every call is made, and with what there is: of such variants scales and checkpoints are compared."""
+        return self.plan is None and self.from_step == 0
 
 
 @dataclass(frozen=True)
@@ -218,14 +226,20 @@ def digest(value: Any) -> str:
 
 
 def variants_of(
-    loras: list[str], scales: list[float], *, base: bool, plans: Mapping[str, str] | None = None
+    loras: list[str],
+    scales: list[float],
+    *,
+    base: bool,
+    plans: Mapping[str, str] | None = None,
+    from_steps: Sequence[int] = (0,),
 ) -> list[Variant]:
     """``base``, then every LoRA at every scale; scale 0 is ``base``, drawn once. Then all of them with every plan.
 
     Args:
         plans: fingerprints of skip plans by file.
+        from_steps: where each LoRA comes in; each gives a variant.
     """
-    found = _variants_of(loras, scales, base=base)
+    found = _variants_of(loras, scales, from_steps, base=base)
     names = list(_names([str(Path(file).with_suffix("")) for file in plans or ()]))
     taken = {variant.name for variant in found}
     return found + [
@@ -235,17 +249,16 @@ def variants_of(
     ]
 
 
-def _variants_of(loras: list[str], scales: list[float], *, base: bool) -> list[Variant]:
+def _variants_of(loras: list[str], scales: list[float], from_steps: Sequence[int], *, base: bool) -> list[Variant]:
     wants_base = base or not loras or 0.0 in scales
     found = [Variant(BASE)] if wants_base else []
     names = list(_names(loras))
     for lora, name in zip(loras, names, strict=True):
         fingerprint = lora_hash(lora)
-        for scale in scales:
-            if scale == 0:
-                continue
+        for scale, step in product((scale for scale in scales if scale != 0), from_steps):
             suffix = "" if scale == 1 else f"@{exact(scale)}"
-            found.append(Variant(name + suffix, lora, scale, fingerprint))
+            late = f"-from-{step}" if step else ""
+            found.append(Variant(name + suffix + late, lora, scale, fingerprint, from_step=step))
     return found
 
 

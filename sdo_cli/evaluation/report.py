@@ -299,7 +299,8 @@ def _settings(job: Job, tree: Mapping[str, Any]) -> list[tuple[str, str]]:
         ]
     for variant in job.variants:
         if variant.lora:
-            found.append((variant.name, f"{variant.lora} at scale {variant.scale:g}{_skipping(variant)}"))
+            late = f" from step {variant.from_step}" if variant.from_step else ""
+            found.append((variant.name, f"{variant.lora} at scale {variant.scale:g}{late}{_skipping(variant)}"))
         elif variant.plan:
             found.append((variant.name, f"the plain model{_skipping(variant)}"))
         elif variant.folder:

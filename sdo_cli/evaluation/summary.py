@@ -154,10 +154,10 @@ def comparisons(a: Measured, b: Measured, prompts: Prompts) -> dict[str, Compari
 
 def sweeps(measured: list[Measured]) -> dict[str, list[Measured]]:
     """Variants of one LoRA by rising scale, the base as scale 0; only LoRAs drawn at several scales."""
-    base = [m for m in measured if m.variant.lora is None and m.variant.folder is None and m.variant.plan is None]
+    base = [m for m in measured if m.variant.lora is None and m.variant.folder is None and m.variant.whole]
     by_lora: dict[str, list[Measured]] = defaultdict(list)
     for m in measured:
-        if m.variant.lora is not None and m.variant.plan is None:
+        if m.variant.lora is not None and m.variant.whole:
             by_lora[m.variant.lora].append(m)
     return {
         lora: sorted(base + some, key=lambda m: scale_of(m.variant)) for lora, some in by_lora.items() if len(some) > 1
@@ -166,7 +166,7 @@ def sweeps(measured: list[Measured]) -> dict[str, list[Measured]]:
 
 def checkpoint_curves(measured: list[Measured]) -> dict[str, list[Measured]]:
     """Variants that are checkpoints of one run, by rising step, the base as step 0; only runs with several."""
-    base = [m for m in measured if m.variant.lora is None and m.variant.folder is None and m.variant.plan is None]
+    base = [m for m in measured if m.variant.lora is None and m.variant.folder is None and m.variant.whole]
     by_run: dict[str, list[Measured]] = defaultdict(list)
     for m in measured:
         if (found := _at_step(m.variant)) is not None:
@@ -183,7 +183,7 @@ def step_of(variant: Variant) -> int:
 def _at_step(variant: Variant) -> tuple[str, int] | None:
     """Run and step of a checkpoint at scale 1."""
     found = re.fullmatch(r"(.+)@([0-9]+)", variant.lora or "")
-    return (found[1], int(found[2])) if found and variant.scale == 1 and variant.plan is None else None
+    return (found[1], int(found[2])) if found and variant.scale == 1 and variant.whole else None
 
 
 def scale_of(variant: Variant) -> float:
