@@ -1,5 +1,6 @@
 """Rewards of plug-ins, held to the contract while they run: what breaks it is said to be the plug-in's."""
 
+import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -11,13 +12,22 @@ from rewards.base import LatentSpace, RewardInfo
 from rewards.registered import Foreign
 from sdo_cli.errors import PluginFault
 from sdo_cli.installed import sdo
+from sdo_cli.plugins import PLUGIN_MODULE
 
 # what a reward may have beside `score` (rewards/base.py)
 EXTRAS = ("to", "gradient_checkpointing")
 
 
-def _hint() -> str:
-    return f"run `{sdo('reward', 'check')}` on it, or with --debug to see where"
+def _check(name: str, foreign: Foreign) -> str:
+    """What is typed to try the reward alone."""
+    module = getattr(foreign.make, "__module__", None) or ""
+    # of a file that was given; installed packages are found by name
+    file = getattr(sys.modules.get(module), "__file__", None) if module.startswith(PLUGIN_MODULE) else None
+    return sdo("reward", "check", name, *(["--plugin", file] if file else []))
+
+
+def _hint(name: str, foreign: Foreign) -> str:
+    return f"try it alone: `{_check(name, foreign)}`; --debug shows where"
 
 
 def info_of(name: str, foreign: Foreign) -> RewardInfo:
@@ -41,7 +51,7 @@ class Guarded:
     """
 
     def __init__(self, name: str, foreign: Foreign, made: Any) -> None:
-        self.name, self.made, self.info = name, made, info_of(name, foreign)
+        self.name, self.foreign, self.made, self.info = name, foreign, made, info_of(name, foreign)
 
     def __getattr__(self, extra: str) -> Any:
         if extra == "latents":
@@ -67,7 +77,7 @@ class Guarded:
             raise PluginFault(
                 f"the reward {self.name} has no gradient: it detached the images, or scores them outside torch",
                 remedy="measure it only (validation.rewards); trainers by policy gradient (DDPO, Flow-GRPO) learn from "
-                f"such scores; to find where the graph ends: `{sdo('reward', 'check')}`",
+                f"such scores; to find where the graph ends: `{_check(self.name, self.foreign)}`",
             )
         # of a model that collapsed to NaN images, scores are NaN as well
         if not bool(torch.isfinite(scores).all()) and bool(torch.isfinite(images).all()):
@@ -89,7 +99,7 @@ class Guarded:
         return call
 
     def _fault(self, text: str) -> PluginFault:
-        return PluginFault(f"the plug-in's reward {self.name} {text}", remedy=_hint())
+        return PluginFault(f"the plug-in's reward {self.name} {text}", remedy=_hint(self.name, self.foreign))
 
 
 def guarded(name: str, foreign: Foreign, options: dict[str, Any]) -> Guarded:
@@ -98,4 +108,4 @@ def guarded(name: str, foreign: Foreign, options: dict[str, Any]) -> Guarded:
         return Guarded(name, foreign, foreign.make(**options))
     except Exception as fault:
         text = f"the plug-in's reward {name} cannot be made: {type(fault).__name__}: {fault}"
-        raise PluginFault(text, remedy=_hint()) from fault
+        raise PluginFault(text, remedy=_hint(name, foreign)) from fault

@@ -23,6 +23,8 @@ class Plugin:
     package: str = ""
 
 
+# what modules of given files are called
+PLUGIN_MODULE = "sdo_plugin_"
 _loaded: dict[Path, Plugin] = {}
 # names of rewards and rules, as they register
 REGISTERED: list[str] = []
@@ -92,7 +94,7 @@ def _load(path: Path, given: str) -> Plugin:
     if not path.is_file() or path.suffix != ".py":
         raise PluginFault(f"--plugin {given}: no such Python file", remedy="give the path of a .py file")
     text = path.read_bytes()
-    name = f"sdo_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = f"{PLUGIN_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,8 +1,10 @@
 """The contract of rewards, each item with a reward that breaks it; in a run the fault is said to be the plug-in's."""
 
 import re
+import shlex
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from small_rewards import make_small_reward
@@ -10,6 +12,7 @@ from small_rewards import make_small_reward
 import rewards
 from rewards.base import RewardInfo
 from sdo_cli.errors import PluginFault
+from sdo_cli.plugins import load_plugins
 from sdo_cli.scoring.contract import CHECKS, check_contract
 
 PAGE = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text().split("# A reward of your own")[1]
@@ -307,3 +310,23 @@ def test_what_else_a_plugins_reward_has_is_passed_on_and_held_to_account():
     assert not hasattr(bare, "to") and not hasattr(bare, "gradient_checkpointing")
     # the model's fault, not the plug-in's
     assert bare.score(torch.full((1, 3, 8, 8), torch.nan), ["x"]).isnan().all()
+
+
+@pytest.mark.usefixtures("tables")
+def test_the_remedy_is_the_whole_command(tmp_path):
+    """Typed as it stands, with the file it came from, and it finds the same fault."""
+    file = tmp_path / "rewards of mine.py"
+    file.write_text(
+        "from rewards import reward\n"
+        "@reward('severed', summary='')\n"
+        "class Severed:\n"
+        "    def score(self, images, prompts):\n"
+        "        return images.detach().flatten(1).mean(1)\n"
+    )
+    load_plugins([file])
+    with pytest.raises(PluginFault) as fault:
+        rewards.build("severed").score(torch.rand(2, 3, 8, 8).requires_grad_(), ["a", "b"])
+    command = shlex.split(re.search(r"`(.*)`", fault.value.remedy)[1])
+    assert command[-4:] == ["check", "severed", "--plugin", str(file)]
+    done = forked.run(command[1:])
+    assert done.returncode != 0 and "gradient" in done.stdout + done.stderr and "Usage" not in done.stderr
