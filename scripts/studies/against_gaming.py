@@ -57,18 +57,8 @@ ARMS = {
             "lr_scheduler=cosine",
             "rollout={num_inference_steps: 10, updates: 4, max_change: 0.01}",
         ]
-        for target in (4.8, 5.2, 5.6)
+        for target in (4.8, 5.0, 5.2, 5.6)
     },
-    # twice the batch and the rank, half as many steps more
-    "floor-4.9-large": [
-        "rewards=[{name: aesthetic, weight: 4, loss: hinge, target: 4.9}, {name: clip}]",
-        "combine={normalise: spread}",
-        "lora={rank: 32, layers: all}",
-        "train_batch_size=16",
-        "learning_rate=4e-4",
-        "lr_scheduler=cosine",
-        "rollout={num_inference_steps: 10, updates: 4, max_change: 0.01}",
-    ],
     "clip-8": ["rewards=[{name: aesthetic, weight: 8}, {name: clip}]", "combine={normalise: spread, measure: true}"],
     "clip-4": ["rewards=[{name: aesthetic, weight: 4}, {name: clip}]", "combine={normalise: spread, measure: true}"],
     "clip": ["rewards=[aesthetic,clip]", "combine={normalise: spread, measure: true}"],
