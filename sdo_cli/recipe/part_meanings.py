@@ -43,7 +43,8 @@ REWARD_MEANINGS = {
         "What is made of the score r.",
         "rewards: [{name: aesthetic, loss: hinge, target: 7}]",
         "`maximize`: the higher the better, the loss is -r. `distance`: |target - r|, so it should be `target`, no"
-        " more and no less. `hinge`: max(0, target - r), as `maximize` until `target` is reached.",
+        " more and no less. `hinge`: max(0, target - r), as `maximize` until `target` is reached, picture by picture;"
+        " from there on the other rewards have the word (docs/rewards.md, rewards that are fooled).",
     ),
     "target": Meaning(
         "The score that `loss: distance` or `hinge` aims at.",

@@ -1,7 +1,5 @@
 """One job of `sdo optimize`: every group of images steered, and a folder with what came of it."""
 
-import itertools
-import json
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,9 +12,8 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from sdo_cli.drawing.notes import drawing_notes
-from sdo_cli.drawing.pictures import read_image, save_grid, save_image
-from sdo_cli.errors import EnvironmentFault, Stopped
-from sdo_cli.files import alone_in, append_json_line, remove_partial, without_nan, write_json, write_text
+from sdo_cli.errors import Stopped
+from sdo_cli.files import alone_in, append_json_line, remove_partial, write_json, write_text
 from sdo_cli.parallel.stopping import Stopping
 from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.plugins import loaded_plugins
@@ -25,16 +22,15 @@ from sdo_cli.provenance import command, machine, now, versions
 from sdo_cli.recipe.steering import LoadedSteering
 from sdo_cli.reports.page import write_report
 from sdo_cli.runs.kept import Kept, identity_of, status_in
-from sdo_cli.scoring.rewards import reading_notes, score_images
-from sdo_cli.steering.curve import curve_png
+from sdo_cli.scoring.rewards import reading_notes
 from sdo_cli.steering.job import Begun, Job, begin, objective_of, prepare, render
-from sdo_cli.steering.render import save_images
 from sdo_cli.steering.report import steering_report
+from sdo_cli.steering.results import STEPS, step_line, write_images, write_results, write_steps
 from sdo_cli.steering.steer import Best, Step, nothing_yet, steer
-from sdo_cli.steering.variables_file import save_variables, whole_lora, whole_path
+from sdo_cli.steering.variables_file import whole_lora, whole_path
 from sdo_cli.weights.needs import revisions_of
 
-STEPS, REPORT = "objective.jsonl", "report.html"
+REPORT = "report.html"
 # an inversion that loses so much more than the autoencoder alone is worth a word
 POOR_INVERSION = 0.03
 
@@ -62,7 +58,7 @@ class Group:
         """Its pictures into ``folder``; its state, rows and steps as they are kept."""
         assert self.first is not None
         after = render(self.begun.canvas, self.best.state).cpu()
-        _write_images(job, self.which, folder, self.begun, self.first.images, after, self.shots)
+        write_images(job, self.which, folder, self.begun, self.first.images, after, self.shots)
         rows = [
             {
                 "image": number,
@@ -126,7 +122,7 @@ class Hand:
             self.group = group
             if step.number in wanted:
                 group.shots[step.number] = step.images
-            group.lines.append(_line(which, step))
+            group.lines.append(step_line(which, step))
             append_json_line(self.folder / STEPS, group.lines[-1])
             shown = "  ".join(f"{key} {value.mean().item():.4f}" for key, value in step.values.items())
             reporter.advance(1, shown)
@@ -184,7 +180,7 @@ def optimize(
         status = "failed"
         try:
             done, stop = _steer_all(job, loaded, folder, reporter, stopping or Stopping(world=world), world)
-            rows = world.share(lambda: _write_results(job, loaded, folder, done, reporter))
+            rows = world.share(lambda: write_results(job, loaded, folder, done, reporter))
             status = "interrupted" if stop else "finished"
         except KeyboardInterrupt:
             status = "interrupted"
@@ -235,7 +231,7 @@ def _steer_all(
         remove_partial(folder)
         _write_recipe(loaded, folder)
         found = {number: outcome for number in numbers if (outcome := Kept(folder).get(_piece(number))) is not None}
-        _write_steps(folder, list(found.values()))
+        write_steps(folder, list(found.values()))
         return {number: _piece(number) for number in found}
 
     done = world.share(begin_folder)
@@ -255,7 +251,7 @@ def _steer_all(
     except BaseException:
         # whatever ended it, finished groups are not lost
         if world.size == 1:
-            _write_results(job, loaded, folder, done | hand.done, reporter)
+            write_results(job, loaded, folder, done | hand.done, reporter)
         raise
     for theirs in world.gather(hand.done):
         done = done | theirs
@@ -308,77 +304,3 @@ def strip_steps(steps: int, count: int) -> list[int]:
     if count < 2:
         return [steps] * count
     return sorted({math.ceil(steps * (i / (count - 1)) ** 2) for i in range(count)})
-
-
-def _line(which: range, step: Step) -> dict[str, Any]:
-    row = {
-        "images": [which.start, which.stop],
-        "step": step.number,
-        "losses": step.losses.tolist(),
-        "values": {key: value.tolist() for key, value in step.values.items()},
-        "calls": step.calls,
-        "seconds": step.seconds,
-    }
-    return dict(without_nan(row))
-
-
-def _write_steps(folder: Path, outcomes: list[dict[str, Any]]) -> None:
-    """Every group's steps, group by group; while it runs they come as they come."""
-    lines = [line for outcome in outcomes for line in outcome["lines"]]
-    write_text(folder / STEPS, "".join(json.dumps(line) + "\n" for line in lines))
-
-
-def _write_images(
-    job: Job, which: range, folder: Path, begun: Begun, before: Tensor, after: Tensor, shots: dict[int, Tensor]
-) -> None:
-    save_images(job, after, which, folder)
-    save_images(job, before, which, folder / "before", steered=bool(job.spec.images))
-    for row, number in enumerate(which):
-        if begun.sources is not None:
-            save_image(begun.sources[row], folder / "pictures" / f"{number:05d}.png")
-        if shots:
-            row_of = torch.stack([images[row] for images in shots.values()])
-            heads = [f"step {step}" for step in shots]
-            save_grid([row_of], [""], folder / "strips" / f"{number:05d}.png", captions=heads)
-
-
-def _write_results(
-    job: Job, loaded: LoadedSteering, folder: Path, done: dict[int, str], reporter: Reporter
-) -> list[dict[str, Any]]:
-    """Variables, measures of the files as they are, grid and curve, of all groups up to the first that is missing."""
-    names = itertools.takewhile(bool, (done.get(number, "") for number in range(len(job.groups()))))
-    whole = [_kept(folder, name) for name in names]
-    rows: list[dict[str, Any]] = [row for outcome in whole for row in outcome["rows"]]
-    if not rows:
-        return rows
-    prompts = job.prompts[: len(rows)]
-    _write_steps(folder, whole)
-    states = [outcome["state"] for outcome in whole]
-    save_variables(folder / "variables.safetensors", job.spec, prompts, loaded.prompts, states)
-    write_json(folder / "results.json", without_nan({"images": rows}))
-    ends = {
-        when: torch.stack([read_image(place / f"{number:05d}.png") for number in range(len(rows))])
-        for when, place in (("before", folder / "before"), ("after", folder))
-    }
-    for name, reward in job.measures.items():
-        reporter.phase(f"measuring {name}", 1)
-        for when, images in ends.items():
-            scores = score_images(reward, images.to(job.family.device), prompts)
-            for row, score in zip(rows, scores.tolist(), strict=True):
-                row[when][name] = score
-        reporter.advance(1)
-    write_json(folder / "results.json", without_nan({"images": rows}))
-    columns = slice(0, 8)
-    sheet = [ends["before"][columns], ends["after"][columns]]
-    save_grid(sheet, ["before", "after"], folder / "grid.png", captions=prompts[columns])
-    curve_png(folder / STEPS, folder / "curve.png")
-    return rows
-
-
-def _kept(folder: Path, name: str) -> dict[str, Any]:
-    found = Kept(folder).get(name)
-    if found is None:
-        raise EnvironmentFault(
-            f"{folder}/: {name} is not to be seen whole", remedy="the folder must be on a disk that all processes share"
-        )
-    return dict(found)
