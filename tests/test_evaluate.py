@@ -12,11 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import entry
+import forked
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_rewards import make_small_reward
 
 from sdo_cli.cli.evaluate import as_text
@@ -986,3 +987,25 @@ def test_inceptions_real_architecture_reads_its_weight_file(tmp_path):
         patch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
         with pytest.raises(EnvironmentFault, match="FID needs Inception's weights"):
             require_torchmetrics("inception", None)
+
+
+@pytest.mark.parametrize("first", ["--base", "--no-base"])
+def test_a_lora_of_another_model_is_refused_before_the_first_picture(tmp_path, model, lora, first):
+    """Pictures of base and of the LoRAs before it would be drawn for nothing."""
+    tensors = load_file(lora / "pytorch_lora_weights.safetensors")
+    wide = {key: torch.cat([t, t], 1) if "lora_A" in key or "lora.down" in key else t for key, t in tensors.items()}
+    save_file(wide, tmp_path / "wide.safetensors")
+    words = ["eval", "--model", model.model, "--prompts", "emoji-eval", "--limit", "2", "--steps", "2", first]
+    words += [
+        "--rewards",
+        "judge",
+        "--no-embedding",
+        "--lora",
+        str(lora),
+        "--lora",
+        str(tmp_path / "wide.safetensors"),
+        "-q",
+    ]
+    done = forked.run([*words, "--out", str(tmp_path / "e")], cwd=tmp_path)
+    assert done.returncode == 2 and "wide.safetensors" in done.stderr, done.stderr
+    assert not list((tmp_path / "e").rglob("*.png"))

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -52,6 +52,7 @@ def draw_variant(
     batch_size: int,
     world: World = SINGLE,
     tell: bool = True,
+    others: Sequence[Variant] = (),
 ) -> None:
     """Draw what is missing of ``items`` into ``folder``, with ``metadata.jsonl`` once all are there.
 
@@ -59,6 +60,7 @@ def draw_variant(
 
     Args:
         tell: whether to note the prompts the model does not read to their end.
+        others: drawn later, whose LoRAs are held to the model before the first picture.
     """
 
     def look() -> list[tuple[int, list[Item]]]:
@@ -69,6 +71,12 @@ def draw_variant(
     todo = world.share(look)
     mine = [left for k, (_, left) in enumerate(todo) if world.mine(k)]
     family, embed = (None, None) if not mine else _load(settings, variant, items, [i for left in mine for i in left])
+    for other in others if family is not None else ():
+        assert family is not None and other.lora is not None
+        if other != variant:
+            family.check_lora(other.lora)
+        if (timing := _timing(other)) is not None:
+            check_timed(family, other.lora, timing)
     if family is not None and tell:
         for sentence in drawing_notes(family, (item.text for item in items), settings.draw):
             reporter.note(sentence)

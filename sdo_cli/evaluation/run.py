@@ -176,6 +176,8 @@ def draw(evaluation: Evaluation, reporter: Reporter, *, batch_size: int, world: 
     if any(missing.values()):
         reporter.phase("images", sum(missing.values()))
     first = next((name for name, count in missing.items() if count), None)
+    # a LoRA of another model is said before the base's pictures are drawn, not after
+    others = [variant for variant in drawn if missing[variant.name] and variant.lora is not None]
     for variant in drawn:
         draw_variant(
             settings,
@@ -186,6 +188,7 @@ def draw(evaluation: Evaluation, reporter: Reporter, *, batch_size: int, world: 
             batch_size=batch_size,
             world=world,
             tell=variant.name == first,
+            others=others if variant.name == first else [],
         )
 
 

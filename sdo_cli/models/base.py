@@ -143,6 +143,10 @@ class Family(Protocol):
         """Put a LoRA file (diffusers' or kohya's names) or run folder in."""
         ...
 
+    def check_lora(self, path: str) -> None:
+        """Whether it could be: raises EnvironmentFault for what :meth:`load_lora` would not take."""
+        ...
+
     def save_lora(self, folder: Path, adapter: str = "default") -> None:
         """Write ``pytorch_lora_weights.safetensors`` as diffusers' ``load_lora_weights`` reads it."""
         ...

@@ -17,7 +17,7 @@ from sdo_cli.errors import EnvironmentFault, RecipeFault
 from sdo_cli.files import as_others, sort_metadata
 from sdo_cli.models.lora_carried import finish_loading, refuse_weighted_dora, without_report
 from sdo_cli.models.lora_files import find_lora
-from sdo_cli.models.lora_read import as_diffusers
+from sdo_cli.models.lora_read import as_diffusers, read_lora
 from sdo_cli.models.lora_stack import is_plain, stack_of
 from sdo_cli.models.published_parts import publish_weights, publish_words
 from sdo_cli.sampling.guidance import Condition
@@ -330,6 +330,12 @@ class DiffusersFamily:
             self.pipeline.set_adapters(names, [(1.0 if scale is None else scale) * one.scale for one in stack])
         for part in (self.denoiser, *self._encoders().values()):
             part.eval().requires_grad_(False)
+
+    def check_lora(self, path: str) -> None:
+        """Raises EnvironmentFault for what :meth:`load_lora` would not take; nothing is loaded."""
+        parts = {self.denoiser_name: self.denoiser, **self.text_encoders}
+        for stacked in stack_of(path):
+            read_lora(find_lora(stacked.path), parts, family=self.name)
 
     def _load_one(self, path: str, adapter: str, *, weight: float) -> None:
         parts = {self.denoiser_name: self.denoiser, **self.text_encoders}
