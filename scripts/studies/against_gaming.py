@@ -15,6 +15,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from statistics import mean, stdev
 
 ARMS = {
     "plain": [],
@@ -109,6 +110,30 @@ def at_gain(points, gain):
     return None
 
 
+def of_seeds(values):
+    """Their mean, with its error where there are several."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return "–"
+    error = f" ± {stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
+    return f"{mean(values):+.3f}{error}"
+
+
+def means(out, gain):
+    """One row an arm: where the gain is first there, and at the last step."""
+    arms = {}
+    for folder in sorted(out.glob("*-eval")):
+        if (folder / "summary.json").exists():
+            arms.setdefault(folder.name.removesuffix("-eval").rpartition("-")[0], []).append(curve(folder)[0])
+    print(f"| arm | seeds | judge at {gain:+g} | last step | {TRAINED} | judge | clip-embedded |")
+    print("|---|--:|--:|--:|--:|--:|--:|")
+    for arm, seeds in arms.items():
+        found, last = [at_gain(points, gain) for points in seeds], [points[max(points)] for points in seeds]
+        there = of_seeds([at[1]["judge"] if at else None for at in found])
+        ends = " | ".join(of_seeds([points[m] for points in last]) for m in (TRAINED, *MEASURES))
+        print(f"| {arm} | {len(seeds)} | {there} | {max(seeds[0])} | {ends} |")
+
+
 def table(out, gain):
     print(f"| arm, seed | steps to {TRAINED} {gain:+g} | judge | clip-embedded | last step: {TRAINED} | judge |")
     print("|---|--:|--:|--:|--:|--:|")
@@ -122,6 +147,8 @@ def table(out, gain):
         )
         end = f"{last[TRAINED]:+.2f} at {max(points)} | {last['judge']:+.3f}"
         print(f"| {folder.name.removesuffix('-eval')} | {there} | {end} |")
+    print()
+    means(out, gain)
     print(f"\nbefore training: judge {base['judge']:.3f}, {TRAINED} {base[TRAINED]:.2f}")
 
 
