@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import entry
 import pytest
@@ -9,6 +10,9 @@ from PIL import Image
 from test_sample import lora_folder  # noqa: F401
 
 from sdo_cli.drawing.lora_timing import LoraTiming
+from sdo_cli.evaluation import report
+from sdo_cli.evaluation.job import Variant
+from sdo_cli.evaluation.summary import Measured
 
 STEPS = 4
 
@@ -146,3 +150,13 @@ def test_an_evaluation_says_what_is_wrong_with_late_starts(words, said, lora_fol
     done = entry.run(["eval", "--prompts", "emoji-eval", "--steps", str(STEPS), *words], cwd=tmp_path)
     assert done.returncode == 2 and f"{said}" in done.stderr, done.stderr
     assert not (tmp_path / "evals").exists()
+
+
+def test_the_conclusion_is_about_the_lora_as_it_is():
+    """Not about it from its last late start, nor as a skip plan draws it, whatever comes last."""
+    base = Measured(Variant("base"), Path(), [], {})
+    kinds = {"half": {"scale": 0.5}, "whole": {}, "late": {"from_step": 2}, "skipped": {"plan": "plan.json"}}
+    variants = {name: Measured(Variant(name, "lora", **kind), Path(), [], {}) for name, kind in kinds.items()}
+    assert report._said_first([base, *variants.values()]) == ["whole"]
+    assert report._said_first([base, variants["half"], variants["late"]]) == ["half"]
+    assert report._said_first([base, variants["late"], variants["half"]]) == ["half"]

@@ -123,14 +123,19 @@ def _ways(measured: list[Measured]) -> str:
 
 
 def _said_first(measured: list[Measured]) -> list[str]:
-    """One variant of each LoRA, at scale 1 where there is one, and every other but the baseline."""
+    """One variant of each LoRA, with every call its own and at scale 1 where there is such, and every other but the
+    baseline."""
     chosen: dict[str, Measured] = {}
+
+    def rank(m: Measured) -> tuple[bool, bool]:
+        return m.variant.whole, m.variant.scale == 1
+
     for m in measured[1:]:
         # of a run's checkpoints the last
         run, at, mark = (m.variant.lora or "").rpartition("@")
         is_step = bool(at) and mark.isdecimal()
         key = run if is_step else m.variant.lora or m.name
-        if (is_step and m.variant.scale == 1) or key not in chosen or m.variant.scale == 1:
+        if key not in chosen or rank(m) > rank(chosen[key]) or (rank(m) == rank(chosen[key]) and rank(m)[1]):
             chosen[key] = m
     return [m.name for m in chosen.values()]
 
