@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -431,7 +432,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_stopped_inside_a_rollout_and_resumed(way, tmp_path):
-    words = [*UNMEASURED, *INSIDE, *WAYS[way], "-q"]
+    words = [*UNMEASURED, *INSIDE, *WAYS[way], "checkpointing_steps=1", "-q"]
     whole = tmp_path / "whole"
     assert entry.run(command(whole, *words)).returncode == 0
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
@@ -443,9 +444,13 @@ def test_stopped_inside_a_rollout_and_resumed(way, tmp_path):
     process.send_signal(signal.SIGTERM)
     _, rest = process.communicate(timeout=60)
     assert process.returncode == 75, rest
+    # a quick machine may have made another update by then, and that one may end a rollout
+    for later in (folder / "checkpoints").glob("checkpoint-*"):
+        if int(later.name.rpartition("-")[2]) > inside[0]:
+            shutil.rmtree(later)
     again = entry.run(command(folder, *words[:-1], "--resume"))
     assert again.returncode == 0, again.stderr
-    assert int(re.search(r"resumed from .* \(step (\d) of 7\)", again.stderr)[1]) in inside
+    assert int(re.search(r"resumed from .* \(step (\d) of 7\)", again.stderr)[1]) == inside[0]
     assert learned(folder) == learned(whole)
 
 

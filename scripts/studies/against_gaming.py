@@ -17,6 +17,13 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
 
+TO_THE_END = [
+    "combine={normalise: spread}",
+    "lora={rank: 16, layers: all}",
+    "learning_rate=4e-4",
+    "lr_scheduler=cosine",
+    "rollout={num_inference_steps: 10, updates: 4, max_change: 0.01}",
+]
 ARMS = {
     "plain": [],
     "views": ["sight={crop: 0.3, noise: 0.05, jpeg: 40}"],
@@ -52,13 +59,14 @@ ARMS = {
     **{
         f"floor-{target}": [
             f"rewards=[{{name: aesthetic, weight: 4, loss: hinge, target: {target}}}, {{name: clip}}]",
-            "combine={normalise: spread}",
-            "lora={rank: 16, layers: all}",
-            "learning_rate=4e-4",
-            "lr_scheduler=cosine",
-            "rollout={num_inference_steps: 10, updates: 4, max_change: 0.01}",
+            *TO_THE_END,
         ]
         for target in (4.8, 5.0, 5.2, 5.6)
+    },
+    # and their controls: nothing else is different, but the reward is followed as far as it goes
+    **{
+        f"end-{weight}": [f"rewards=[{{name: aesthetic, weight: {weight}}}, {{name: clip}}]", *TO_THE_END]
+        for weight in (2, 3, 4)
     },
     "clip-8": ["rewards=[{name: aesthetic, weight: 8}, {name: clip}]", "combine={normalise: spread, measure: true}"],
     "clip-4": ["rewards=[{name: aesthetic, weight: 4}, {name: clip}]", "combine={normalise: spread, measure: true}"],
