@@ -47,19 +47,24 @@ MUTANTS = [
         "offset = (0 * strata + torch.rand(batch, generator=generator, dtype=torch.float64))",
     ),
     Mutant(
-        "low rank: the part seen twice is not taken off",
-        "beta * torch.diag_embed(S) - U.mT @ GV, one",
-        "beta * torch.diag_embed(S) + U.mT @ GV, one",
+        "low rank: columns that say nothing new are not looked for",
+        "    if ill.any():",
+        "    if False:",
     ),
     Mutant(
         "low rank: momentum forgets nothing",
-        "torch.cat([beta * torch.diag_embed(S)",
-        "torch.cat([torch.diag_embed(S)",
+        "diagonal(dim1=1, dim2=2).add_(beta * S)",
+        "diagonal(dim1=1, dim2=2).add_(S)",
+    ),
+    Mutant(
+        "low rank: directions that are none are taken",
+        "        square[one, row, row] = -1",
+        "        pass",
     ),
     Mutant(
         "low rank: the norm counts twice",
-        "return (left + right - both).clamp(min=0)",
-        "return (left + right).clamp(min=0)",
+        "return (self.squares - self.inner[::2].square().sum()).clamp(min=0)",
+        "return self.squares.clamp(min=0)",
     ),
     Mutant(
         "low rank: no weight decay",

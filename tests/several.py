@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from sdo_cli.optimizers import mofasgd
+from sdo_cli.optimizers.together import Together
 from sdo_cli.parallel import adding
 from sdo_cli.parallel.world import World, joined
 from sdo_cli.recipe.load import load_recipe
@@ -190,13 +191,16 @@ def signs(world: World, out: Path, words: list[str]) -> None:
     recipe = load_recipe("quickstart", ["train=full", "optimizer=mofasgd", "optimizer_rank=2"]).recipe
     adamw = torch.optim.AdamW([nn.Parameter(torch.zeros(1))])
     dealt = mofasgd.MoFaSGD(recipe, world, matrices=[layer.weight], parameters=[layer.weight], adamw=adamw)
-    real = mofasgd.updated
+    real = Together.step
 
-    def updated(*given):
-        U, S, V = real(*given)
-        return mofasgd.Factors(-U, S, -V) if world.rank else mofasgd.Factors(U, S, V)
+    def step(together, *given):
+        S, along = real(together, *given)
+        if world.rank:
+            for tensor in (*together.bases, *along):
+                tensor.neg_()
+        return S, along
 
-    mofasgd.updated = updated
+    Together.step = step
     for _ in range(3):
         dealt.backward(layer(torch.randn(4, 8)).square().sum())
         dealt.step()

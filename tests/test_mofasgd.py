@@ -15,9 +15,10 @@ from sdo_cli.errors import CheckpointFault, EnvironmentFault, TrainingFault
 from sdo_cli.estimate.momentum import product_bytes
 from sdo_cli.estimate.network import NetworkSetup, optimizer_bytes, weights_of
 from sdo_cli.optimizers import low_rank
-from sdo_cli.optimizers.low_rank import Factors, move, norm_squared, project, scale_of, updated, weighted
+from sdo_cli.optimizers.low_rank import Factors, move, project, scale_of, weighted
 from sdo_cli.optimizers.mofasgd import MoFaSGD, matrices_of
 from sdo_cli.optimizers.stepper import Stepper
+from sdo_cli.optimizers.together import Together, beyond
 from sdo_cli.recipe.load import load_recipe
 from sdo_cli.runs.checkpoint import newest, restore, save
 from sdo_cli.training.batches import PromptOrder
@@ -39,11 +40,15 @@ def begun(rows, columns, rank):
     return low_rank.start(rows, columns, rank, torch.Generator().manual_seed(7), torch.float64)
 
 
+def sides_of(factors, G):
+    return list(zip((factors.U.clone(), factors.V.clone()), project(G, factors.U, factors.V), strict=True))
+
+
 def one_step(factors, G, beta=BETA):
-    """``updated`` for one matrix."""
-    GV, GtU = project(G, factors.U, factors.V)
-    many = updated(Factors(*(tensor[None] for tensor in factors)), GV[None], GtU[None], (factors.U.T @ GV)[None], beta)
-    return Factors(*(tensor[0] for tensor in many))
+    """Of one matrix."""
+    sides = sides_of(factors, G)
+    S, _ = Together(sides).step(factors.S[None], beta, 1.0, "spectral")
+    return Factors(sides[0][0], S[0], sides[1][0])
 
 
 def along(factors):
@@ -114,22 +119,41 @@ def test_bases_find_a_gradient_that_stays():
 def test_the_norm_is_that_of_what_the_step_sees():
     U, _, V = begun(8, 13, 3)
     G = numbers(8, 13)
-    GV, GtU = project(G, U, V)
-    seen = norm_squared(GV[None], GtU[None], (U.T @ GV)[None])
+    seen = Together(sides_of(begun(8, 13, 3), G)).norm_squared()
     assert seen.item() == pytest.approx(tangent(G, U, V).square().sum().item(), rel=1e-12)
     assert seen.item() < G.square().sum().item()
 
 
-def test_a_stack_is_one_after_the_other():
-    factors, gradients = [begun(5, 6, 2), begun(5, 6, 2)], [numbers(5, 6), numbers(5, 6, seed=1)]
-    GV, GtU = (
-        torch.stack(parts) for parts in zip(*(project(G, factors[0].U, factors[0].V) for G in gradients), strict=True)
-    )
-    U, S, V = (torch.stack(parts) for parts in zip(*factors, strict=True))
-    many = updated(Factors(U, S, V), GV, GtU, U.mT @ GV, BETA)
-    for number, G in enumerate(gradients):
-        for mine, other in zip(many, one_step(factors[0], G), strict=True):
-            assert torch.allclose(mine[number], other, rtol=0, atol=1e-12)
+def test_matrices_of_any_shapes_together_are_one_after_the_other():
+    """Tall and wide, some of about one height, some of fewer than 2r rows; gradients that say nothing new."""
+    shapes = [(40, 64), (36, 40), (64, 38), (5, 40), (40, 4), (9, 6), (40, 40), (40, 40)]
+    before = [begun(*shape, 4) for shape in shapes]
+    for step in range(3):
+        gradients = [numbers(*shape, seed=10 * step + number) for number, shape in enumerate(shapes)]
+        gradients[-1] = torch.zeros(40, 40, dtype=torch.float64)
+        gradients[-2] = numbers(40, 1, seed=step) @ numbers(1, 40, seed=step)
+        sides = [sides_of(factors, G) for factors, G in zip(before, gradients, strict=True)]
+        together = Together([side for two in sides for side in two])
+        seen = sum(tangent(G, f.U, f.V).square().sum() for f, G in zip(before, gradients, strict=True))
+        assert together.norm_squared().item() == pytest.approx(seen.item(), rel=1e-12)
+        S, moved = together.step(torch.stack([factors.S for factors in before]), BETA, 0.5, "clipped")
+        for number, ((U, _), (V, _)) in enumerate(sides):
+            alone, mine = one_step(before[number], 0.5 * gradients[number]), Factors(U, S[number], V)
+            assert (dense(mine) - dense(alone)).abs().max() <= 1e-10
+            assert all((base.T @ base - torch.eye(4, dtype=torch.float64)).abs().max() <= 1e-12 for base in (U, V))
+            assert torch.equal(moved[2 * number], U * weighted(mine.S, "clipped"))
+            assert torch.equal(moved[2 * number + 1], V)
+            before[number] = mine
+
+
+def test_columns_that_are_nearly_one_column_are_made_orthonormal_too():
+    """Gram matrices square how far columns are from being one; where that is too much, reflections take over."""
+    base = torch.linalg.qr(numbers(3, 60, 4))[0].float()
+    for spread in (1e-1, 1e-3, 1e-5, 1e-7, 0.0):
+        product = (numbers(3, 60, 1, seed=1) + spread * numbers(3, 60, 4, seed=2)).float()
+        more, inner, corner = beyond(base, product, 60)
+        assert (more.mT @ more - torch.eye(4)).abs().max() <= 2e-6 and (base.mT @ more).abs().max() <= 2e-6
+        assert (base @ inner + more @ corner - product).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize(("rows", "columns", "rank"), [(16, 40, 4), (7, 30, 4), (4, 30, 4)])

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from sdo_cli import embedded
 from sdo_cli.estimate.momentum import momentum_bytes, product_bytes
 from sdo_cli.models.single_file import CONFIGS
-from sdo_cli.optimizers.low_rank import Factors, project, start, updated
+from sdo_cli.optimizers.low_rank import Factors, project, start
 from sdo_cli.optimizers.mofasgd import MoFaSGD, matrices_of
 from sdo_cli.optimizers.stepper import Stepper
+from sdo_cli.optimizers.together import Together
 from sdo_cli.recipe.load import load_recipe
 
 RECIPE = ["train=full", "optimizer=mofasgd"]
@@ -202,8 +203,10 @@ def _normal(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def _stepped(factors: Factors, G: Tensor) -> Factors:
-    GV, GtU = (product[None] for product in project(G, factors.U, factors.V))
-    return Factors(*(t[0] for t in updated(Factors(*(t[None] for t in factors)), GV, GtU, factors.U.T @ GV, 0.9)))
+    products = project(G, factors.U, factors.V)
+    sides = list(zip((factors.U.clone(), factors.V.clone()), products, strict=True))
+    S, _ = Together(sides).step(factors.S[None], 0.9, 1.0, "spectral")
+    return Factors(sides[0][0], S[0], sides[1][0])
 
 
 def _nystrom(factors: Factors, G: Tensor, cut: float = 0.1) -> Factors:

@@ -1,11 +1,10 @@
-"""Momentum of low rank: one step of MoFaSGD (arXiv 2507.08091) on a stack of matrices of one shape.
+"""Momentum of low rank: one step of MoFaSGD (arXiv 2507.08091); together.py computes it for many matrices.
 
-    B        matrices of one shape, one after the other
     m, n, r  rows, columns, rank of the momentum
-    U, S, V  [B, m, r], [B, r], [B, n, r]   momentum M ≈ U diag(S) Vᵀ, U and V with orthonormal columns
-    G        [B, m, n]                      gradient
-    GV, GᵀU  [B, m, r], [B, n, r]           all that a step asks of G: linear in it, so they add up over passes and
-                                            processes; UᵀGV is U's product with the first
+    U, S, V  [m, r], [r], [n, r]   momentum M ≈ U diag(S) Vᵀ, U and V with orthonormal columns
+    G        [m, n]                gradient
+    GV, GᵀU  [m, r], [n, r]        all that a step asks of G: linear in it, so they add up over passes and
+                                   processes; UᵀGV is U's product with the first
 
 The gradient enters through the tangent space of the matrices of rank r at U, V:
 
@@ -15,7 +14,7 @@ The gradient enters through the tangent space of the matrices of rank r at U, V:
 With r = min(m, n) nothing is lost: Ĝ = G, M⁺ = β M + G, and the step U⁺V⁺ᵀ is Muon's with an exact polar factor.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
@@ -28,7 +27,7 @@ STEP_OF_ADAMW = 0.2
 
 @dataclass(frozen=True)
 class Factors:
-    """Momentum ``U diag(S) Vᵀ``: ``[B, m, r]``, ``[B, r]`` from the largest down, ``[B, n, r]``; or without ``B``."""
+    """Momentum ``U diag(S) Vᵀ``: ``[m, r]``, ``[r]`` from the largest down, ``[n, r]``."""
 
     U: Tensor
     S: Tensor
@@ -61,57 +60,28 @@ def project(G: Tensor, U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     return G @ V, G.T @ U
 
 
-def norm_squared(GV: Tensor, GtU: Tensor, UtGV: Tensor) -> Tensor:
-    """|Ĝ|² of each matrix ``[B]``: Ĝ's parts are at right angles."""
-    left, right, both = (torch.linalg.vector_norm(part, dim=(-2, -1)).square() for part in (GV, GtU, UtGV))
-    return (left + right - both).clamp(min=0)
-
-
-def updated(before: Factors, GV: Tensor, GtU: Tensor, UtGV: Tensor, beta: float) -> Factors:
-    """``M⁺``: the momentum after one gradient.
-
-    Args:
-        before: ``U, S, V`` ``[B, …]``, as are the products; ``UtGV`` is ``[B, r, r]``.
-        beta: what is kept of the old momentum, from 0 to 1.
-    """
-    U, S, V = before
-    rank = S.shape[-1]
-    more_U, more_V = _beyond(U, GV), _beyond(V, GtU)
-    left, right = torch.cat([U, more_U], -1), torch.cat([V, more_V], -1)
-    core = S.new_zeros(len(S), left.shape[-1], right.shape[-1])
-    core[:, :rank, :rank] = UtGV
-    core[:, :rank, :rank].diagonal(dim1=1, dim2=2).add_(beta * S)
-    core[:, rank:, :rank] = more_U.mT @ GV
-    core[:, :rank, rank:] = GtU.mT @ more_V
-    P, S, Q = _largest(core, rank)
-    return Factors(left @ P, S, right @ Q)
-
-
-def _beyond(base: Tensor, product: Tensor) -> Tensor:
-    """``[B, m, k]``: orthonormal columns at right angles to ``base``, which span with it what ``product`` does."""
-    rows, rank = base.shape[-2:]
-    if rows < 2 * rank:
-        # fewer directions are left than the product has columns
-        return torch.linalg.qr(torch.cat([base, product], -1))[0][..., rank:]
-    for _ in range(2):
-        # the second time takes off what rounding, or a product that lies in the base, has left of it
-        product = torch.linalg.qr(torch.baddbmm(product, base, base.mT @ product, alpha=-1))[0]
-    return product
-
-
-def _largest(core: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+def largest(core: Tensor, rank: int, fewer: Sequence[int] = ()) -> tuple[Tensor, Tensor, Tensor]:
     """The ``rank`` largest singular values of ``[B, j, k]`` and their vectors, ``P, S, Q`` with ``P diag(S) Qᵀ``.
 
-    By eigenvectors of the square, in two thirds of the time of the decomposition itself; in float64, since squares of
-    small singular values are smaller still. Columns of Q are orthonormal also where there is no singular value.
+    By eigenvectors of the square, in two thirds of the time of the decomposition itself. Columns of P and Q are
+    orthonormal also where there is no singular value.
+
+    Args:
+        core: float64, since squares of small singular values are smaller still.
+        fewer: of each, how many of its last rows (and they are zeros) are no directions, and of no use to P.
     """
-    exact = core.double()
-    P = torch.linalg.eigh(exact @ exact.mT)[1][..., -rank:].flip(-1)
-    Q, R = torch.linalg.qr(exact.mT @ P)
+    square = core @ core.mT
+    if any(fewer):
+        at = [(number, len(one) - 1 - k) for number, one in enumerate(core) for k in range(fewer[number])]
+        one, row = torch.tensor(at, device=core.device).T
+        # below every eigenvalue there is
+        square[one, row, row] = -1
+    P = torch.linalg.eigh(square)[1][..., -rank:].flip(-1)
+    # reflections stay in the first columns and where something is: zeros of the last columns are in no vector of Q
+    Q, R = torch.linalg.qr(core.mT @ P)
     S = R.diagonal(dim1=-2, dim2=-1)
     # signs are zero where there is nothing
-    Q = torch.where(S[..., None, :] < 0, -Q, Q)
-    return P.to(core.dtype), S.abs().to(core.dtype), Q.to(core.dtype)
+    return P, S.abs(), torch.where(S[..., None, :] < 0, -Q, Q)
 
 
 def weighted(S: Tensor, form: str) -> Tensor:

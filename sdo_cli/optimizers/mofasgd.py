@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdo_cli.optimizers.low_rank import Factors, move, norm_squared, project, start, updated, weighted
+from sdo_cli.optimizers.low_rank import move, project, start
+from sdo_cli.optimizers.together import Together
 from sdo_cli.parallel.world import SINGLE, World
 from sdo_cli.recipe.schema import Recipe
 from sdo_cli.seeding import keyed_generator
 
-# matrices of one shape are computed together, up to so many numbers in their bases
-TOGETHER = 2**23
 # layers whose weight is a matrix, rows by everything else
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -42,6 +41,11 @@ class Matrix:
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.U.data, self.S, self.V.data
+
+    @property
+    def sides(self) -> list[tuple[Tensor, Tensor]]:
+        """Its bases with this step's products."""
+        return [(base.data, base.grad) for base in (self.U, self.V) if base.grad is not None]
 
     @torch.no_grad()
     def take(self, *_: Any) -> None:
@@ -104,8 +108,11 @@ class MoFaSGD:
             if matrix.weight.grad is not None:
                 matrix.take()
         self.world.add_gradients([*self._bases, *self.others])
-        groups = [Together(few) for few in _of_one_shape([m for m in self.matrices if m.U.grad is not None])]
-        norm = self._norm(groups)
+        groups = [
+            (few, Together([side for matrix in few for side in matrix.sides]))
+            for few in _of_one_rank([matrix for matrix in self.matrices if matrix.U.grad is not None])
+        ]
+        norm = self._norm([together for _, together in groups])
         if math.isfinite(norm):
             self._apply(groups, min(1.0, self.recipe.max_grad_norm / (norm + 1e-6)))
         self.drop()
@@ -117,21 +124,22 @@ class MoFaSGD:
             holder.grad = None
 
     @torch.no_grad()
-    def _norm(self, groups: "list[Together]") -> float:
-        squares = [
-            p.grad.square().sum(dtype=torch.promote_types(p.dtype, torch.float32))
-            for p in self.others
-            if p.grad is not None
-        ]
-        squares += [group.norm_squared() for group in groups]
+    def _norm(self, groups: list[Together]) -> float:
+        rest = [parameter.grad for parameter in self.others if parameter.grad is not None]
+        norms = torch._foreach_norm(rest) if rest else []
+        squares = [*(norm.square() for norm in norms), *(group.norm_squared() for group in groups)]
         return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
 
     @torch.no_grad()
-    def _apply(self, groups: "list[Together]", share: float) -> None:
+    def _apply(self, groups: list[tuple[list[Matrix], Together]], share: float) -> None:
         """A step with ``share`` of the gradients."""
         recipe, rate = self.recipe, self.adamw.param_groups[0]["lr"]
-        for group in groups:
-            group.step(share, rate, recipe)
+        for few, together in groups:
+            S = torch.stack([matrix.S for matrix in few])
+            S, along = together.step(S, recipe.optimizer_beta, share, recipe.optimizer_form)
+            torch._foreach_copy_([matrix.S for matrix in few], list(S.unbind()))
+            for matrix, mine, V in zip(few, along[::2], along[1::2], strict=True):
+                move(matrix.weight.data, mine, V, rate=rate, decay=recipe.adam_weight_decay)
         rest = [parameter.grad for parameter in self.others if parameter.grad is not None]
         if rest:
             torch._foreach_mul_(rest, share)
@@ -171,33 +179,6 @@ class MoFaSGD:
                 tensor.copy_(value)
 
 
-class Together:
-    """Matrices of one shape that have their products, computed as one stack."""
-
-    def __init__(self, matrices: Sequence[Matrix]) -> None:
-        self.matrices = matrices
-        # asked for twice, by the norm of all and by the step
-        self.UtGV = torch.stack([matrix.U for matrix in matrices]).mT @ self.product("U")
-
-    def product(self, base: str) -> Tensor:
-        """GV ``[B, m, r]`` (of ``U``) or GᵀU ``[B, n, r]`` (of ``V``)."""
-        return torch.stack([getattr(matrix, base).grad for matrix in self.matrices])
-
-    def norm_squared(self) -> Tensor:
-        return norm_squared(self.product("U"), self.product("V"), self.UtGV).sum()
-
-    def step(self, share: float, rate: float, recipe: Recipe) -> None:
-        """Momentum and weights, with ``share`` of the gradients."""
-        kept = [list(tensors) for tensors in zip(*(matrix.tensors for matrix in self.matrices), strict=True)]
-        GV, GtU, UtGV = (part.mul_(share) for part in (self.product("U"), self.product("V"), self.UtGV))
-        after = updated(Factors(*map(torch.stack, kept)), GV, GtU, UtGV, recipe.optimizer_beta)
-        for old, new in zip(kept, after, strict=True):
-            torch._foreach_copy_(old, list(new.unbind()))
-        along = (after.U * weighted(after.S, recipe.optimizer_form).unsqueeze(-2)).unbind()
-        for matrix, mine, V in zip(self.matrices, along, after.V.unbind(), strict=True):
-            move(matrix.weight.data, mine, V, rate=rate, decay=recipe.adam_weight_decay)
-
-
 def _begin(recipe: Recipe, number: int, weight: nn.Parameter) -> Matrix:
     """A weight without momentum, its bases the same in every process."""
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
@@ -207,15 +188,11 @@ def _begin(recipe: Recipe, number: int, weight: nn.Parameter) -> Matrix:
     return Matrix(weight, nn.Parameter(U, requires_grad=False), S, nn.Parameter(V, requires_grad=False))
 
 
-def _of_one_shape(matrices: Sequence[Matrix]) -> Iterator[list[Matrix]]:
-    """In groups of the same shape and precision that are not too large."""
+def _of_one_rank(matrices: Sequence[Matrix]) -> Iterator[list[Matrix]]:
+    """Groups of the same rank and precision."""
     groups: dict[Any, list[Matrix]] = {}
     for matrix in matrices:
-        key = (matrix.U.shape, matrix.V.shape, matrix.U.dtype)
-        group = groups.setdefault(key, [])
-        group.append(matrix)
-        if (len(group) + 1) * 2 * (matrix.U.numel() + matrix.V.numel()) > TOGETHER:
-            yield groups.pop(key)
+        groups.setdefault((matrix.S.shape, matrix.S.dtype), []).append(matrix)
     yield from groups.values()
 
 
