@@ -236,6 +236,20 @@ def test_the_first_step_is_divided_by_its_own_spread():
     assert plain[0].spreads is None and plain[0].gradients is None
 
 
+def test_spreads_of_the_start_are_kept(monkeypatch):
+    """What two rollouts found, also where a run goes on; running ones go on changing."""
+    monkeypatch.setattr("sdo_cli.training.prepare.AT_START", 2)
+    kept, job = steps_of("combine.normalise=spread-at-start", "train_batch_size=4", "max_train_steps=5")
+    running, _ = steps_of("combine.normalise=spread", "train_batch_size=4", "max_train_steps=5")
+    # the first is drawn once more before, so two are there after the second
+    assert kept[0].spreads == running[0].spreads and kept[2].spreads == running[2].spreads
+    assert kept[2].spreads == kept[3].spreads == kept[4].spreads != running[3].spreads != running[4].spreads
+    again = Spreads(2)
+    again.load_state(job.spreads.state())
+    again.add({name: torch.tensor([0.0, 9.0]) for name in kept[0].spreads})
+    assert {name: again.of(name) for name in kept[4].spreads} == kept[4].spreads
+
+
 def test_equal_weights_pull_equally_once_divided():
     """aesthetic-embedded is worth a hundred times clip-embedded in plain numbers."""
     looked, _ = steps_of("combine.measure=true", "train_batch_size=8")
@@ -249,7 +263,11 @@ def test_equal_weights_pull_equally_once_divided():
     assert ratio(even[0]) < ratio(looked[0])
 
 
-@pytest.mark.parametrize("words", [["combine.conflict=projection"], ["combine.normalise=spread"]], ids=str)
+@pytest.mark.parametrize(
+    "words",
+    [["combine.conflict=projection"], ["combine.normalise=spread"], ["combine.normalise=spread-at-start"]],
+    ids=str,
+)
 def test_killed_and_resumed_it_is_what_it_would_have_been(words, tmp_path):
     def metrics(folder):
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

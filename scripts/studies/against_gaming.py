@@ -63,10 +63,54 @@ ARMS = {
         ]
         for target in (4.8, 5.0, 5.2, 5.6)
     },
+    # between them and two to one, which has no need of a floor
+    **{
+        f"floor-{target}-3": [
+            f"rewards=[{{name: aesthetic, weight: 3, loss: hinge, target: {target}}}, {{name: clip}}]",
+            *TO_THE_END,
+        ]
+        for target in (5.2, 5.5)
+    },
     # and their controls: nothing else is different, but the reward is followed as far as it goes
     **{
         f"end-{weight}": [f"rewards=[{{name: aesthetic, weight: {weight}}}, {{name: clip}}]", *TO_THE_END]
         for weight in (2, 3, 4)
+    },
+    # the same without a floor, in the proportion there is at the start: while prompts are lost clip's spread grows
+    # threefold, so a running one lets go of it
+    **{
+        f"start-{weight}": [
+            f"rewards=[{{name: aesthetic, weight: {weight}}}, {{name: clip}}]",
+            "combine={normalise: spread-at-start}",
+            *TO_THE_END[1:],
+        ]
+        for weight in (3, 4, 8)
+    },
+    # nearly the same, by hand: 22.5 is how many times clip's spread is in that of aesthetics before training
+    **{
+        f"fixed-{ratio}{name}": [
+            f"rewards=[{{name: aesthetic{floor}}}, {{name: clip, weight: {22.5 / ratio:.3g}}}]",
+            "combine={}",
+            *TO_THE_END[1:],
+        ]
+        for ratio in (3, 4, 8)
+        for name, floor in {"": "", "-floor-5.5": ", loss: hinge, target: 5.5"}.items()
+    },
+    # four times the adapter, twice the batch
+    "fixed-3-large": [
+        "rewards=[{name: aesthetic}, {name: clip, weight: 7.5}]",
+        "combine={}",
+        *TO_THE_END[2:],
+        "lora={rank: 64, layers: all}",
+        "train_batch_size=16",
+    ],
+    # the other way round: aesthetics as far as they go where the prompt is kept, and the prompt alone where it is not
+    **{
+        f"keep-{target}": [
+            f"rewards=[{{name: aesthetic}}, {{name: clip, weight: 8, loss: hinge, target: {target}}}]",
+            *TO_THE_END,
+        ]
+        for target in (0.9, 0.94)
     },
     "clip-8": ["rewards=[{name: aesthetic, weight: 8}, {name: clip}]", "combine={normalise: spread, measure: true}"],
     "clip-4": ["rewards=[{name: aesthetic, weight: 4}, {name: clip}]", "combine={normalise: spread, measure: true}"],

@@ -116,7 +116,7 @@ class RolloutSpec:
 class CombineSpec:
     """How several rewards are put together."""
 
-    normalise: Literal["none", "spread"] = "none"
+    normalise: Literal["none", "spread", "spread-at-start"] = "none"
     conflict: Literal["none", "projection", "mgda"] = "none"
     measure: bool = False
 

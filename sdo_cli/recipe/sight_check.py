@@ -23,7 +23,7 @@ def check_sight(recipe: Recipe, problem: Problem) -> None:
         problem(key, "needs gradients at the pictures, which vanish in fp16; take bf16 or no")
     _check_gate(recipe, problem)
     _check_weights(recipe, problem)
-    if combine.normalise == "spread" and recipe.train_batch_size * recipe.gradient_accumulation_steps < 2:
+    if combine.normalise != "none" and recipe.train_batch_size * recipe.gradient_accumulation_steps < 2:
         problem(("combine", "normalise"), "one sample a step has no spread; accumulate gradients, or write none")
     if not 0 <= look.crop <= 0.9:
         problem(("sight", "crop"), f"must be a share from 0 to 0.9, not {look.crop}")

@@ -1,5 +1,6 @@
 """From a recipe to what a run works on: models, adapter, rewards, prompts."""
 
+import math
 from dataclasses import replace
 
 import torch
@@ -28,7 +29,7 @@ from sdo_cli.training.lora import add_lora, train_everything, trainable
 from sdo_cli.training.objective import WeightedReward
 from sdo_cli.training.rollouts import Rollouts
 from sdo_cli.training.sharding import check_shardable
-from sdo_cli.training.spreads import Spreads
+from sdo_cli.training.spreads import AT_START, Spreads
 from sdo_cli.training.validate import Validation
 from sdo_cli.weights.needs import explaining, reward_options
 
@@ -76,8 +77,8 @@ def _load_all(loaded: LoadedRecipe, world: World, whole_file: bool) -> tuple[Job
     _save_time(family, recipe, rollouts)
     decode = small_decoder(recipe, family)
     job = Job(recipe, family, trained, prompts, trainable(family), embed, world, rollouts, decode)
-    if recipe.combine.normalise == "spread":
-        job = replace(job, spreads=Spreads())
+    if recipe.combine.normalise != "none":
+        job = replace(job, spreads=Spreads(AT_START if recipe.combine.normalise == "spread-at-start" else math.inf))
     check_plan(job)
     world.make_same(job.parameters)
     return job, _prepare_validation(job, held_out)

@@ -1,4 +1,4 @@
-"""The running spread of every reward, by which `combine.normalise: spread` divides, so that weights compare."""
+"""The spread of every reward, by which `combine.normalise` divides, so that weights compare."""
 
 import math
 from collections.abc import Mapping
@@ -8,6 +8,8 @@ from torch import Tensor
 
 # of what is known, how much a step keeps
 DECAY = 0.95
+# rollouts after which `spread-at-start` is what it is
+AT_START = 20
 
 
 class Spreads:
@@ -16,14 +18,20 @@ class Spreads:
         m ← β m + (1 - β) mean(r),   q ← β q + (1 - β) mean(r²),   both over 1 - βⁿ;   spread = √(q - m²)
 
     In float64 and over whole global batches in their order, so it is the same in any number of processes.
+
+    Args:
+        until: counts the first so many rollouts only. A reward that some pictures lose spreads further, so what divides
+            by the running spread lets go of it just then.
     """
 
-    def __init__(self) -> None:
-        self.steps = 0
+    def __init__(self, until: float = math.inf) -> None:
+        self.steps, self.until = 0, until
         self._sums: dict[str, tuple[float, float]] = {}
 
     def add(self, scores: Mapping[str, Tensor]) -> None:
         """One rollout's scores ``[global batch]`` by reward, finite."""
+        if self.steps >= self.until:
+            return
         self.steps += 1
         for name, values in scores.items():
             m, q = self._sums.get(name, (0.0, 0.0))
