@@ -237,17 +237,19 @@ def test_the_first_step_is_divided_by_its_own_spread():
 
 
 def test_spreads_of_the_start_are_kept(monkeypatch):
-    """What two rollouts found, also where a run goes on; running ones go on changing."""
-    monkeypatch.setattr("sdo_cli.training.prepare.AT_START", 2)
-    kept, job = steps_of("combine.normalise=spread-at-start", "train_batch_size=4", "max_train_steps=5")
-    running, _ = steps_of("combine.normalise=spread", "train_batch_size=4", "max_train_steps=5")
-    # the first is drawn once more before, so two are there after the second
-    assert kept[0].spreads == running[0].spreads and kept[2].spreads == running[2].spreads
-    assert kept[2].spreads == kept[3].spreads == kept[4].spreads != running[3].spreads != running[4].spreads
-    again = Spreads(2)
+    """Those of two batches, looked at before the first step; running ones go on changing. Also where a run goes on."""
+    monkeypatch.setattr("sdo_cli.training.prepare.AT_START", 8)
+    kept, job = steps_of("combine.normalise=spread-at-start", "train_batch_size=4", "max_train_steps=4")
+    running, _ = steps_of("combine.normalise=spread", "train_batch_size=4", "max_train_steps=4")
+    plain, _ = steps_of("train_batch_size=4")
+    first = kept[0].spreads
+    assert all(step.spreads == first for step in kept) and kept[0].rewards == plain[0].rewards
+    assert running[0].spreads != first and running[2].spreads != running[3].spreads
+    assert (job.spreads.steps, job.spreads.samples) == (2, 8)
+    again = Spreads(8)
     again.load_state(job.spreads.state())
-    again.add({name: torch.tensor([0.0, 9.0]) for name in kept[0].spreads})
-    assert {name: again.of(name) for name in kept[4].spreads} == kept[4].spreads
+    again.add({name: torch.tensor([0.0, 9.0]) for name in first})
+    assert {name: again.of(name) for name in first} == first
 
 
 def test_equal_weights_pull_equally_once_divided():

@@ -24,6 +24,7 @@ TO_THE_END = [
     "lr_scheduler=cosine",
     "rollout={num_inference_steps: 10, updates: 4, max_change: 0.01}",
 ]
+LARGE = [*TO_THE_END[2:], "lora={rank: 64, layers: all}", "train_batch_size=16"]
 ARMS = {
     "plain": [],
     "views": ["sight={crop: 0.3, noise: 0.05, jpeg: 40}"],
@@ -76,15 +77,16 @@ ARMS = {
         f"end-{weight}": [f"rewards=[{{name: aesthetic, weight: {weight}}}, {{name: clip}}]", *TO_THE_END]
         for weight in (2, 3, 4)
     },
-    # the same without a floor, in the proportion there is at the start: while prompts are lost clip's spread grows
-    # threefold, so a running one lets go of it
+    # the same, without a floor and with one, in the proportion there is at the start: while prompts are lost clip's
+    # spread grows threefold, so a running one lets go of it
     **{
-        f"start-{weight}": [
-            f"rewards=[{{name: aesthetic, weight: {weight}}}, {{name: clip}}]",
+        f"start-{weight}{name}": [
+            f"rewards=[{{name: aesthetic, weight: {weight}{floor}}}, {{name: clip}}]",
             "combine={normalise: spread-at-start}",
             *TO_THE_END[1:],
         ]
-        for weight in (3, 4, 8)
+        for weight in (3, 4)
+        for name, floor in {"": "", "-floor-5.7": ", loss: hinge, target: 5.7"}.items()
     },
     # nearly the same, by hand: 22.5 is how many times clip's spread is in that of aesthetics before training
     **{
@@ -97,12 +99,11 @@ ARMS = {
         for name, floor in {"": "", "-floor-5.5": ", loss: hinge, target: 5.5"}.items()
     },
     # four times the adapter, twice the batch
-    "fixed-3-large": [
-        "rewards=[{name: aesthetic}, {name: clip, weight: 7.5}]",
+    "fixed-3-large": ["rewards=[{name: aesthetic}, {name: clip, weight: 7.5}]", "combine={}", *LARGE],
+    "fixed-2.5-floor-5.7-large": [
+        "rewards=[{name: aesthetic, loss: hinge, target: 5.7}, {name: clip, weight: 9}]",
         "combine={}",
-        *TO_THE_END[2:],
-        "lora={rank: 64, layers: all}",
-        "train_batch_size=16",
+        *LARGE,
     ],
     # the other way round: aesthetics as far as they go where the prompt is kept, and the prompt alone where it is not
     **{

@@ -8,9 +8,10 @@ COMBINE_MEANINGS = {
         "combine: {normalise: spread}",
         "`none`: nothing; a PickScore of 21 and a CLIP score of 0.3 then need weights a hundred times apart. `spread`:"
         " how far its scores lie apart in training, a running figure (a step keeps 95 %), so weights compare."
-        " `spread-at-start`: the same, of the first 20 rollouts, and kept from there on. A reward that pictures begin"
-        " to lose spreads further, and the running figure lets go of it just then. The first step's pictures are drawn"
-        " once more to begin with. Checkpoints keep it; `metrics.jsonl` has it under `spreads`.",
+        " `spread-at-start`: how far those of 64 pictures lie apart before the first step, and kept. A reward that"
+        " pictures begin to lose spreads further, and the running figure lets go of it just then. For either, pictures"
+        " of the first steps are drawn once more to begin with. Checkpoints keep it; `metrics.jsonl` has it under"
+        " `spreads`.",
     ),
     "conflict": Meaning(
         "What is done where rewards pull a picture in opposite directions.",

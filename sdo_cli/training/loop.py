@@ -70,7 +70,7 @@ def train(
     order, every = PromptOrder(job.prompts, recipe.seed), recipe.rollout.drift_steps
     replays = replays or Replays.after(start, every)
     looked = None
-    if job.spreads is not None and not job.spreads.steps:
+    if job.spreads is not None and not job.spreads.begun:
         looked = replays.rollout
         first_spreads(job, order, looked)
     for step in range(start, recipe.max_train_steps):
@@ -121,10 +121,17 @@ def take_gradients(
 
 
 def first_spreads(job: Job, order: PromptOrder, rollout: int) -> None:
-    """Before the first step: the spread of its own rewards, for which it is drawn once more."""
-    slices, _ = gather_slices(job, accumulate(job, order, rollout))
-    _forget_gradients(job.parameters)
-    spreads_after(job, slices, fresh=True)
+    """Before the first step: the spread of its own rewards, for which it is drawn once more; or of further ones."""
+    assert job.spreads is not None
+    while not job.spreads.begun:
+        slices, _ = gather_slices(job, accumulate(job, order, rollout))
+        _forget_gradients(job.parameters)
+        spreads_after(job, slices, fresh=True)
+        if bad_reward(slices) is not None:
+            # the step says so
+            break
+        # prompts of this run only are encoded
+        rollout = (rollout + 1) % job.recipe.max_train_steps
 
 
 def spreads_after(job: Job, slices: list[Slice], *, fresh: bool) -> dict[str, float] | None:

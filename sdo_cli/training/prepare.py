@@ -1,6 +1,5 @@
 """From a recipe to what a run works on: models, adapter, rewards, prompts."""
 
-import math
 from dataclasses import replace
 
 import torch
@@ -78,7 +77,7 @@ def _load_all(loaded: LoadedRecipe, world: World, whole_file: bool) -> tuple[Job
     decode = small_decoder(recipe, family)
     job = Job(recipe, family, trained, prompts, trainable(family), embed, world, rollouts, decode)
     if recipe.combine.normalise != "none":
-        job = replace(job, spreads=Spreads(AT_START if recipe.combine.normalise == "spread-at-start" else math.inf))
+        job = replace(job, spreads=Spreads(AT_START if recipe.combine.normalise == "spread-at-start" else 0))
     check_plan(job)
     world.make_same(job.parameters)
     return job, _prepare_validation(job, held_out)
