@@ -105,6 +105,12 @@ ARMS = {
         "combine={}",
         *LARGE,
     ],
+    # and by the option itself; of 1280 steps
+    "start-2.5-floor-5.8-large": [
+        "rewards=[{name: aesthetic, weight: 2.5, loss: hinge, target: 5.8}, {name: clip}]",
+        "combine={normalise: spread-at-start}",
+        *LARGE,
+    ],
     # the other way round: aesthetics as far as they go where the prompt is kept, and the prompt alone where it is not
     **{
         f"keep-{target}": [
