@@ -279,11 +279,12 @@ def test_killed_and_resumed_it_is_what_it_would_have_been(words, tmp_path):
     whole = entry.run([*run, tmp_path / "whole"])
     assert whole.returncode == 0, whole.stderr
     part = Forked([word if word != "-q" else "--json" for word in map(str, [*run, tmp_path / "part"])])
-    lines_until(part, '"training", "done": 3')
+    seen = "".join(lines_until(part, '"training", "done": 3'))
+    assert ("draws and scores 64 pictures before the first step" in seen) == ("spread-at-start" in words[0])
     part.send_signal(signal.SIGKILL)
     part.communicate(60)
-    again = entry.run([*run, tmp_path / "part", "--resume"])
-    assert again.returncode == 0, again.stderr
+    again = entry.run([word for word in [*run, tmp_path / "part", "--resume"] if word != "-q"])
+    assert again.returncode == 0 and "before the first step" not in again.stderr, again.stderr
     assert metrics(tmp_path / "part") == metrics(tmp_path / "whole")
     assert (tmp_path / "part" / "pytorch_lora_weights.safetensors").read_bytes() == (
         tmp_path / "whole" / "pytorch_lora_weights.safetensors"

@@ -109,6 +109,8 @@ def finetune(
         reporter.note(sentence)
     for sentence in loaded.prompt_notes():
         reporter.note(sentence)
+    if job.spreads is not None and job.spreads.only and begin is None:
+        reporter.note(f"combine.normalise: draws and scores {job.spreads.only} pictures before the first step")
     if world.size > 1:
         reporter.note(f"{world.size} processes; a step is {job.global_batch} samples")
     if world.sharded:
